@@ -1,0 +1,68 @@
+// Package evidence is what a host offers as proof and how its parts are bound to one
+// VM, one tunnel and one nonce. It verifies nothing; tenant/verify does.
+package evidence
+
+import (
+	"foothold/protocol/digest"
+	"foothold/protocol/pcr"
+	"foothold/protocol/transcript"
+)
+
+// ExporterLabel and ExporterLen give the TLS exporter (RFC 8446, section 7.5) that
+// both ends of the boot tunnel derive, with [ExporterContext] as context.
+const (
+	ExporterLabel = "EXPORTER-Foothold-Boot-Tunnel"
+	ExporterLen   = 32
+)
+
+// PSKLabel gives the WireGuard pre-shared key from the admission's TLS exporter,
+// with the reservation's id as context.
+const (
+	PSKLabel = "EXPORTER-Foothold-WireGuard-PSK"
+	PSKLen   = 32
+)
+
+// NonceLen is the length in bytes of the orchestrator's nonces.
+const NonceLen = 32
+
+// Roles enter the qualifying data, so that a quote asked for one purpose serves no other.
+const (
+	RoleBoot    = "boot"    // act 5
+	RoleUnlock  = "unlock"  // act 8, static
+	RoleConnect = "connect" // act 9, static
+	RoleWatch   = "watch"   // while computing, static
+)
+
+// ExporterContext is the context of the boot tunnel's exporter.
+func ExporterContext(reservation string, nonce []byte) []byte {
+	return transcript.Bytes("foothold/exporter-context/v1", []byte(reservation), nonce)
+}
+
+// Tunnel is the tunnel measurement that goes into PCR 23. serverLeaf and loaderLeaf
+// are the DER of the two end certificates, vmKey the VM's 32-byte Ed25519 public key.
+func Tunnel(exporterHash digest.SHA256, serverLeaf, loaderLeaf, vmKey []byte) digest.SHA256 {
+	return transcript.Sum("foothold/tunnel/v1", exporterHash[:], serverLeaf, loaderLeaf, vmKey)
+}
+
+// Binding is a boot quote's qualifying data.
+func Binding(role, reservation string, tunnel, settings digest.SHA256, nonce []byte) digest.SHA256 {
+	return transcript.Sum("foothold/binding/v1", []byte(role), []byte(reservation), tunnel[:], settings[:], nonce)
+}
+
+// StaticBinding is a static quote's qualifying data; previous is the digest of the
+// verdict before it in this start's chain.
+func StaticBinding(role, reservation string, previous digest.SHA256, nonce []byte) digest.SHA256 {
+	return transcript.Sum("foothold/static-binding/v1", []byte(role), []byte(reservation), previous[:], nonce)
+}
+
+// Quote is the TPM's answer to TPM2_Quote: a marshalled TPMS_ATTEST and TPMT_SIGNATURE.
+type Quote struct {
+	Attest    []byte `json:"attest"`    // TPMS_ATTEST, at most 1 KiB
+	Signature []byte `json:"signature"` // TPMT_SIGNATURE, at most 1 KiB
+}
+
+// Platform is what a host says about itself beside a quote: its measurement log.
+// It is believed only as far as it replays to quoted registers.
+type Platform struct {
+	Log []pcr.Event `json:"log"`
+}

@@ -1,0 +1,77 @@
+// Package pcr is the one table of platform configuration registers: who extends
+// which, and what the verifier expects there. The code that extends and the code
+// that predicts both use it.
+//
+//	PCR    extended by                     holds
+//	0-7    platform firmware               firmware, its configuration, boot loader, secure-boot state
+//	8-9    boot loader                     commands and files it loaded
+//	10     kernel (IMA); in the lab the    files of the platform, each before it runs
+//	       launcher that stands for it
+//	11-14  systemd-stub and -boot          unified kernel image, its parameters
+//	16     foothold-host, for one VM       firmware, loader kernel, loader initramfs, settings of the VM
+//	23     foothold-host, for one VM       the tunnel between that VM and the boot server
+//
+// 16 and 23 reset at locality 0 (TCG PC Client Platform TPM Profile, "PCR
+// Attributes"); the others only with the host. All values are of the SHA-256 bank.
+package pcr
+
+import (
+	"crypto/sha256"
+
+	"foothold/protocol/digest"
+)
+
+// The registers that Foothold names.
+const (
+	Platform = 10 // measured files of the platform
+	VM       = 16 // the VM being attested
+	Tunnel   = 23 // its tunnel to the boot server
+)
+
+// Static lists the registers that say what a host runs. They change only with a
+// host boot (10 grows while a host runs new files).
+var Static = []int{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14}
+
+// BootSelection lists the registers that a boot quote must cover, no more and no fewer.
+func BootSelection() []int { return append(append([]int{}, Static...), VM, Tunnel) }
+
+// StaticSelection lists the registers that a static quote must cover, no more and no fewer.
+func StaticSelection() []int { return append([]int{}, Static...) }
+
+// Extend is TPM2_PCR_Extend on one SHA-256 register: H(old || measurement)
+// (TPM 2.0 Library, part 1, "PCR Operations").
+func Extend(old, measurement digest.SHA256) digest.SHA256 {
+	return sha256.Sum256(append(old[:], measurement[:]...))
+}
+
+// Event is one entry of Foothold's own measurement log. Only PCR and Digest count;
+// Name is a claim of the logging side that no decision may rest on.
+type Event struct {
+	PCR    int           `json:"pcr"`
+	Digest digest.SHA256 `json:"digest"`
+	Name   string        `json:"name"`
+}
+
+// MaxEvents bounds a log.
+const MaxEvents = 4096
+
+// Replay returns the registers that the log leads to from reset (all zero).
+func Replay(log []Event) map[int]digest.SHA256 {
+	regs := map[int]digest.SHA256{}
+	for _, e := range log {
+		regs[e.PCR] = Extend(regs[e.PCR], e.Digest)
+	}
+	return regs
+}
+
+// Composite is the digest a TPM puts into a quote: SHA-256 over the selected
+// registers in ascending order (TPM 2.0 Library, part 2, TPMS_QUOTE_INFO).
+// The selection must be ascending; registers that regs lacks count as zero.
+func Composite(selection []int, regs map[int]digest.SHA256) digest.SHA256 {
+	h := sha256.New()
+	for _, i := range selection {
+		v := regs[i]
+		h.Write(v[:])
+	}
+	return digest.SHA256(h.Sum(nil))
+}
