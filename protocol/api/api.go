@@ -1,0 +1,163 @@
+// Package api is the orchestrator's API for operators: command line, console, tools.
+// It is REST with JSON over mutual TLS, described by OpenAPI 3.1 at /openapi.json.
+//
+//	POST   /v1/vms                    CreateVM → VM
+//	GET    /v1/vms                    → []VM
+//	GET    /v1/vms/NAME               → VM               (name, or id)
+//	DELETE /v1/vms/NAME               → VM               released; its volume is crypto-erased
+//	GET    /v1/vms/NAME/explain       → Explanation
+//	GET    /v1/vms/NAME/rules         → []zone.Live      the VM's rules, read back from the kernels
+//	GET    /v1/vms/NAME/console       text               what the VM wrote to its console
+//	GET    /v1/events                 → []JournalEntry   ?vm=NAME ?after=N ?limit=N; ?follow=true streams one JSON object a line
+//	GET    /v1/templates              → []Template
+//	POST   /v1/templates              RegisterTemplate → Template
+//	PUT    /v1/templates/NAME/image   bytes              ciphertext, checked against its digest, passed on to the hosts
+//	DELETE /v1/templates/NAME         → {}
+//	PUT    /v1/objects/SHA256         bytes              workloads, kernels, initramfs: checked, passed on to the DMZ's store
+//	GET    /v1/hosts                  → []Host
+//	GET    /v1/status                 → Status
+//
+// A refusal is a status of 400 or above with Problem as body.
+package api
+
+import (
+	"net/netip"
+	"time"
+
+	"foothold/internal/secret"
+	"foothold/protocol/bootmsg"
+	"foothold/protocol/digest"
+	"foothold/protocol/event"
+	"foothold/protocol/signed"
+)
+
+// CreateVM asks for a VM.
+type CreateVM struct {
+	Name     string    `json:"name"`
+	Template string    `json:"template,omitempty"` // default: the newest
+	Size     string    `json:"size,omitempty"`     // default: "small"
+	Workload *Workload `json:"workload,omitempty"` // absent: ready once it computes
+}
+
+// Workload names an object that was put into the store before.
+type Workload struct {
+	SHA256 digest.SHA256 `json:"sha256"`
+	Size   int64         `json:"size"`
+	Kind   string        `json:"kind"`            // "executable" or "tar"
+	Entry  string        `json:"entry,omitempty"` // tar: path inside
+	Port   int           `json:"port,omitempty"`  // TCP port that must answer before the VM is ready; default 8080
+}
+
+// VM is one virtual machine and its latest start.
+type VM struct {
+	Name          string              `json:"name"`
+	ID            string              `json:"id"` // reservation
+	Start         int                 `json:"start"`
+	Phase         string              `json:"phase"`
+	Ready         bool                `json:"ready"`
+	Reason        event.Reason        `json:"reason,omitempty"`
+	Explanation   string              `json:"explanation,omitempty"`
+	Template      string              `json:"template"`
+	Size          string              `json:"size"`
+	Measured      bool                `json:"measured"` // false: runs on a host that proved nothing
+	Host          string              `json:"host,omitempty"`
+	Address       netip.Addr          `json:"address,omitzero"`        // on the cloud network
+	MAC           string              `json:"mac,omitempty"`           //
+	TunnelAddress netip.Addr          `json:"tunnel_address,omitzero"` // inside the tunnel
+	WorkloadURL   string              `json:"workload_url,omitempty"`  // from the tenant's network
+	Created       time.Time           `json:"created"`
+	Deadline      time.Time           `json:"deadline,omitzero"` // of the phase
+	Phases        []Phase             `json:"phases"`
+	Components    []bootmsg.Component `json:"components"` // what was delivered and runs
+	TPMHeld       float64             `json:"tpm_held_seconds,omitempty"`
+}
+
+// Phase is one phase of the latest start.
+type Phase struct {
+	Name    string    `json:"name"`
+	Start   time.Time `json:"start"`
+	End     time.Time `json:"end,omitzero"`
+	Seconds float64   `json:"seconds"`
+}
+
+// Explanation says where a VM stands, for people.
+type Explanation struct {
+	Name     string       `json:"name"`
+	Phase    string       `json:"phase"`
+	Until    time.Time    `json:"until,omitzero"`
+	Awaited  string       `json:"awaited,omitempty"` // what has to happen next
+	Reason   event.Reason `json:"reason,omitempty"`
+	What     string       `json:"what"`           // what is or went wrong, or "as it should be"
+	Findings []string     `json:"findings"`       // each check that failed
+	Next     string       `json:"next,omitempty"` // what the reader can do
+}
+
+// JournalEntry is one entry of the hash-chained journal.
+type JournalEntry struct {
+	Seq   int64         `json:"seq"`
+	Hash  digest.SHA256 `json:"hash"` // over the previous hash and this entry
+	VM    string        `json:"vm,omitempty"`
+	Event event.Event   `json:"event"`
+}
+
+// RegisterTemplate announces a template that was built and audited on the tenant's side.
+type RegisterTemplate struct {
+	Name       string          `json:"name"`
+	SHA256     digest.SHA256   `json:"sha256"` // of the ciphertext
+	Size       int64           `json:"size"`
+	RootHash   digest.SHA256   `json:"root_hash"`
+	HashOffset int64           `json:"hash_offset"`
+	VolumeKey  secret.Bytes    `json:"volume_key"` // 64 bytes, into the vault
+	Components signed.Envelope `json:"components"` // bootmsg.Components; the two objects must be in the store
+	Audit      []byte          `json:"audit"`      // JSON of the template's expectations, for both audits
+	Created    time.Time       `json:"created"`
+}
+
+// Template is a registered template.
+type Template struct {
+	Name    string              `json:"name"`
+	SHA256  digest.SHA256       `json:"sha256"`
+	Size    int64               `json:"size"`
+	Created time.Time           `json:"created"`
+	Release string              `json:"release"`
+	Boot    []bootmsg.Component `json:"boot"`  // kernel and initramfs
+	Hosts   []string            `json:"hosts"` // where its ciphertext lies
+	VMs     int                 `json:"vms"`
+}
+
+// Host is an inventoried host.
+type Host struct {
+	Name     string         `json:"name"`
+	API      netip.AddrPort `json:"api"`
+	Location string         `json:"location"`
+	Asset    string         `json:"asset"`
+	Software string         `json:"software"`
+	Standing string         `json:"standing"` // "good", or why not
+	VMs      int            `json:"vms"`
+	Quoted   time.Time      `json:"quoted,omitzero"` // last accepted quote
+}
+
+// Status is the installation at a glance.
+type Status struct {
+	Version string      `json:"version"`
+	Profile string      `json:"profile"`
+	Epoch   int64       `json:"epoch"`
+	VMs     int         `json:"vms"`
+	Zones   []ZoneState `json:"zones"`
+}
+
+// ZoneState compares what a daemon should hold with what it last read back.
+type ZoneState struct {
+	Zone   string    `json:"zone"`
+	Wanted int64     `json:"wanted"`
+	Live   int64     `json:"live"`
+	Seen   time.Time `json:"seen,omitzero"`
+	Error  string    `json:"error,omitempty"`
+}
+
+// Problem is the body of every refusal: thing, reason, next step.
+type Problem struct {
+	Reason event.Reason `json:"reason"`
+	Detail string       `json:"detail"`
+	Next   string       `json:"next,omitempty"`
+}

@@ -1,0 +1,57 @@
+package event
+
+// Reason is a stable code for why something was refused or failed.
+type Reason string
+
+// The reasons. Each has its cause and next step in Explanations.
+const (
+	// Requests of operators.
+	BadRequest      Reason = "bad-request"
+	UnknownTemplate Reason = "unknown-template"
+	UnknownSize     Reason = "unknown-size"
+	UnknownWorkload Reason = "unknown-workload"
+	UnknownVM       Reason = "unknown-vm"
+	NameTaken       Reason = "name-taken"
+	PoolEmpty       Reason = "pool-empty"
+	QuotaExceeded   Reason = "quota-exceeded"
+	NoHost          Reason = "no-host"
+	InUse           Reason = "in-use"
+	NotPermitted    Reason = "not-permitted"
+
+	// Acts of the boot story.
+	HostRefused        Reason = "host-refused"
+	HostUnreachable    Reason = "host-unreachable"
+	VMStopped          Reason = "vm-stopped"
+	DeadlinePassed     Reason = "deadline-passed"
+	TokenUnknown       Reason = "token-unknown"
+	TokenSpent         Reason = "token-spent"
+	TokenWrongPhase    Reason = "token-wrong-phase"
+	TokenWrongAddress  Reason = "token-wrong-address"
+	TokenExpired       Reason = "token-expired"
+	ChannelMisuse      Reason = "channel-misuse"
+	TPMCommandRefused  Reason = "tpm-command-refused"
+	TPMBusy            Reason = "tpm-busy"
+	QuoteRefused       Reason = "quote-refused"
+	SignatureInvalid   Reason = "signature-invalid"
+	DigestMismatch     Reason = "digest-mismatch"
+	LoaderFailed       Reason = "loader-failed"
+	BootServerFailed   Reason = "boot-server-failed"
+	ReportRefused      Reason = "report-refused"
+	ProbeAccepted      Reason = "probe-accepted"
+	HostKeyMismatch    Reason = "host-key-mismatch"
+	SSHFailed          Reason = "ssh-failed"
+	AuditFailed        Reason = "audit-failed"
+	HandoverFailed     Reason = "handover-failed"
+	DiskRefused        Reason = "disk-refused"
+	CertificateInvalid Reason = "certificate-invalid"
+	CertificateRevoked Reason = "certificate-revoked"
+	CredentialsWrong   Reason = "credentials-wrong"
+	AdmissionRefused   Reason = "admission-refused"
+	HeartbeatMissed    Reason = "heartbeat-missed"
+	WorkloadFailed     Reason = "workload-failed"
+	ZoneNotApplied     Reason = "zone-not-applied"
+
+	// Ends.
+	Released      Reason = "released"
+	InternalError Reason = "internal-error"
+)

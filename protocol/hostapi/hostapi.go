@@ -1,0 +1,94 @@
+// Package hostapi is the provider's API of one host, called by a tenant's orchestrator
+// over mutual TLS. Every call is authorised for the tenant named in the client
+// certificate; one tenant cannot see another's VMs.
+//
+//	POST   /v1/vms              CreateRequest → VM     idempotent by reservation and start
+//	POST   /v1/vms/ID/start     → VM                   idempotent
+//	GET    /v1/vms              → []VM
+//	GET    /v1/vms/ID           → VM                   ?wait=STATE holds the answer up to 30 s for a change
+//	GET    /v1/vms/ID/console   text                   output-only console, last 1 MiB
+//	DELETE /v1/vms/ID           → {}                   stops it; absent already is success
+//	DELETE /v1/volumes/ID       → {}
+//	POST   /v1/quote            QuoteRequest → QuoteResponse
+//	GET    /v1/platform         → evidence.Platform
+//	GET    /v1/inventory        signed.Envelope
+//	PUT    /v1/templates/SHA256 bytes                  refused unless the bytes hash to the name
+//	GET    /v1/templates        → []Template
+//	DELETE /v1/templates/SHA256 → {}
+package hostapi
+
+import (
+	"time"
+
+	"foothold/protocol/digest"
+	"foothold/protocol/event"
+	"foothold/protocol/evidence"
+	"foothold/protocol/token"
+	"foothold/protocol/vmspec"
+)
+
+// MaxMessage bounds a JSON message in bytes.
+const MaxMessage = 64 << 10
+
+// CreateRequest asks for a VM. T1 travels beside the settings, which hold its digest.
+type CreateRequest struct {
+	Spec  vmspec.Spec `json:"spec"`
+	Token token.Token `json:"token"`
+}
+
+// States of a VM on a host.
+const (
+	Created = "created" // disks and settings are there
+	Running = "running" // QEMU runs
+	Stopped = "stopped" // ended, with Reason
+)
+
+// Boot stages of a running VM.
+const (
+	Waiting   = "waiting"   // for the loader's tunnel
+	Queued    = "queued"    // for the TPM
+	Held      = "held"      // PCR 16 and 23 are this VM's
+	Quoted    = "quoted"    // TPM freed
+	Delivered = "delivered" // the loader handed over
+)
+
+// VM is what a host says of one VM. Its id is the reservation's.
+type VM struct {
+	ID       string          `json:"id"`
+	Start    int             `json:"start"`
+	Name     string          `json:"name"`
+	Host     string          `json:"host"`
+	State    string          `json:"state"`
+	Boot     string          `json:"boot,omitempty"`
+	Settings digest.SHA256   `json:"settings"` // digest of the settings it runs with
+	Firmware vmspec.Firmware `json:"firmware"` // digests of what it was given
+	Created  time.Time       `json:"created"`
+	Started  time.Time       `json:"started,omitzero"`
+	Ended    time.Time       `json:"ended,omitzero"`
+	Reason   event.Reason    `json:"reason,omitempty"`
+	TPMHeld  time.Duration   `json:"tpm_held,omitempty"` // nanoseconds that the TPM was held for it
+}
+
+// QuoteRequest asks for a static quote over pcr.StaticSelection.
+type QuoteRequest struct {
+	QualifyingData digest.SHA256 `json:"qualifying_data"`
+}
+
+// QuoteResponse carries it, with the log that replays to it.
+type QuoteResponse struct {
+	Quote    evidence.Quote    `json:"quote"`
+	Platform evidence.Platform `json:"platform"`
+}
+
+// Template is a stored template image.
+type Template struct {
+	SHA256 digest.SHA256 `json:"sha256"`
+	Size   int64         `json:"size"`
+	Users  int           `json:"users"` // VMs that have it attached
+}
+
+// Problem is the body of every refusal.
+type Problem struct {
+	Reason event.Reason `json:"reason"`
+	Detail string       `json:"detail"`
+}
