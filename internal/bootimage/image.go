@@ -1,0 +1,92 @@
+package bootimage
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"foothold/internal/durable"
+	"foothold/protocol/digest"
+)
+
+// loaderModules are what foothold-loader needs: network, the local channel to the
+// host, and fw_cfg.
+var loaderModules = []string{"virtio_pci", "virtio_net", "virtio_console", "qemu_fw_cfg"}
+
+// guestModules are what foothold-guest needs, in the order of its steps: network
+// and its own filter; disks, encryption, verity and integrity; the OS's root; the
+// tunnel. The kernel would ask modprobe for algorithms, which an initramfs lacks, so
+// they are named.
+var guestModules = []string{
+	"virtio_pci", "virtio_net", "nf_tables", "nft_ct", "nft_limit", "nft_reject_inet", "nft_log",
+	"virtio_blk", "aesni_intel", "xts", "sha256_ssse3", "hmac", "authenc", "dm_crypt", "dm_verity", "dm_integrity",
+	"erofs", "overlay", "ext4", "wireguard",
+}
+
+// guestPrograms are the programs of the guest image, from the template's tree.
+var guestPrograms = []string{"/usr/sbin/cryptsetup", "/usr/sbin/veritysetup", "/usr/sbin/integritysetup", "/usr/sbin/dmsetup", "/usr/sbin/mkfs.ext4"}
+
+// guestCopies are files that guestPrograms read: without this one mkfs.ext4 leaves
+// out the features that make the file system ext4.
+var guestCopies = []string{"/etc/mke2fs.conf"}
+
+// File names of an image in its folder.
+const (
+	KernelFile    = "kernel"
+	InitramfsFile = "initramfs"
+)
+
+// Part is one file of an image.
+type Part struct {
+	Path   string        `json:"-"`
+	SHA256 digest.SHA256 `json:"sha256"`
+	Size   int64         `json:"size"`
+}
+
+// Image is a bootable pair in a folder.
+type Image struct {
+	Release   string // of the kernel
+	Kernel    Part
+	Initramfs Part
+}
+
+// BuildLoader writes the provider's loader image into dir: KernelFile and
+// InitramfsFile, each replaced whole. init is the path of foothold-loader.
+func BuildLoader(k *Kernel, init, dir string) (Image, error) {
+	return build(dir, Spec{Init: init, Kernel: k, Modules: loaderModules})
+}
+
+// BuildGuest writes the tenant's guest image into dir. init is the path of
+// foothold-guest, root the unpacked tree of the template, which the programs for
+// disks are taken from.
+func BuildGuest(k *Kernel, init, root, dir string) (Image, error) {
+	return build(dir, Spec{Init: init, Kernel: k, Modules: guestModules, Root: root, Programs: guestPrograms, Copies: guestCopies})
+}
+
+func build(dir string, spec Spec) (Image, error) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return Image{}, fmt.Errorf("make image folder: %w", err)
+	}
+	kernel, err := os.ReadFile(spec.Kernel.Image())
+	if err != nil {
+		return Image{}, fmt.Errorf("read kernel: %w", err)
+	}
+	img := Image{Release: spec.Kernel.Release, Kernel: Part{Path: filepath.Join(dir, KernelFile)}, Initramfs: Part{Path: filepath.Join(dir, InitramfsFile)}}
+	if err := durable.WriteFile(img.Kernel.Path, kernel, 0o644); err != nil {
+		return Image{}, err
+	}
+	if err := durable.Write(img.Initramfs.Path, 0o644, func(f *os.File) error { return spec.Write(f) }); err != nil {
+		return Image{}, err
+	}
+	for _, part := range []*Part{&img.Kernel, &img.Initramfs} {
+		info, err := os.Stat(part.Path)
+		if err != nil {
+			return Image{}, fmt.Errorf("look at image: %w", err)
+		}
+		part.Size = info.Size()
+		if part.SHA256, err = durable.Digest(part.Path); err != nil {
+			return Image{}, err
+		}
+	}
+	return img, nil
+}

@@ -1,0 +1,147 @@
+// Package kmod loads kernel modules from an initramfs without kmod's programs.
+//
+// The initramfs carries ListFile: one line a module, its name, the path of its file
+// and the names of the modules it needs, separated by blanks. Package bootimage
+// writes it. A module that the kernel has built in is not listed; naming one is no
+// error if it is in the list's "builtin" line.
+package kmod
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// ListFile is the list's place in an initramfs.
+const ListFile = "/lib/modules.list"
+
+// builtin starts the line that names wanted modules which the kernel has built in.
+const builtin = "builtin:"
+
+// Module is one line of the list.
+type Module struct {
+	Name  string   // with underscores, as the kernel shows it
+	Path  string   // of its file
+	Needs []string // names to be loaded before it
+}
+
+// Set is the modules of an initramfs, and which of them were loaded.
+type Set struct {
+	modules map[string]Module
+	order   []string
+	builtin map[string]bool
+	insert  func(path string) error
+
+	mu     sync.Mutex
+	loaded map[string]bool // guarded by mu
+}
+
+// Open reads the list of the running initramfs.
+func Open() (*Set, error) {
+	f, err := os.Open(ListFile)
+	if err != nil {
+		return nil, fmt.Errorf("open module list: %w", err)
+	}
+	defer f.Close()
+	return Parse(f)
+}
+
+// Name is a module's name as the kernel shows it: dashes become underscores.
+func Name(name string) string { return strings.ReplaceAll(name, "-", "_") }
+
+// Format writes a list.
+func Format(w io.Writer, modules []Module, builtins []string) error {
+	var b strings.Builder
+	fmt.Fprintln(&b, strings.TrimSpace(builtin+" "+strings.Join(builtins, " ")))
+	for _, m := range modules {
+		fmt.Fprintln(&b, strings.Join(append([]string{m.Name, m.Path}, m.Needs...), " "))
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+// Parse reads a list and checks that what a module needs is listed before it, so
+// that loading always ends.
+func Parse(r io.Reader) (*Set, error) {
+	s := &Set{modules: map[string]Module{}, builtin: map[string]bool{}, insert: insertFile, loaded: map[string]bool{}}
+	lines := bufio.NewScanner(r)
+	for lines.Scan() {
+		words := strings.Fields(lines.Text())
+		if len(words) > 0 && words[0] == builtin {
+			for _, name := range words[1:] {
+				s.builtin[name] = true
+			}
+			continue
+		}
+		if len(words) < 2 {
+			return nil, errors.New("module list: a line without name and path")
+		}
+		m := Module{Name: words[0], Path: words[1], Needs: words[2:]}
+		if _, ok := s.modules[m.Name]; ok {
+			return nil, fmt.Errorf("module list: %s is there twice", m.Name)
+		}
+		for _, need := range m.Needs {
+			if _, ok := s.modules[need]; !ok {
+				return nil, fmt.Errorf("module list: %s needs %s, which is not listed before it", m.Name, need)
+			}
+		}
+		s.modules[m.Name] = m
+		s.order = append(s.order, m.Name)
+	}
+	return s, lines.Err()
+}
+
+// LoadAll loads every listed module.
+func (s *Set) LoadAll() error { return s.Load(s.order...) }
+
+// Load loads the named modules and all that they need, each at most once.
+func (s *Set) Load(names ...string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, name := range names {
+		if err := s.load(Name(name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// load holds mu.
+func (s *Set) load(name string) error {
+	if s.loaded[name] || s.builtin[name] {
+		return nil
+	}
+	m, ok := s.modules[name]
+	if !ok {
+		return fmt.Errorf("load module %s: it is not in the initramfs", name)
+	}
+	for _, need := range m.Needs {
+		if err := s.load(need); err != nil {
+			return err
+		}
+	}
+	if err := s.insert(m.Path); err != nil {
+		return fmt.Errorf("load module %s: %w", name, err)
+	}
+	s.loaded[name] = true
+	return nil
+}
+
+// insertFile is finit_module(2); a module that is there already is fine.
+func insertFile(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := unix.FinitModule(int(f.Fd()), "", 0); err != nil && err != unix.EEXIST {
+		return err
+	}
+	return nil
+}

@@ -1,0 +1,78 @@
+package kmod
+
+import (
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const list = `builtin: ext4 af_packet
+virtio /m/virtio.ko
+virtio_ring /m/virtio_ring.ko virtio
+virtio_pci /m/virtio_pci.ko virtio virtio_ring
+dm_mod /m/dm-mod.ko
+dm_crypt /m/dm-crypt.ko dm_mod
+`
+
+func parse(t *testing.T) (*Set, *[]string) {
+	t.Helper()
+	s, err := Parse(strings.NewReader(list))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var inserted []string
+	s.insert = func(path string) error { inserted = append(inserted, path); return nil }
+	return s, &inserted
+}
+
+func TestLoadTakesNeedsFirstAndOnce(t *testing.T) {
+	s, inserted := parse(t)
+	if err := s.Load("virtio-pci", "ext4"); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.LoadAll(); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"/m/virtio.ko", "/m/virtio_ring.ko", "/m/virtio_pci.ko", "/m/dm-mod.ko", "/m/dm-crypt.ko"}
+	if !slices.Equal(*inserted, want) {
+		t.Errorf("inserted %v, want %v", *inserted, want)
+	}
+}
+
+func TestLoadStopsAtFailure(t *testing.T) {
+	s, inserted := parse(t)
+	s.insert = func(path string) error {
+		if path == "/m/dm-mod.ko" {
+			return errors.New("refused")
+		}
+		*inserted = append(*inserted, path)
+		return nil
+	}
+	if err := s.Load("dm_crypt"); err == nil || len(*inserted) != 0 {
+		t.Errorf("dm_crypt loaded without dm_mod: %v, %v", err, *inserted)
+	}
+	if err := s.Load("nosuch"); err == nil {
+		t.Error("a module that is not there loads")
+	}
+}
+
+func TestFormatParsesBack(t *testing.T) {
+	var b strings.Builder
+	modules := []Module{{Name: "virtio", Path: "/m/virtio.ko"}, {Name: "dm_mod", Path: "/m/dm-mod.ko", Needs: []string{"virtio"}}}
+	if err := Format(&b, modules, []string{"ext4"}); err != nil {
+		t.Fatal(err)
+	}
+	s, err := Parse(strings.NewReader(b.String()))
+	if err != nil || !s.builtin["ext4"] || !slices.Equal(s.order, []string{"virtio", "dm_mod"}) {
+		t.Errorf("read back %+v: %v", s, err)
+	}
+}
+
+func TestBadListsAreRefused(t *testing.T) {
+	for _, text := range []string{"a\n", "a /a b\nb /b\n", "a /a\na /a\n", "a /a a\n"} {
+		if _, err := Parse(strings.NewReader(text)); err == nil {
+			t.Errorf("%q is accepted", text)
+		}
+	}
+}
