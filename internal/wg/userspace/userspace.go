@@ -1,0 +1,136 @@
+// Package userspace is WireGuard inside this process (wireguard-go), for kernels that
+// have none. It opens no control socket: nobody but package wg changes the device.
+package userspace
+
+import (
+	"bufio"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+
+	"foothold/internal/secret"
+	"foothold/internal/wg"
+
+	"golang.zx2c4.com/wireguard/conn"
+	"golang.zx2c4.com/wireguard/device"
+	"golang.zx2c4.com/wireguard/tun"
+)
+
+type backend struct{ dev *device.Device }
+
+// Start makes a TUN interface and a device behind it. It is a wg.Starter.
+func Start(name string, mtu int) (wg.Backend, error) {
+	t, err := tun.CreateTUN(name, mtu)
+	if err != nil {
+		return nil, err
+	}
+	quiet := &device.Logger{Verbosef: device.DiscardLogf, Errorf: device.DiscardLogf}
+	return &backend{device.NewDevice(t, conn.NewDefaultBind(), quiet)}, nil
+}
+
+// Configure speaks the text form of wireguard.com/xplatform.
+func (b *backend) Configure(private secret.Bytes, listenPort int) error {
+	text := "private_key=" + hex.EncodeToString(private.Reveal()) + "\nreplace_peers=true\n"
+	if listenPort != 0 {
+		text += "listen_port=" + strconv.Itoa(listenPort) + "\n"
+	}
+	if err := b.set(text); err != nil {
+		return err
+	}
+	return b.dev.Up()
+}
+
+func (b *backend) Change(remove [][wg.KeyLen]byte, put []wg.Peer) error {
+	var text strings.Builder
+	for _, key := range remove {
+		fmt.Fprintf(&text, "public_key=%x\nremove=true\n", key)
+	}
+	for _, p := range put {
+		var psk [wg.KeyLen]byte // zero removes one
+		copy(psk[:], p.PresharedKey.Reveal())
+		fmt.Fprintf(&text, "public_key=%x\npreshared_key=%x\nreplace_allowed_ips=true\npersistent_keepalive_interval=%d\n",
+			p.PublicKey, psk, int(p.Keepalive.Seconds()))
+		if p.Endpoint.IsValid() {
+			fmt.Fprintf(&text, "endpoint=%s\n", p.Endpoint)
+		}
+		for _, prefix := range p.AllowedIPs {
+			fmt.Fprintf(&text, "allowed_ip=%s\n", prefix)
+		}
+	}
+	return b.set(text.String())
+}
+
+// set hides the device's error text, which may quote a value.
+func (b *backend) set(text string) error {
+	err := b.dev.IpcSet(text)
+	var ipc *device.IPCError
+	if errors.As(err, &ipc) {
+		return fmt.Errorf("device refuses the change, errno %d", ipc.ErrorCode())
+	}
+	if err != nil {
+		return errors.New("device refuses the change")
+	}
+	return nil
+}
+
+func (b *backend) Peers() ([]wg.Status, error) {
+	text, err := b.dev.IpcGet()
+	if err != nil {
+		return nil, errors.New("device does not answer")
+	}
+	return parse(text)
+}
+
+func (b *backend) Close() error {
+	b.dev.Close() // closes the TUN, and with it the interface goes
+	return nil
+}
+
+// parse reads the answer to "get=1"; keys that are no status are skipped.
+func parse(text string) ([]wg.Status, error) {
+	var out []wg.Status
+	lines := bufio.NewScanner(strings.NewReader(text))
+	for lines.Scan() {
+		key, value, _ := strings.Cut(lines.Text(), "=")
+		if key == "public_key" {
+			var s wg.Status
+			if n, err := hex.Decode(s.PublicKey[:], []byte(value)); err != nil || n != wg.KeyLen {
+				return nil, errors.New("device status: malformed key")
+			}
+			out = append(out, s)
+			continue
+		}
+		if len(out) == 0 {
+			continue
+		}
+		if err := field(&out[len(out)-1], key, value); err != nil {
+			return nil, fmt.Errorf("device status: %s: %w", key, err)
+		}
+	}
+	return out, lines.Err()
+}
+
+func field(s *wg.Status, key, value string) (err error) {
+	switch key {
+	case "endpoint":
+		s.Endpoint, err = netip.ParseAddrPort(value)
+	case "allowed_ip":
+		var p netip.Prefix
+		p, err = netip.ParsePrefix(value)
+		s.AllowedIPs = append(s.AllowedIPs, p)
+	case "rx_bytes":
+		s.Received, err = strconv.ParseInt(value, 10, 64)
+	case "tx_bytes":
+		s.Sent, err = strconv.ParseInt(value, 10, 64)
+	case "last_handshake_time_sec":
+		var sec int64
+		if sec, err = strconv.ParseInt(value, 10, 64); sec > 0 {
+			s.LastHandshake = time.Unix(sec, 0)
+		}
+	}
+	return err
+}
