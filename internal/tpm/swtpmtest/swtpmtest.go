@@ -1,0 +1,65 @@
+// Package swtpmtest gives tests a real TPM 2.0: one swtpm process each.
+package swtpmtest
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"foothold/internal/tpm"
+	"foothold/internal/tpm/swtpm"
+)
+
+// TPM is a TPM with endorsement keys and certificates, powered on.
+type TPM struct {
+	Dir    string // swtpm's folder: see package swtpm
+	Socket string
+	t      testing.TB
+	proc   *swtpm.Process
+}
+
+// New makes a TPM and powers it on; the test's end removes it.
+func New(t testing.TB) *TPM {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "swtpm-") // t.TempDir may be too long a path for a socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	v := &TPM{Dir: filepath.Join(dir, "tpm"), Socket: filepath.Join(dir, "socket"), t: t}
+	if err := swtpm.Manufacture(t.Context(), v.Dir); err != nil {
+		t.Fatal(err)
+	}
+	v.start()
+	t.Cleanup(func() { v.proc.Stop() })
+	return v
+}
+
+func (v *TPM) start() {
+	v.t.Helper()
+	proc, err := swtpm.Start(v.t.Context(), v.Dir, v.Socket)
+	if err != nil {
+		v.t.Fatal(err)
+	}
+	v.proc = proc
+}
+
+// Restart cuts the power and gives it back, as a reboot of the host does. Open
+// connections break.
+func (v *TPM) Restart() {
+	v.t.Helper()
+	v.proc.Stop()
+	v.start()
+}
+
+// Open opens the TPM until the test's end. Like a physical TPM it serves one opener
+// at a time: close one before opening the next.
+func (v *TPM) Open() *tpm.Device {
+	v.t.Helper()
+	dev, err := tpm.Open(v.Socket)
+	if err != nil {
+		v.t.Fatal(err)
+	}
+	v.t.Cleanup(func() { dev.Close() })
+	return dev
+}

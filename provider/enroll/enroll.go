@@ -1,0 +1,185 @@
+// Package enroll makes a host's TPM keys and the host's entry in the provider's
+// inventory, and signs the inventory.
+//
+// Enrolment is idempotent: keys that are there and have the right form are kept.
+package enroll
+
+import (
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/asn1"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"foothold/internal/tpm"
+	"foothold/protocol/inventory"
+	"foothold/protocol/signed"
+
+	"github.com/google/go-tpm/tpm2"
+	"github.com/google/go-tpm/tpm2/transport"
+)
+
+// ekCertificates are the NV indices of endorsement key certificates, in the order in
+// which they are looked for: RSA 2048, ECC P-256, ECC P-384 (TCG EK Credential
+// Profile, "EK Certificate NV indices").
+var ekCertificates = []tpm2.TPMHandle{0x01c00002, 0x01c0000a, 0x01c00016}
+
+const (
+	nvChunk        = 512  // bytes of one NV read; every TPM gives that many
+	maxCertificate = 8192 // bytes of an endorsement certificate
+)
+
+// Enroll completes entry - name, API, location, asset, software given - with the keys
+// of the TPM, making those that are missing.
+func Enroll(t transport.TPM, entry inventory.Host) (inventory.Host, error) {
+	ek, err := readEK(t)
+	if err != nil {
+		return entry, fmt.Errorf("enrol %s: %w", entry.Name, err)
+	}
+	aik, err := ensure(t, inventory.AIKHandle, tpm.AIKTemplate(), tpm.CheckAIK)
+	if err != nil {
+		return entry, fmt.Errorf("enrol %s: attestation key: %w", entry.Name, err)
+	}
+	session, err := ensure(t, inventory.SessionHandle, tpm.SessionTemplate(), tpm.CheckSession)
+	if err != nil {
+		return entry, fmt.Errorf("enrol %s: session key: %w", entry.Name, err)
+	}
+	certify, signature, err := certify(t, aik, session)
+	if err != nil {
+		return entry, fmt.Errorf("enrol %s: %w", entry.Name, err)
+	}
+	entry.EK, entry.AIK, entry.Session = ek, tpm2.Marshal(aik.Public), tpm2.Marshal(session.Public)
+	entry.SessionCertify, entry.SessionSignature = certify, signature
+	return entry, nil
+}
+
+// ensure returns the key at handle; if there is none it makes one in the endorsement
+// hierarchy and makes it persistent. A key of another form is an error, never replaced.
+func ensure(t transport.TPM, handle tpm2.TPMHandle, template tpm2.TPMTPublic, check func(*tpm2.TPMTPublic) error) (tpm.Key, error) {
+	key, err := tpm.ReadKey(t, handle)
+	if errors.Is(err, tpm.ErrNoKey) {
+		if err := create(t, handle, template); err != nil {
+			return key, err
+		}
+		key, err = tpm.ReadKey(t, handle)
+	}
+	if err != nil {
+		return key, err
+	}
+	return key, check(&key.Public)
+}
+
+func create(t transport.TPM, handle tpm2.TPMHandle, template tpm2.TPMTPublic) error {
+	// A primary key follows from seed and template alone; the random point makes it new.
+	x, y := make([]byte, 32), make([]byte, 32)
+	rand.Read(x)
+	rand.Read(y)
+	template.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{X: tpm2.TPM2BECCParameter{Buffer: x}, Y: tpm2.TPM2BECCParameter{Buffer: y}})
+	rsp, err := tpm2.CreatePrimary{
+		PrimaryHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHEndorsement, Auth: tpm2.PasswordAuth(nil)},
+		InPublic:      tpm2.New2B(template),
+	}.Execute(t)
+	if err != nil {
+		return fmt.Errorf("create: %w", err)
+	}
+	defer tpm2.FlushContext{FlushHandle: rsp.ObjectHandle}.Execute(t)
+	_, err = tpm2.EvictControl{
+		Auth:             tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth(nil)},
+		ObjectHandle:     &tpm2.NamedHandle{Handle: rsp.ObjectHandle, Name: rsp.Name},
+		PersistentHandle: handle,
+	}.Execute(t)
+	if err != nil {
+		return fmt.Errorf("make persistent: %w", err)
+	}
+	return nil
+}
+
+// certify lets the AIK state that the session key lies in the same TPM.
+func certify(t transport.TPM, aik, session tpm.Key) (attest, signature []byte, err error) {
+	rsp, err := tpm2.Certify{
+		ObjectHandle: session.Auth(tpm2.PasswordAuth(nil)),
+		SignHandle:   aik.Auth(tpm2.PasswordAuth(nil)),
+		InScheme:     tpm2.TPMTSigScheme{Scheme: tpm2.TPMAlgNull},
+	}.Execute(t)
+	if err != nil {
+		return nil, nil, fmt.Errorf("certify session key: %w", err)
+	}
+	return rsp.CertifyInfo.Bytes(), tpm2.Marshal(rsp.Signature), nil
+}
+
+// readEK returns the DER of the first endorsement certificate in NV memory.
+func readEK(t transport.TPM) ([]byte, error) {
+	for _, index := range ekCertificates {
+		public, err := tpm2.NVReadPublic{NVIndex: index}.Execute(t)
+		if errors.Is(err, tpm2.TPMRCHandle) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read endorsement certificate: %w", err)
+		}
+		return readNV(t, index, public)
+	}
+	return nil, errors.New("read endorsement certificate: the TPM holds none")
+}
+
+func readNV(t transport.TPM, index tpm2.TPMHandle, public *tpm2.NVReadPublicResponse) ([]byte, error) {
+	area, err := public.NVPublic.Contents()
+	if err != nil {
+		return nil, fmt.Errorf("read endorsement certificate: %w", err)
+	}
+	if area.DataSize > maxCertificate {
+		return nil, fmt.Errorf("read endorsement certificate: %d bytes", area.DataSize)
+	}
+	data := make([]byte, 0, area.DataSize)
+	for len(data) < int(area.DataSize) {
+		rsp, err := tpm2.NVRead{
+			AuthHandle: tpm2.AuthHandle{Handle: index, Name: public.NVName, Auth: tpm2.PasswordAuth(nil)},
+			NVIndex:    tpm2.NamedHandle{Handle: index, Name: public.NVName},
+			Size:       min(nvChunk, area.DataSize-uint16(len(data))),
+			Offset:     uint16(len(data)),
+		}.Execute(t)
+		if err != nil {
+			return nil, fmt.Errorf("read endorsement certificate: %w", err)
+		}
+		if len(rsp.Data.Buffer) == 0 {
+			return nil, errors.New("read endorsement certificate: the TPM gives no more")
+		}
+		data = append(data, rsp.Data.Buffer...)
+	}
+	return certificate(data)
+}
+
+// certificate cuts off what pads the certificate in NV memory.
+func certificate(data []byte) ([]byte, error) {
+	var raw asn1.RawValue
+	if _, err := asn1.Unmarshal(data, &raw); err != nil {
+		return nil, fmt.Errorf("read endorsement certificate: %w", err)
+	}
+	if _, err := x509.ParseCertificate(raw.FullBytes); err != nil {
+		return nil, fmt.Errorf("read endorsement certificate: %w", err)
+	}
+	return raw.FullBytes, nil
+}
+
+// Publish signs the inventory that holds the given hosts.
+func Publish(key ed25519.PrivateKey, provider string, version int, issued time.Time, valid time.Duration, hosts []inventory.Host) (signed.Envelope, error) {
+	names := map[string]bool{}
+	for _, h := range hosts {
+		if names[h.Name] {
+			return signed.Envelope{}, fmt.Errorf("publish inventory: host %s twice", h.Name)
+		}
+		names[h.Name] = true
+	}
+	if version < 1 || valid <= 0 {
+		return signed.Envelope{}, errors.New("publish inventory: version and validity must be positive")
+	}
+	issued = issued.UTC().Truncate(time.Second)
+	payload, err := json.Marshal(inventory.Inventory{Provider: provider, Version: version, Issued: issued, Expires: issued.Add(valid), Hosts: hosts})
+	if err != nil {
+		return signed.Envelope{}, fmt.Errorf("publish inventory: %w", err)
+	}
+	return signed.Seal(key, signed.Inventory, payload), nil
+}

@@ -1,0 +1,135 @@
+package enroll
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/sha256"
+	"crypto/x509"
+	"errors"
+	"math/big"
+	"net/netip"
+	"testing"
+	"time"
+
+	"foothold/internal/tpm"
+	"foothold/internal/tpm/swtpmtest"
+	"foothold/protocol/inventory"
+	"foothold/protocol/signed"
+
+	"github.com/google/go-tpm/tpm2"
+)
+
+func TestEnrolKeepsKeysAndCertifies(t *testing.T) {
+	v := swtpmtest.New(t)
+	dev := v.Open()
+	entry := inventory.Host{Name: "host-1", API: netip.MustParseAddrPort("10.83.0.10:8443"), Location: "site 1"}
+	first, err := Enroll(dev, entry)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dev.Close()
+	v.Restart()
+	dev = v.Open()
+	second, err := Enroll(dev, entry)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(first.AIK, second.AIK) || !bytes.Equal(first.Session, second.Session) || !bytes.Equal(first.EK, second.EK) {
+		t.Error("a second enrolment made other keys")
+	}
+	if _, err := x509.ParseCertificate(first.EK); err != nil {
+		t.Error(err)
+	}
+	checkCertify(t, first)
+	other, err := Enroll(swtpmtest.New(t).Open(), entry)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if bytes.Equal(first.AIK, other.AIK) {
+		t.Error("two TPMs have the same AIK")
+	}
+}
+
+func checkCertify(t *testing.T, h inventory.Host) {
+	t.Helper()
+	aik, err := tpm.ParsePublic(h.AIK)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := tpm.CheckAIK(aik); err != nil {
+		t.Error(err)
+	}
+	session, err := tpm.ParsePublic(h.Session)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := tpm.CheckSession(session); err != nil {
+		t.Error(err)
+	}
+	if tpm.CheckAIK(session) == nil || tpm.CheckSession(aik) == nil {
+		t.Error("one key passes for the other")
+	}
+	pub, err := tpm2.Pub(*aik)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sig, err := tpm2.Unmarshal[tpm2.TPMTSignature](h.SessionSignature)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ec, err := sig.Signature.ECDSA()
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := sha256.Sum256(h.SessionCertify)
+	r, s := new(big.Int).SetBytes(ec.SignatureR.Buffer), new(big.Int).SetBytes(ec.SignatureS.Buffer)
+	if !ecdsa.Verify(pub.(*ecdsa.PublicKey), sum[:], r, s) {
+		t.Error("the AIK's signature over the session key does not verify")
+	}
+	attest, err := tpm2.Unmarshal[tpm2.TPMSAttest](h.SessionCertify)
+	if err != nil {
+		t.Fatal(err)
+	}
+	info, err := attest.Attested.Certify()
+	if err != nil {
+		t.Fatal(err)
+	}
+	name, err := tpm2.ObjectName(session)
+	if err != nil || !bytes.Equal(info.Name.Buffer, name.Buffer) {
+		t.Error("another key was certified")
+	}
+}
+
+func TestEnrolRefusesAnotherKeyAtItsHandle(t *testing.T) {
+	dev := swtpmtest.New(t).Open()
+	if err := create(dev, inventory.AIKHandle, tpm.SessionTemplate()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Enroll(dev, inventory.Host{Name: "host-1"}); err == nil {
+		t.Fatal("a key of another form was taken for the AIK")
+	}
+}
+
+func TestPublish(t *testing.T) {
+	public, private, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	env, err := Publish(private, "lab", 3, now, time.Hour, []inventory.Host{{Name: "a"}, {Name: "b"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var inv inventory.Inventory
+	if err := env.Open(public, signed.Inventory, &inv); err != nil || inv.Version != 3 || len(inv.Hosts) != 2 {
+		t.Errorf("%v %+v", err, inv)
+	}
+	env.Payload[10] ^= 1
+	if err := env.Open(public, signed.Inventory, &inv); !errors.Is(err, signed.ErrSignature) {
+		t.Errorf("altered: %v", err)
+	}
+	if _, err := Publish(private, "lab", 1, now, time.Hour, []inventory.Host{{Name: "a"}, {Name: "a"}}); err == nil {
+		t.Error("a host twice was published")
+	}
+}
