@@ -4,8 +4,6 @@ package main
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"os"
 	"os/signal"
 	"syscall"
@@ -13,51 +11,50 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// Exit codes, stable.
-const (
-	exitOK      = 0
-	exitFailure = 1 // the operation was tried and failed
-	exitUsage   = 2 // the command line or a file it names is wrong
-	exitRefused = 3 // the orchestrator refused
-	exitAborted = 4 // the VM that was waited for was aborted
-	exitMissing = 5 // the preflight found something missing
-)
-
 // commands makes the sub-commands, one file each.
 var commands = []func() *cobra.Command{
+	vmCommand,
+	templateCommand,
+	hostCommand,
+	eventsCommand,
+	statusCommand,
+	contextCommand,
+	exitCodes,
 	versionCommand,
 }
-
-// exitError carries an exit code up to main.
-type exitError struct {
-	code int
-	err  error
-}
-
-func (e *exitError) Error() string { return e.err.Error() }
-func (e *exitError) Unwrap() error { return e.err }
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	root := &cobra.Command{
-		Use:           "foothold",
-		Short:         "Run virtual machines on hardware that you do not own, after they proved what they run on",
-		SilenceUsage:  true,
-		SilenceErrors: true,
+	context.AfterFunc(ctx, stop) // a second signal ends the process at once
+	if err := rootCommand().ExecuteContext(ctx); err != nil {
+		tell(os.Stderr, err)
+		os.Exit(exitCode(err))
 	}
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &exitError{exitUsage, err} })
+}
+
+// rootCommand is the whole tree.
+func rootCommand() *cobra.Command {
+	root := group("foothold", "Run virtual machines on hardware that you do not own, after they proved what they run on", rootHelp)
+	root.SilenceUsage, root.SilenceErrors = true, true
+	root.CompletionOptions.HiddenDefaultCmd = true
+	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
+		return usage("%w; see `%s --help`", err, c.CommandPath())
+	})
 	for _, c := range commands {
 		root.AddCommand(c())
 	}
-	err := root.ExecuteContext(ctx)
-	if err == nil {
-		return
-	}
-	fmt.Fprintln(os.Stderr, "foothold:", err)
-	var coded *exitError
-	if errors.As(err, &coded) {
-		os.Exit(coded.code)
-	}
-	os.Exit(exitFailure)
+	strictArgs(root)
+	return root
 }
+
+const rootHelp = `Foothold runs virtual machines on hardware that you do not own. Before such a machine
+gets any secret, boot component or network of yours, it has proved which software it
+runs on, on which inventoried host, and that it is the one you reserved.
+
+Begin on one machine, with everything real but the hardware:
+
+  make lab                          the whole system in namespaces, and a first VM
+  foothold vm create web --wait     another one
+  foothold vm explain web           where it stands, and what is awaited or went wrong
+  foothold events --follow          what everyone does, as it happens`

@@ -1,0 +1,300 @@
+package client
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"foothold/internal/mtls"
+	"foothold/protocol/api"
+	"foothold/protocol/digest"
+	"foothold/protocol/event"
+	"foothold/protocol/zone"
+)
+
+// Limits of what the client takes and waits for.
+const (
+	maxAnswer     = 64 << 20         // a list of thousands of VMs
+	maxLine       = 64 << 10         // one journal entry
+	dialTimeout   = 10 * time.Second // the API is near, or not there
+	answerTimeout = 2 * time.Minute  // first byte of an answer; creation and deletion return at once
+)
+
+// ErrUnreachable is returned when no answer came from the orchestrator.
+var ErrUnreachable = errors.New("the orchestrator does not answer")
+
+// Refusal is an answer of the orchestrator that says no.
+type Refusal struct {
+	Status int
+	api.Problem
+}
+
+func (r *Refusal) Error() string {
+	text := string(r.Reason)
+	if r.Detail != "" {
+		text += ": " + r.Detail
+	}
+	if r.Next != "" {
+		text += "; next: " + r.Next
+	}
+	return text
+}
+
+// Client calls one orchestrator.
+type Client struct {
+	http *http.Client
+	base string
+}
+
+// Dial prepares calls to the context's orchestrator; the first call connects.
+func Dial(c Context) (*Client, error) {
+	addr, err := c.address()
+	if err != nil {
+		return nil, err
+	}
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return nil, fmt.Errorf("context %s: %w", c.File, err)
+	}
+	cert, pool, err := mtls.Files{Cert: c.Cert, Key: c.Key, CA: c.CA}.Load()
+	if err != nil {
+		return nil, fmt.Errorf("context %s: %w", c.File, err)
+	}
+	return &Client{
+		base: "https://" + addr,
+		http: &http.Client{
+			Transport: &http.Transport{
+				TLSClientConfig:       mtls.ClientConfig(cert, pool, host, mtls.Orchestrator),
+				DialContext:           (&net.Dialer{Timeout: dialTimeout}).DialContext,
+				TLSHandshakeTimeout:   dialTimeout,
+				ResponseHeaderTimeout: answerTimeout,
+				MaxIdleConnsPerHost:   2,
+			},
+			// The API redirects nowhere; a redirect would carry a body elsewhere.
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		},
+	}, nil
+}
+
+// CreateVM asks for a VM and returns its reservation.
+func (c *Client) CreateVM(ctx context.Context, req api.CreateVM) (vm api.VM, err error) {
+	return vm, c.call(ctx, http.MethodPost, "/v1/vms", req, &vm)
+}
+
+// VMs lists the VMs.
+func (c *Client) VMs(ctx context.Context) (vms []api.VM, err error) {
+	return vms, c.call(ctx, http.MethodGet, "/v1/vms", nil, &vms)
+}
+
+// VM returns one VM by name or id.
+func (c *Client) VM(ctx context.Context, name string) (vm api.VM, err error) {
+	return vm, c.call(ctx, http.MethodGet, vmPath(name), nil, &vm)
+}
+
+// DeleteVM releases a VM and destroys its volume's key.
+func (c *Client) DeleteVM(ctx context.Context, name string) (vm api.VM, err error) {
+	return vm, c.call(ctx, http.MethodDelete, vmPath(name), nil, &vm)
+}
+
+// Explain says where a VM stands.
+func (c *Client) Explain(ctx context.Context, name string) (e api.Explanation, err error) {
+	return e, c.call(ctx, http.MethodGet, vmPath(name)+"/explain", nil, &e)
+}
+
+// Rules returns the VM's rules as the firewalls and the gateway read them back.
+func (c *Client) Rules(ctx context.Context, name string) (rules []zone.Live, err error) {
+	return rules, c.call(ctx, http.MethodGet, vmPath(name)+"/rules", nil, &rules)
+}
+
+// Console copies what the VM wrote to its console.
+func (c *Client) Console(ctx context.Context, name string, w io.Writer) error {
+	resp, err := c.do(ctx, http.MethodGet, vmPath(name)+"/console", nil, 0)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if _, err := io.Copy(w, io.LimitReader(resp.Body, maxAnswer)); err != nil {
+		return fmt.Errorf("read console: %w", err)
+	}
+	return nil
+}
+
+// Templates lists the registered templates.
+func (c *Client) Templates(ctx context.Context) (list []api.Template, err error) {
+	return list, c.call(ctx, http.MethodGet, "/v1/templates", nil, &list)
+}
+
+// RegisterTemplate announces a template whose objects are in the store.
+func (c *Client) RegisterTemplate(ctx context.Context, req api.RegisterTemplate) (t api.Template, err error) {
+	return t, c.call(ctx, http.MethodPost, "/v1/templates", req, &t)
+}
+
+// PutImage uploads a template's ciphertext.
+func (c *Client) PutImage(ctx context.Context, name string, r io.Reader, size int64) error {
+	return c.upload(ctx, "/v1/templates/"+url.PathEscape(name)+"/image", r, size)
+}
+
+// DeleteTemplate removes a template that no VM uses.
+func (c *Client) DeleteTemplate(ctx context.Context, name string) error {
+	return c.call(ctx, http.MethodDelete, "/v1/templates/"+url.PathEscape(name), nil, nil)
+}
+
+// PutObject uploads an object under its digest; putting one that is there already is success.
+func (c *Client) PutObject(ctx context.Context, d digest.SHA256, r io.Reader, size int64) error {
+	return c.upload(ctx, "/v1/objects/"+d.String(), r, size)
+}
+
+// Hosts lists the inventoried hosts.
+func (c *Client) Hosts(ctx context.Context) (hosts []api.Host, err error) {
+	return hosts, c.call(ctx, http.MethodGet, "/v1/hosts", nil, &hosts)
+}
+
+// Status is the installation at a glance.
+func (c *Client) Status(ctx context.Context) (s api.Status, err error) {
+	return s, c.call(ctx, http.MethodGet, "/v1/status", nil, &s)
+}
+
+func vmPath(name string) string { return "/v1/vms/" + url.PathEscape(name) }
+
+// EventQuery selects journal entries.
+type EventQuery struct {
+	VM     string // name or id; empty: all
+	After  int64  // sequence number
+	Limit  int    // 0: the server's default
+	Follow bool   // stay and stream
+}
+
+// Events hands each selected journal entry to f, until the end of the list, or, when
+// following, until ctx ends or f fails.
+func (c *Client) Events(ctx context.Context, q EventQuery, f func(api.JournalEntry) error) error {
+	v := url.Values{}
+	if q.VM != "" {
+		v.Set("vm", q.VM)
+	}
+	if q.After > 0 {
+		v.Set("after", strconv.FormatInt(q.After, 10))
+	}
+	if q.Limit > 0 {
+		v.Set("limit", strconv.Itoa(q.Limit))
+	}
+	if !q.Follow {
+		var list []api.JournalEntry
+		if err := c.call(ctx, http.MethodGet, "/v1/events?"+v.Encode(), nil, &list); err != nil {
+			return err
+		}
+		for _, e := range list {
+			if err := f(e); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	v.Set("follow", "true")
+	resp, err := c.do(ctx, http.MethodGet, "/v1/events?"+v.Encode(), nil, 0)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	return eachLine(ctx, resp.Body, func(line []byte) error {
+		var e api.JournalEntry
+		if err := json.Unmarshal(line, &e); err != nil {
+			return fmt.Errorf("read journal: %w", err)
+		}
+		return f(e)
+	})
+}
+
+// call sends one JSON request and decodes the JSON answer into out, if not nil.
+// Answers are decoded leniently: a newer orchestrator may say more than we know.
+func (c *Client) call(ctx context.Context, method, path string, in, out any) error {
+	var body io.Reader
+	var size int64
+	if in != nil {
+		data, err := json.Marshal(in)
+		if err != nil {
+			return fmt.Errorf("encode request: %w", err)
+		}
+		body, size = bytes.NewReader(data), int64(len(data))
+	}
+	resp, err := c.do(ctx, method, path, body, size)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	data, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrUnreachable, err)
+	}
+	if out == nil {
+		return nil
+	}
+	if err := json.Unmarshal(data, out); err != nil {
+		return fmt.Errorf("read answer of %s %s: %w", method, path, err)
+	}
+	return nil
+}
+
+func (c *Client) upload(ctx context.Context, path string, r io.Reader, size int64) error {
+	resp, err := c.do(ctx, http.MethodPut, path, r, size)
+	if err != nil {
+		return err
+	}
+	return resp.Body.Close()
+}
+
+// do sends a request; an answer of 400 or above becomes a *Refusal.
+func (c *Client) do(ctx context.Context, method, path string, body io.Reader, size int64) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, method, c.base+path, body)
+	if err != nil {
+		return nil, fmt.Errorf("make request: %w", err)
+	}
+	switch {
+	case body == nil:
+	case method == http.MethodPut:
+		req.Header.Set("Content-Type", "application/octet-stream")
+		req.ContentLength = size
+	default:
+		req.Header.Set("Content-Type", "application/json")
+		req.ContentLength = size
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		var u *url.Error
+		if errors.As(err, &u) {
+			err = u.Err // the URL says nothing that the context does not
+		}
+		return nil, fmt.Errorf("%w at %s: %w", ErrUnreachable, strings.TrimPrefix(c.base, "https://"), err)
+	}
+	if resp.StatusCode < 300 {
+		return resp, nil
+	}
+	defer resp.Body.Close()
+	return nil, refusal(resp)
+}
+
+// maxProblem bounds the body of a refusal in bytes.
+const maxProblem = 64 << 10
+
+func refusal(resp *http.Response) *Refusal {
+	r := &Refusal{Status: resp.StatusCode}
+	data, err := io.ReadAll(io.LimitReader(resp.Body, maxProblem))
+	if err != nil || json.Unmarshal(data, &r.Problem) != nil || r.Reason == "" {
+		r.Problem = api.Problem{Reason: event.InternalError, Detail: "status " + resp.Status + " without an explanation"}
+		if resp.StatusCode == http.StatusForbidden {
+			r.Problem = api.Problem{Reason: event.NotPermitted, Detail: "this certificate may not call here"}
+		}
+	}
+	return r
+}

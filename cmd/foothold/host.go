@@ -1,0 +1,45 @@
+package main
+
+import (
+	"foothold/client/term"
+
+	"github.com/spf13/cobra"
+)
+
+func hostCommand() *cobra.Command {
+	return contextFlag(group("host", "Look at the provider's hosts",
+		`Hosts come from the provider's signed inventory, checked on your side. A host's standing
+is good while its last quote was accepted and its keys are validated.`, hostList()))
+}
+
+func hostList() *cobra.Command {
+	return jsonFlag(&cobra.Command{
+		Use: "list", Aliases: []string{"ls"}, Short: "List the inventoried hosts and their standing",
+		Example: "  foothold host list",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			s, err := open(cmd)
+			if err != nil {
+				return err
+			}
+			hosts, err := s.Hosts(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if wantsJSON(cmd) {
+				return printJSON(cmd.OutOrStdout(), orEmpty(hosts))
+			}
+			var rows [][]string
+			for _, h := range hosts {
+				tone := term.Good
+				if h.Standing != "good" {
+					tone = term.Bad
+				}
+				rows = append(rows, []string{h.Name, s.out.Paint(tone, term.Clean(h.Standing)), term.Clean(h.Location),
+					term.Clean(h.Asset), term.Clean(h.Software), itoa(h.VMs), when(h.Quoted)})
+			}
+			s.out.Table([]string{"host", "standing", "location", "asset", "software", "vms", "last quote"}, rows)
+			return nil
+		},
+	})
+}

@@ -1,0 +1,196 @@
+package main
+
+import (
+	"fmt"
+	"io"
+
+	"foothold/client"
+	"foothold/client/term"
+	"foothold/protocol/api"
+
+	"github.com/spf13/cobra"
+)
+
+func vmCommand() *cobra.Command {
+	return contextFlag(group("vm", "Create, look at, and delete virtual machines",
+		`A VM starts empty. It gets a kernel, its disk keys and its way into your network only
+after the machine under it has proved which software it runs on, on which host, and
+that it is the VM you reserved. Each step is a phase with a deadline:
+
+  reserved → booting → unlocking → connecting → computing
+
+A VM that computes runs its operating system and has passed its audits. It is ready
+when, besides, its workload has answered through the tunnel.`,
+		vmCreate(), vmList(), vmShow(), vmWatch(), vmExplain(), vmLogs(), vmDelete()))
+}
+
+func vmList() *cobra.Command {
+	return jsonFlag(&cobra.Command{
+		Use: "list", Aliases: []string{"ls"}, Short: "List the VMs",
+		Example: "  foothold vm list\n  foothold vm list --json | jq -r '.[] | select(.ready) | .workload_url'",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			s, err := open(cmd)
+			if err != nil {
+				return err
+			}
+			vms, err := s.VMs(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if wantsJSON(cmd) {
+				for i := range vms {
+					vms[i] = complete(vms[i])
+				}
+				return printJSON(cmd.OutOrStdout(), orEmpty(vms))
+			}
+			if len(vms) == 0 {
+				s.log.Line("no VMs; make one: foothold vm create web --wait")
+				return nil
+			}
+			var rows [][]string
+			for _, vm := range vms {
+				rows = append(rows, []string{vm.Name, phaseText(s.out, vm), vm.Size, vm.Template, vm.Host, addrText(vm), ago(vm.Created)})
+			}
+			s.out.Table([]string{"name", "phase", "size", "template", "host", "tunnel", "age"}, rows)
+			return nil
+		},
+	})
+}
+
+func vmExplain() *cobra.Command {
+	return jsonFlag(&cobra.Command{
+		Use: "explain NAME", Short: "Say where a VM stands, what is awaited or went wrong, and what to do",
+		Example: "  foothold vm explain web",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			s, err := open(cmd)
+			if err != nil {
+				return err
+			}
+			e, err := s.Explain(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			e.Findings = orEmpty(e.Findings)
+			if wantsJSON(cmd) {
+				return printJSON(cmd.OutOrStdout(), e)
+			}
+			explain(s.out, e)
+			return nil
+		},
+	})
+}
+
+// explain prints an explanation for people.
+func explain(out *term.Out, e api.Explanation) {
+	until := ""
+	if !e.Until.IsZero() {
+		until = fmt.Sprintf("%s (%s)", when(e.Until), fromNow(e.Until))
+	}
+	out.Fields(
+		term.Field{Name: "VM", Value: out.Paint(term.Strong, term.Clean(e.Name))},
+		term.Field{Name: "stands in", Value: e.Phase},
+		term.Field{Name: "until", Value: until},
+		term.Field{Name: "awaited", Value: term.Clean(e.Awaited)},
+		term.Field{Name: "reason", Value: out.Paint(term.Bad, string(e.Reason))},
+		term.Field{Name: "what", Value: term.Clean(e.What)},
+	)
+	if len(e.Findings) > 0 {
+		out.Line("findings")
+		for _, f := range e.Findings {
+			out.Line("  - %s", term.Clean(f))
+		}
+	}
+	out.Fields(term.Field{Name: "next", Value: term.Clean(e.Next)})
+}
+
+func vmLogs() *cobra.Command {
+	raw := false
+	c := &cobra.Command{
+		Use: "logs NAME", Short: "Print what a VM wrote to its console",
+		Long: `Print what a VM wrote to its console, as its host keeps it (the last 1 MiB). The console
+is output only: nobody can log in there. Control characters are removed, since a VM
+could steer your terminal with them.`,
+		Example: "  foothold vm logs web | tail",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			s, err := open(cmd)
+			if err != nil {
+				return err
+			}
+			var w io.Writer = term.Cleaner{W: cmd.OutOrStdout()}
+			if raw {
+				w = cmd.OutOrStdout()
+			}
+			return s.Console(cmd.Context(), args[0], w)
+		},
+	}
+	c.Flags().BoolVar(&raw, "raw", false, "keep control characters")
+	return c
+}
+
+func vmDelete() *cobra.Command {
+	yes := false
+	c := jsonFlag(&cobra.Command{
+		Use: "delete NAME", Aliases: []string{"rm"}, Short: "End a VM and destroy its volume's key",
+		Long: `End a VM: its tunnel and rules go, its tokens and certificate are void, the provider is
+asked to destroy it and its absence is checked. Its volume's key is destroyed, so what
+the VM stored is gone for good, wherever copies of the volume lie.`,
+		Example: "  foothold vm delete web\n  foothold vm delete web --yes",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			s, err := open(cmd)
+			if err != nil {
+				return err
+			}
+			vm, err := s.VM(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			if !yes {
+				q := fmt.Sprintf("Delete VM %s (%s)? Its volume's key is destroyed: its data is gone for good.", vm.Name, vm.Phase)
+				if err := confirm(cmd, q); err != nil {
+					return err
+				}
+			}
+			// By id: a VM made under the same name meanwhile is another one.
+			if vm, err = s.DeleteVM(cmd.Context(), vm.ID); err != nil {
+				return err
+			}
+			if wantsJSON(cmd) {
+				return printJSON(cmd.OutOrStdout(), complete(vm))
+			}
+			s.log.Line("VM %s is %s, its volume's key destroyed", vm.Name, vm.Phase)
+			return nil
+		},
+	})
+	c.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
+	return c
+}
+
+// complete makes a VM's lists lists, as --json promises.
+func complete(vm api.VM) api.VM {
+	vm.Phases, vm.Components = orEmpty(vm.Phases), orEmpty(vm.Components)
+	return vm
+}
+
+// phaseText is a VM's phase for people.
+func phaseText(out *term.Out, vm api.VM) string {
+	switch {
+	case vm.Ready:
+		return out.Paint(term.Good, "ready")
+	case vm.Phase == client.PhaseAborted:
+		return out.Paint(term.Bad, vm.Phase+" ("+string(vm.Reason)+")")
+	case vm.Phase == client.PhaseReleased:
+		return out.Paint(term.Faint, vm.Phase)
+	}
+	return out.Paint(term.Busy, vm.Phase)
+}
+
+func addrText(vm api.VM) string {
+	if !vm.TunnelAddress.IsValid() {
+		return "-"
+	}
+	return vm.TunnelAddress.String()
+}
