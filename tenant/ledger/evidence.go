@@ -1,0 +1,163 @@
+package ledger
+
+import (
+	"bytes"
+	"database/sql"
+	"errors"
+	"fmt"
+	"time"
+
+	"foothold/protocol/digest"
+	"foothold/protocol/event"
+	"foothold/protocol/evidence"
+
+	"crypto/rand"
+)
+
+// NewNonce makes a fresh nonce for one quote.
+func (t *Tx) NewNonce(id string, start int, role string) ([]byte, error) {
+	nonce := make([]byte, evidence.NonceLen)
+	rand.Read(nonce)
+	return nonce, t.one("store nonce", `INSERT INTO nonces (digest, reservation, start, role, issued, used) VALUES ($1,$2,$3,$4,$5,0)`,
+		digest.Of(nonce).String(), id, start, role, nanos(t.Now))
+}
+
+// UseNonce uses up a nonce: it succeeds once, for the start and role that it was made
+// for, within maxAge.
+func (t *Tx) UseNonce(nonce []byte, id string, start int, role string, maxAge time.Duration) error {
+	n, err := t.change("use nonce", `UPDATE nonces SET used = $6 WHERE digest = $1 AND reservation = $2 AND start = $3 AND role = $4
+		AND used = 0 AND issued > $5`, digest.Of(nonce).String(), id, start, role, nanos(t.Now.Add(-maxAge)), nanos(t.Now))
+	if err == nil && n != 1 {
+		err = event.Refuse(event.QuoteRefused, "the nonce is not ours, not fresh or was used before")
+	}
+	return err
+}
+
+// Verdict is an accepted quote with the evidence that it rests on.
+type Verdict struct {
+	Digest   digest.SHA256
+	Role     string
+	Host     string
+	Evidence []byte
+	Made     time.Time
+}
+
+// AddVerdict stores one.
+func (t *Tx) AddVerdict(id string, start int, v Verdict) error {
+	return t.one("store verdict", `INSERT INTO verdicts (digest, reservation, start, role, host, evidence, made) VALUES ($1,$2,$3,$4,$5,$6,$7)`,
+		v.Digest.String(), id, start, v.Role, v.Host, v.Evidence, nanos(t.Now))
+}
+
+// Verdicts lists a start's, oldest first.
+func (t *Tx) Verdicts(id string, start int) ([]Verdict, error) {
+	rows, err := t.tx.QueryContext(t.ctx, `SELECT digest, role, host, evidence, made FROM verdicts WHERE reservation = $1 AND start = $2 ORDER BY made, rowid`, id, start)
+	if err != nil {
+		return nil, fmt.Errorf("list verdicts: %w", err)
+	}
+	defer rows.Close()
+	var list []Verdict
+	for rows.Next() {
+		var v Verdict
+		var text string
+		var made int64
+		if err := rows.Scan(&text, &v.Role, &v.Host, &v.Evidence, &made); err != nil {
+			return nil, fmt.Errorf("list verdicts: %w", err)
+		}
+		if err := v.Digest.UnmarshalText([]byte(text)); err != nil {
+			return nil, fmt.Errorf("list verdicts: %w", err)
+		}
+		v.Made = instant(made)
+		list = append(list, v)
+	}
+	return list, rows.Err()
+}
+
+// Certificate is one that was issued to a VM.
+type Certificate struct {
+	Serial      string // decimal
+	Reservation string
+	Start       int
+	DER         []byte
+	Expires     time.Time
+	Revoked     time.Time
+}
+
+// AddCertificate records an issued certificate, before it is released.
+func (t *Tx) AddCertificate(c Certificate) error {
+	return t.one("store certificate", `INSERT INTO certificates (serial, reservation, start, der, expires, revoked) VALUES ($1,$2,$3,$4,$5,0)`,
+		c.Serial, c.Reservation, c.Start, c.DER, nanos(c.Expires))
+}
+
+// CheckCertificate refuses a certificate that was not issued by us, byte for byte, to
+// this start, that was revoked or has expired.
+func (t *Tx) CheckCertificate(serial string, der []byte, id string, start int) error {
+	c, err := t.certificate(serial)
+	switch {
+	case errors.Is(err, ErrNotFound):
+		return event.Refuse(event.CertificateInvalid, "serial %s was not issued here", serial)
+	case err != nil:
+		return err
+	case c.Reservation != id || c.Start != start:
+		return event.Refuse(event.CertificateInvalid, "serial %s was issued to another VM or start", serial)
+	case der != nil && !bytes.Equal(der, c.DER):
+		return event.Refuse(event.CertificateInvalid, "serial %s was issued with other content", serial)
+	case !c.Revoked.IsZero():
+		return event.Refuse(event.CertificateRevoked, "serial %s was revoked at %s", serial, c.Revoked.Format(time.RFC3339))
+	case !c.Expires.After(t.Now):
+		return event.Refuse(event.CertificateInvalid, "serial %s has expired", serial)
+	}
+	return nil
+}
+
+func (t *Tx) certificate(serial string) (Certificate, error) {
+	var c Certificate
+	var expires, revoked int64
+	err := t.tx.QueryRowContext(t.ctx, `SELECT serial, reservation, start, der, expires, revoked FROM certificates WHERE serial = $1`, serial).
+		Scan(&c.Serial, &c.Reservation, &c.Start, &c.DER, &expires, &revoked)
+	if errors.Is(err, sql.ErrNoRows) {
+		return c, ErrNotFound
+	}
+	if err != nil {
+		return c, fmt.Errorf("read certificate: %w", err)
+	}
+	c.Expires, c.Revoked = instant(expires), instant(revoked)
+	return c, nil
+}
+
+// HostState is what is remembered of a host between quotes.
+type HostState struct {
+	Clock    []byte // JSON of the verifier's clock state; empty: never quoted
+	Standing string // empty: good
+	Quoted   time.Time
+}
+
+// Host reads a host's state; an unknown one has the zero state.
+func (t *Tx) Host(name string) (HostState, error) {
+	var h HostState
+	var quoted int64
+	err := t.tx.QueryRowContext(t.ctx, `SELECT clock, standing, quoted FROM hosts WHERE name = $1`, name).Scan(&h.Clock, &h.Standing, &quoted)
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return h, fmt.Errorf("read host: %w", err)
+	}
+	h.Quoted = instant(quoted)
+	return h, nil
+}
+
+// PutHost stores a host's state.
+func (t *Tx) PutHost(name string, h HostState) error {
+	return t.one("store host", `INSERT INTO hosts (name, clock, standing, quoted) VALUES ($1,$2,$3,$4)
+		ON CONFLICT (name) DO UPDATE SET clock = excluded.clock, standing = excluded.standing, quoted = excluded.quoted`,
+		name, append([]byte{}, h.Clock...), h.Standing, nanos(h.Quoted))
+}
+
+// NextRevision counts a zone's document and returns its number, durably, before the
+// document is signed: a number is never used for two documents.
+func (t *Tx) NextRevision(zone string) (int64, error) {
+	var n int64
+	err := t.tx.QueryRowContext(t.ctx, `INSERT INTO zones (zone, revision) VALUES ($1, 1)
+		ON CONFLICT (zone) DO UPDATE SET revision = revision + 1 RETURNING revision`, zone).Scan(&n)
+	if err != nil {
+		return 0, fmt.Errorf("count zone revision: %w", err)
+	}
+	return n, nil
+}

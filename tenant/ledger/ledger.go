@@ -1,0 +1,175 @@
+// Package ledger is the orchestrator's durable truth: reservations and their phases,
+// tokens, nonces, verdicts, certificates, templates, hosts, and the journal.
+//
+// It is one SQLite database in WAL mode with synchronous=FULL: a weaker setting can
+// give a spent token back after a power cut. secure_delete overwrites what is
+// deleted. There is one writer connection, so write transactions are serial; each
+// [Ledger.Write] is all or nothing and durable when it returns. Readers see the last
+// committed state and never wait for the writer.
+//
+// What makes an act single is always one compare-and-swap in SQL: [Ledger.Spend] for
+// a token, [Tx.Move] for a phase, [Tx.End] for the end, [Tx.UseNonce] for a nonce.
+// Token and phase and journal entry change in the same transaction. The plain text of
+// a token never comes here; only its digest does.
+package ledger
+
+import (
+	"context"
+	"database/sql"
+	"embed"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/url"
+	"time"
+
+	"github.com/pressly/goose/v3"
+	_ "modernc.org/sqlite" // driver "sqlite"
+)
+
+//go:embed migrations/*.sql
+var migrations embed.FS
+
+// ErrNotFound is returned for a row that is not there.
+var ErrNotFound = errors.New("not in the ledger")
+
+const (
+	busyTimeout = 5 * time.Second // another process (a backup) may hold the file for a moment
+	readers     = 4               // connections
+)
+
+// Ledger is an open ledger. It is safe for concurrent use.
+type Ledger struct {
+	write *sql.DB // one connection
+	read  *sql.DB
+	now   func() time.Time
+}
+
+// Open opens the database file, making and migrating it as needed.
+func Open(ctx context.Context, file string, now func() time.Time) (*Ledger, error) {
+	write, err := open(file, "immediate", 1)
+	if err != nil {
+		return nil, err
+	}
+	if err := migrate(ctx, write); err != nil {
+		write.Close()
+		return nil, err
+	}
+	read, err := open(file, "deferred", readers)
+	if err != nil {
+		write.Close()
+		return nil, err
+	}
+	return &Ledger{write: write, read: read, now: now}, nil
+}
+
+func open(file, lock string, conns int) (*sql.DB, error) {
+	q := url.Values{"_txlock": {lock}, "_pragma": {
+		fmt.Sprintf("busy_timeout(%d)", busyTimeout.Milliseconds()),
+		"journal_mode(WAL)", "synchronous(FULL)", "secure_delete(ON)", "foreign_keys(ON)",
+	}}
+	db, err := sql.Open("sqlite", (&url.URL{Scheme: "file", Opaque: (&url.URL{Path: file}).EscapedPath(), RawQuery: q.Encode()}).String())
+	if err != nil {
+		return nil, fmt.Errorf("open ledger: %w", err)
+	}
+	db.SetMaxOpenConns(conns)
+	db.SetMaxIdleConns(conns)
+	return db, nil
+}
+
+func migrate(ctx context.Context, db *sql.DB) error {
+	dir, err := fs.Sub(migrations, "migrations")
+	if err != nil {
+		return fmt.Errorf("migrate ledger: %w", err)
+	}
+	p, err := goose.NewProvider(goose.DialectSQLite3, db, dir, goose.WithLogger(goose.NopLogger()))
+	if err != nil {
+		return fmt.Errorf("migrate ledger: %w", err)
+	}
+	done, err := p.Up(ctx)
+	if err != nil {
+		return fmt.Errorf("migrate ledger: %w", err)
+	}
+	for _, m := range done {
+		slog.Debug("ledger migrated", "version", m.Source.Version)
+	}
+	return nil
+}
+
+// Close closes the database and truncates its write-ahead log.
+func (l *Ledger) Close() error {
+	l.read.Close()
+	_, err := l.write.Exec("PRAGMA wal_checkpoint(TRUNCATE)")
+	return errors.Join(err, l.write.Close())
+}
+
+// Tx is one transaction. It is valid only inside the function that got it.
+type Tx struct {
+	tx  *sql.Tx
+	ctx context.Context
+	// Now is the transaction's time: deadlines are checked against it, history shows it.
+	Now time.Time
+}
+
+// Write runs f in a write transaction and commits it durably if f returns nil.
+func (l *Ledger) Write(ctx context.Context, f func(*Tx) error) error {
+	return run(ctx, l.write, l.now, f)
+}
+
+// Read runs f in a read transaction: everything it reads is of one moment.
+func (l *Ledger) Read(ctx context.Context, f func(*Tx) error) error {
+	return run(ctx, l.read, l.now, f)
+}
+
+func run(ctx context.Context, db *sql.DB, now func() time.Time, f func(*Tx) error) error {
+	tx, err := db.BeginTx(ctx, nil)
+	if err != nil {
+		return fmt.Errorf("begin transaction: %w", err)
+	}
+	if err := f(&Tx{tx: tx, ctx: ctx, Now: now()}); err != nil {
+		tx.Rollback()
+		return err
+	}
+	if err := tx.Commit(); err != nil {
+		return fmt.Errorf("commit: %w", err)
+	}
+	return nil
+}
+
+// change runs a statement and returns how many rows it changed.
+func (t *Tx) change(what, query string, args ...any) (int64, error) {
+	res, err := t.tx.ExecContext(t.ctx, query, args...)
+	if err != nil {
+		return 0, fmt.Errorf("%s: %w", what, err)
+	}
+	n, err := res.RowsAffected()
+	if err != nil {
+		return 0, fmt.Errorf("%s: %w", what, err)
+	}
+	return n, nil
+}
+
+func nanos(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.UnixNano()
+}
+
+func instant(n int64) time.Time {
+	if n == 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, n).UTC()
+}
+
+// Epoch is the ledger's epoch: it grows when a ledger that may lack commits is taken
+// into use again.
+func (t *Tx) Epoch() (int64, error) {
+	var e int64
+	if err := t.tx.QueryRowContext(t.ctx, "SELECT value FROM meta WHERE name = 'epoch'").Scan(&e); err != nil {
+		return 0, fmt.Errorf("read epoch: %w", err)
+	}
+	return e, nil
+}
