@@ -1,0 +1,310 @@
+package broker
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"math/big"
+	"sync"
+	"testing"
+	"time"
+
+	"foothold/internal/tpm"
+	"foothold/internal/tpm/swtpmtest"
+	"foothold/protocol/digest"
+	"foothold/protocol/inventory"
+	"foothold/protocol/pcr"
+	"foothold/provider/enroll"
+
+	"github.com/google/go-tpm/tpm2"
+	"github.com/google/go-tpm/tpm2/transport"
+)
+
+// newBroker gives a broker over an enrolled TPM, and the TPM itself.
+func newBroker(t testing.TB, timeout time.Duration) (*Broker, *tpm.Device) {
+	t.Helper()
+	dev := swtpmtest.New(t).Open()
+	if _, err := enroll.Enroll(dev, inventory.Host{Name: "host-1"}); err != nil {
+		t.Fatal(err)
+	}
+	b, err := New(dev, timeout)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b, dev
+}
+
+// send adapts a function to go-tpm's transport.
+type send func([]byte) ([]byte, error)
+
+func (f send) Send(command []byte) ([]byte, error) { return f(command) }
+
+func measurements(name string) []pcr.Event {
+	return []pcr.Event{{PCR: pcr.VM, Digest: digest.Of([]byte(name)), Name: name}}
+}
+
+func tunnelOf(name string) digest.SHA256 { return digest.Of([]byte("tunnel of " + name)) }
+
+// bootSession is what a boot server starts.
+func bootSession(b *Broker, t transport.TPM) (tpm2.Session, func() error, error) {
+	return tpm2.HMACSession(t, tpm2.TPMAlgSHA256, 16, tpm2.Salted(b.session.Handle, b.session.Public), tpm2.AESEncryption(128, tpm2.EncryptInOut))
+}
+
+// bootQuote is what a boot server asks for.
+func bootQuote(b *Broker, s tpm2.Session, data digest.SHA256) tpm2.Quote {
+	return tpm2.Quote{
+		SignHandle:     b.aik.Auth(s),
+		QualifyingData: tpm2.TPM2BData{Buffer: data[:]},
+		InScheme: tpm2.TPMTSigScheme{Scheme: tpm2.TPMAlgECDSA,
+			Details: tpm2.NewTPMUSigScheme(tpm2.TPMAlgECDSA, &tpm2.TPMSSchemeHash{HashAlg: tpm2.TPMAlgSHA256})},
+		PCRSelect: tpm2.TPMLPCRSelection{PCRSelections: []tpm2.TPMSPCRSelection{{
+			Hash: tpm2.TPMAlgSHA256, PCRSelect: bitmap(pcr.BootSelection())}}},
+	}
+}
+
+// attest runs a whole boot quote and checks that it proves name and its tunnel.
+func attest(b *Broker, through transport.TPM, name string) error {
+	s, closeSession, err := bootSession(b, through)
+	if err != nil {
+		return err
+	}
+	data := digest.Of([]byte("binding of " + name))
+	rsp, err := bootQuote(b, s, data).Execute(through)
+	if err != nil {
+		return err
+	}
+	regs := pcr.Replay(append(measurements(name), pcr.Event{PCR: pcr.Tunnel, Digest: tunnelOf(name)}))
+	if err := checkQuote(b, rsp.Quoted.Bytes(), rsp.Signature, data, pcr.BootSelection(), regs); err != nil {
+		return err
+	}
+	return closeSession()
+}
+
+func checkQuote(b *Broker, raw []byte, sig tpm2.TPMTSignature, data digest.SHA256, selection []int, regs map[int]digest.SHA256) error {
+	a, err := tpm2.Unmarshal[tpm2.TPMSAttest](raw)
+	if err != nil {
+		return err
+	}
+	info, err := a.Attested.Quote()
+	if err != nil {
+		return err
+	}
+	want := pcr.Composite(selection, regs)
+	if !bytes.Equal(info.PCRDigest.Buffer, want[:]) || !bytes.Equal(a.ExtraData.Buffer, data[:]) {
+		return errors.New("quote is about other registers or other data")
+	}
+	if sel := info.PCRSelect.PCRSelections; len(sel) != 1 || !bytes.Equal(sel[0].PCRSelect, bitmap(selection)) {
+		return fmt.Errorf("quote selects %v", sel)
+	}
+	pub, err := tpm2.Pub(b.aik.Public)
+	if err != nil {
+		return err
+	}
+	ec, err := sig.Signature.ECDSA()
+	if err != nil {
+		return err
+	}
+	sum := sha256.Sum256(raw)
+	if !ecdsa.Verify(pub.(*ecdsa.PublicKey), sum[:], new(big.Int).SetBytes(ec.SignatureR.Buffer), new(big.Int).SetBytes(ec.SignatureS.Buffer)) {
+		return errors.New("signature does not verify")
+	}
+	return nil
+}
+
+// register reads a PCR past the broker.
+func register(t testing.TB, b *Broker, index uint) digest.SHA256 {
+	t.Helper()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	rsp, err := tpm2.PCRRead{PCRSelectionIn: tpm2.TPMLPCRSelection{PCRSelections: []tpm2.TPMSPCRSelection{{
+		Hash: tpm2.TPMAlgSHA256, PCRSelect: tpm2.PCClientCompatible.PCRs(index)}}}}.Execute(b.dev)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return digest.SHA256(rsp.PCRValues.Digests[0].Buffer)
+}
+
+// clean fails unless the TPM holds nothing of a VM.
+func clean(t testing.TB, b *Broker) {
+	t.Helper()
+	if r16, r23 := register(t, b, pcr.VM), register(t, b, pcr.Tunnel); !r16.IsZero() || !r23.IsZero() {
+		t.Errorf("PCR 16 is %s, PCR 23 is %s after the turn", r16, r23)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	rsp, err := tpm2.GetCapability{Capability: tpm2.TPMCapHandles, Property: 0x02000000, PropertyCount: 64}.Execute(b.dev)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if list, err := rsp.CapabilityData.Data.Handles(); err != nil || len(list.Handle) != 0 {
+		t.Errorf("sessions %v are left in the TPM (%v)", list, err)
+	}
+}
+
+func TestManyVMsShareOneTPM(t *testing.T) {
+	b, _ := newBroker(t, 30*time.Second)
+	var wg sync.WaitGroup
+	stop := make(chan struct{})
+	statics := make(chan int)
+	go func() { // static quotes go between all the time
+		n := 0
+		for {
+			select {
+			case <-stop:
+				statics <- n
+				return
+			default:
+			}
+			data := digest.Of(fmt.Append(nil, n))
+			q, err := b.StaticQuote(t.Context(), data)
+			if err != nil {
+				t.Errorf("static quote: %v", err)
+			} else if sig, err := tpm2.Unmarshal[tpm2.TPMTSignature](q.Signature); err != nil {
+				t.Error(err)
+			} else if err := checkQuote(b, q.Attest, *sig, data, pcr.StaticSelection(), nil); err != nil {
+				t.Errorf("static quote: %v", err)
+			}
+			n++
+		}
+	}()
+	for i := range 20 {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			name := fmt.Sprintf("vm-%d", i)
+			h, err := b.Hold(t.Context(), fmt.Sprintf("tenant-%d", i%3), measurements(name), tunnelOf(name))
+			if err != nil {
+				t.Errorf("%s: %v", name, err)
+				return
+			}
+			defer h.Release()
+			if err := attest(b, send(h.Forward), name); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+			if !h.Quoted() || h.Taken() <= 0 {
+				t.Errorf("%s: quoted %v, held for %s", name, h.Quoted(), h.Taken())
+			}
+		}()
+	}
+	wg.Wait()
+	close(stop)
+	if n := <-statics; n == 0 {
+		t.Error("no static quote went between")
+	}
+	clean(t, b)
+}
+
+func TestATurnIsOneVMs(t *testing.T) {
+	b, _ := newBroker(t, 30*time.Second)
+	first, err := b.Hold(t.Context(), "a", measurements("one"), tunnelOf("one"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	short, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := b.Hold(short, "b", measurements("two"), tunnelOf("two")); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("a second VM got the TPM: %v", err)
+	}
+	if err := attest(b, send(first.Forward), "one"); err != nil {
+		t.Fatal(err)
+	}
+	// The first VM's turn is over, whatever it sends now.
+	if _, _, err := bootSession(b, send(first.Forward)); !errors.Is(err, ErrRefused) {
+		t.Errorf("after the quote: %v", err)
+	}
+	second, err := b.Hold(t.Context(), "b", measurements("two"), tunnelOf("two"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := attest(b, send(second.Forward), "two"); err != nil {
+		t.Fatal(err)
+	}
+	clean(t, b)
+}
+
+func TestTurnEndsByItself(t *testing.T) {
+	b, _ := newBroker(t, 100*time.Millisecond)
+	h, err := b.Hold(t.Context(), "a", measurements("slow"), tunnelOf("slow"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, _, err := bootSession(b, send(h.Forward))
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-h.Ended()
+	if _, err := bootQuote(b, s, digest.Of(nil)).Execute(send(h.Forward)); !errors.Is(err, ErrOver) || !errors.Is(h.Cause(), ErrTimeout) {
+		t.Errorf("quote after the time limit: %v, cause %v", err, h.Cause())
+	}
+	clean(t, b)
+}
+
+func TestHoldWantsMeasurements(t *testing.T) {
+	b, _ := newBroker(t, time.Second)
+	for name, events := range map[string][]pcr.Event{
+		"none":           nil,
+		"other register": {{PCR: pcr.Platform, Digest: digest.Of(nil)}},
+		"empty":          {{PCR: pcr.VM}},
+	} {
+		if _, err := b.Hold(t.Context(), "a", events, tunnelOf("x")); err == nil {
+			t.Errorf("%s: held", name)
+		}
+	}
+	if _, err := b.Hold(t.Context(), "a", measurements("x"), digest.SHA256{}); err == nil {
+		t.Error("held without a tunnel")
+	}
+	clean(t, b)
+}
+
+func TestNewWantsItsKeys(t *testing.T) {
+	dev := swtpmtest.New(t).Open()
+	if _, err := New(dev, time.Second); !errors.Is(err, tpm.ErrNoKey) {
+		t.Errorf("a TPM that is not enrolled: %v", err)
+	}
+}
+
+func TestNewCleansUp(t *testing.T) {
+	old, dev := newBroker(t, time.Hour)
+	h, err := old.Hold(t.Context(), "a", measurements("crashed"), tunnelOf("crashed"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := bootSession(old, send(h.Forward)); err != nil {
+		t.Fatal(err)
+	}
+	// The agent dies here; its successor finds session and measurements.
+	b, err := New(dev, time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	clean(t, b)
+}
+
+func TestALostTPMIsNotUsedAgain(t *testing.T) {
+	v := swtpmtest.New(t)
+	dev := v.Open()
+	if _, err := enroll.Enroll(dev, inventory.Host{Name: "host-1"}); err != nil {
+		t.Fatal(err)
+	}
+	b, err := New(dev, time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h, err := b.Hold(t.Context(), "a", measurements("x"), tunnelOf("x"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	v.Restart()
+	if _, _, err := bootSession(b, send(h.Forward)); err == nil {
+		t.Error("a session in a TPM that is gone")
+	}
+	if _, err := b.Hold(t.Context(), "a", measurements("y"), tunnelOf("y")); !errors.Is(err, ErrFailed) {
+		t.Errorf("hold: %v", err)
+	}
+	if _, err := b.StaticQuote(t.Context(), digest.Of(nil)); !errors.Is(err, ErrFailed) {
+		t.Errorf("static quote: %v", err)
+	}
+}
