@@ -76,13 +76,15 @@ type User struct {
 	Locked bool   `json:"locked"`
 }
 
-// Disk is a block device.
+// Disk is a block device. A device-mapper table names the devices beneath by number,
+// so each device says its own.
 type Disk struct {
-	Name     string `json:"name"` // vda, dm-0
-	Mapped   string `json:"mapped,omitempty"`
-	Size     int64  `json:"size"` // bytes
+	Name     string `json:"name"`             // vda, dm-0
+	Number   string `json:"number"`           // "254:0", /sys/block/NAME/dev
+	Mapped   string `json:"mapped,omitempty"` // device-mapper name, /sys/block/NAME/dm/name
+	Size     int64  `json:"size"`             // bytes
 	ReadOnly bool   `json:"read_only"`
-	Table    string `json:"table,omitempty"` // device-mapper table, keys shown as "-"
+	Table    string `json:"table,omitempty"` // device-mapper table as `dmsetup table` prints it, one target a line, keys shown as "-"
 }
 
 // Interface is a network interface.
