@@ -3,6 +3,7 @@ package client
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -31,6 +32,9 @@ const (
 
 // ErrUnreachable is returned when no answer came from the orchestrator.
 var ErrUnreachable = errors.New("the orchestrator does not answer")
+
+// ErrUntrusted is returned when the two ends do not accept each other's certificates.
+var ErrUntrusted = errors.New("no trusted connection to the orchestrator")
 
 // Refusal is an answer of the orchestrator that says no.
 type Refusal struct {
@@ -275,13 +279,27 @@ func (c *Client) do(ctx context.Context, method, path string, body io.Reader, si
 		if errors.As(err, &u) {
 			err = u.Err // the URL says nothing that the context does not
 		}
-		return nil, fmt.Errorf("%w at %s: %w", ErrUnreachable, strings.TrimPrefix(c.base, "https://"), err)
+		return nil, fmt.Errorf("%w at %s: %w", broken(err), strings.TrimPrefix(c.base, "https://"), err)
 	}
 	if resp.StatusCode < 300 {
 		return resp, nil
 	}
 	defer resp.Body.Close()
 	return nil, refusal(resp)
+}
+
+// broken tells a peer that is not trusted, or does not trust us, from one that is away.
+func broken(err error) error {
+	var alert tls.AlertError
+	var verify *tls.CertificateVerificationError
+	if errors.As(err, &alert) || errors.As(err, &verify) || errors.Is(err, mtls.ErrIdentity) {
+		return ErrUntrusted
+	}
+	var op *net.OpError
+	if errors.As(err, &op) && op.Op == "remote error" {
+		return ErrUntrusted
+	}
+	return ErrUnreachable
 }
 
 // maxProblem bounds the body of a refusal in bytes.

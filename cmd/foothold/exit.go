@@ -32,7 +32,8 @@ const exitHelp = `Every command ends with one of these codes. They are stable.
   3    the orchestrator refused; the message carries a stable reason
   4    the VM that was waited for was aborted or released
   5    the preflight found something missing; it prints the line that mends it
-  6    the orchestrator does not answer; nothing is known of the request
+  6    the orchestrator does not answer, or the two certificates do not trust each other;
+       nothing is known of the request
   7    --timeout passed while the VM was still on its way; it goes on without you
   130  interrupted; a VM that was being waited for goes on
 
@@ -72,7 +73,7 @@ func exitCode(err error) int {
 		return exitRefused
 	case errors.As(err, &ended):
 		return exitAborted
-	case errors.Is(err, client.ErrUnreachable):
+	case errors.Is(err, client.ErrUnreachable), errors.Is(err, client.ErrUntrusted):
 		return exitUnreachable
 	case errors.Is(err, context.DeadlineExceeded):
 		return exitTimeout
@@ -93,7 +94,7 @@ func tell(w io.Writer, err error) {
 // group is a command that only holds others.
 func group(use, short, long string, subs ...*cobra.Command) *cobra.Command {
 	c := &cobra.Command{
-		Use: use, Short: short, Long: long,
+		Use: use, Short: short, Long: long, SuggestionsMinimumDistance: 2,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				return nil

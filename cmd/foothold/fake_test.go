@@ -1,0 +1,258 @@
+package main
+
+import (
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/netip"
+	"sync"
+	"time"
+
+	"foothold/internal/strictjson"
+	"foothold/protocol/api"
+	"foothold/protocol/bootmsg"
+	"foothold/protocol/digest"
+	"foothold/protocol/event"
+	"foothold/protocol/zone"
+)
+
+// fakeAPI is an orchestrator that takes a VM one phase further each time it is asked
+// for. The VM's name decides what becomes of it: "taken" exists, "doomed" fails its
+// quote, "stuck" stays in booting.
+type fakeAPI struct {
+	mu        sync.Mutex
+	vms       map[string]*fakeVM       // by name; mu
+	objects   map[digest.SHA256]int64  // mu
+	templates map[string]*api.Template // mu
+	images    map[string]digest.SHA256 // mu
+}
+
+type fakeVM struct {
+	api.VM
+	step int
+}
+
+var fakePhases = []string{"reserved", "booting", "unlocking", "connecting", "computing"}
+
+func newFakeAPI() http.Handler {
+	f := &fakeAPI{vms: map[string]*fakeVM{}, objects: map[digest.SHA256]int64{},
+		templates: map[string]*api.Template{}, images: map[string]digest.SHA256{}}
+	mux := http.NewServeMux()
+	for pattern, h := range map[string]func(*http.Request) (any, *api.Problem){
+		"POST /v1/vms":                f.create,
+		"GET /v1/vms":                 f.list,
+		"GET /v1/vms/{name}":          f.get,
+		"DELETE /v1/vms/{name}":       f.remove,
+		"GET /v1/vms/{name}/explain":  f.explain,
+		"GET /v1/vms/{name}/rules":    f.rules,
+		"PUT /v1/objects/{sha256}":    f.putObject,
+		"GET /v1/templates":           f.listTemplates,
+		"POST /v1/templates":          f.register,
+		"PUT /v1/templates/{n}/image": f.putImage,
+		"DELETE /v1/templates/{n}":    f.deleteTemplate,
+		"GET /v1/hosts":               f.hosts,
+		"GET /v1/status":              f.status,
+	} {
+		mux.HandleFunc(pattern, f.handle(h))
+	}
+	mux.HandleFunc("GET /v1/vms/{name}/console", func(w http.ResponseWriter, _ *http.Request) {
+		io.WriteString(w, "booting\x1b]0;owned\x07\nlogin: none\n")
+	})
+	mux.HandleFunc("GET /v1/events", f.events)
+	return mux
+}
+
+func (f *fakeAPI) handle(h func(*http.Request) (any, *api.Problem)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		f.mu.Lock()
+		v, p := h(r)
+		f.mu.Unlock()
+		w.Header().Set("Content-Type", "application/json")
+		if p != nil {
+			w.WriteHeader(http.StatusConflict)
+			json.NewEncoder(w).Encode(p)
+			return
+		}
+		json.NewEncoder(w).Encode(v)
+	}
+}
+
+func refuse(reason event.Reason, detail, next string) *api.Problem {
+	return &api.Problem{Reason: reason, Detail: detail, Next: next}
+}
+
+func (f *fakeAPI) create(r *http.Request) (any, *api.Problem) {
+	var req api.CreateVM
+	if err := strictjson.Read(r.Body, 1<<20, &req); err != nil {
+		return nil, refuse(event.BadRequest, err.Error(), "")
+	}
+	if req.Name == "taken" {
+		return nil, refuse(event.NameTaken, "a VM named taken exists", "choose another name, or foothold vm delete taken")
+	}
+	if w := req.Workload; w != nil {
+		if size, ok := f.objects[w.SHA256]; !ok || size != w.Size {
+			return nil, refuse(event.UnknownWorkload, "not in the store", "")
+		}
+	}
+	vm := &fakeVM{VM: api.VM{Name: req.Name, ID: "id-" + req.Name, Start: 1, Template: "debian", Size: "small",
+		Measured: true, Created: time.Now()}}
+	f.vms[req.Name] = vm
+	vm.advance()
+	return vm.VM, nil
+}
+
+// advance takes the VM one step on: each phase is seen running once, then ended.
+func (vm *fakeVM) advance() {
+	now := time.Now()
+	if vm.Ready || vm.Phase == "aborted" || vm.Name == "stuck" && vm.Phase == "booting" {
+		return
+	}
+	if n := len(vm.Phases); n > 0 {
+		p := &vm.Phases[n-1]
+		p.End, p.Seconds = now, now.Sub(p.Start).Seconds()
+	}
+	if vm.Name == "doomed" && vm.Phase == "booting" {
+		vm.Phase, vm.Reason = "aborted", event.QuoteRefused
+		vm.Explanation = "the host runs a QEMU that is not in the reference values"
+		return
+	}
+	if vm.step == len(fakePhases) {
+		vm.Ready, vm.TunnelAddress = true, netip.MustParseAddr("10.84.0.2")
+		vm.WorkloadURL = "http://10.84.0.2:8080/"
+		vm.Components = []bootmsg.Component{{Name: "kernel", SHA256: digest.Of([]byte("kernel")), Size: 6}}
+		return
+	}
+	vm.Phase = fakePhases[vm.step]
+	vm.step++
+	vm.Phases = append(vm.Phases, api.Phase{Name: vm.Phase, Start: now})
+}
+
+func (f *fakeAPI) find(r *http.Request) (*fakeVM, *api.Problem) {
+	name := r.PathValue("name")
+	for _, vm := range f.vms {
+		if vm.Name == name || vm.ID == name {
+			return vm, nil
+		}
+	}
+	return nil, refuse(event.UnknownVM, "there is no VM "+name, "foothold vm list")
+}
+
+func (f *fakeAPI) list(*http.Request) (any, *api.Problem) {
+	var list []api.VM // nil when empty: the client must cope with null
+	for _, vm := range f.vms {
+		list = append(list, vm.VM)
+	}
+	return list, nil
+}
+
+func (f *fakeAPI) get(r *http.Request) (any, *api.Problem) {
+	vm, p := f.find(r)
+	if p != nil {
+		return nil, p
+	}
+	vm.advance()
+	return vm.VM, nil
+}
+
+func (f *fakeAPI) remove(r *http.Request) (any, *api.Problem) {
+	vm, p := f.find(r)
+	if p != nil {
+		return nil, p
+	}
+	delete(f.vms, vm.Name)
+	vm.Phase, vm.Ready, vm.Reason = "released", false, event.Released
+	return vm.VM, nil
+}
+
+func (f *fakeAPI) explain(r *http.Request) (any, *api.Problem) {
+	vm, p := f.find(r)
+	if p != nil {
+		return nil, p
+	}
+	return api.Explanation{Name: vm.Name, Phase: vm.Phase, Reason: vm.Reason, What: "a \x1b[31mmeasured file differs",
+		Until: time.Now().Add(time.Minute), Awaited: "the quote", Findings: []string{"pcr 10: replay differs"}, Next: "foothold host list"}, nil
+}
+
+func (f *fakeAPI) rules(r *http.Request) (any, *api.Problem) {
+	if _, p := f.find(r); p != nil {
+		return nil, p
+	}
+	return []zone.Live{{ID: "x", Rule: "10.82.0.10 02:00:00:00:00:01 → 10.81.0.10 tcp 443", Remaining: 40 * time.Second, Packets: 7}}, nil
+}
+
+func (f *fakeAPI) putObject(r *http.Request) (any, *api.Problem) {
+	h := sha256.New()
+	n, _ := io.Copy(h, r.Body)
+	got := digest.SHA256(h.Sum(nil))
+	if got.String() != r.PathValue("sha256") || n != r.ContentLength {
+		return nil, refuse(event.DigestMismatch, "the bytes are others", "")
+	}
+	f.objects[got] = n
+	return struct{}{}, nil
+}
+
+func (f *fakeAPI) listTemplates(*http.Request) (any, *api.Problem) {
+	list := []api.Template{}
+	for _, t := range f.templates {
+		list = append(list, *t)
+	}
+	return list, nil
+}
+
+func (f *fakeAPI) register(r *http.Request) (any, *api.Problem) {
+	var req api.RegisterTemplate
+	if err := strictjson.Read(r.Body, 4<<20, &req); err != nil {
+		return nil, refuse(event.BadRequest, err.Error(), "")
+	}
+	t := &api.Template{Name: req.Name, SHA256: req.SHA256, Size: req.Size, Created: req.Created}
+	f.templates[req.Name] = t
+	return t, nil
+}
+
+func (f *fakeAPI) putImage(r *http.Request) (any, *api.Problem) {
+	h := sha256.New()
+	io.Copy(h, r.Body)
+	t, ok := f.templates[r.PathValue("n")]
+	if !ok || digest.SHA256(h.Sum(nil)) != t.SHA256 {
+		return nil, refuse(event.DigestMismatch, "the image is another", "")
+	}
+	t.Hosts = []string{"alpha"}
+	return struct{}{}, nil
+}
+
+func (f *fakeAPI) deleteTemplate(r *http.Request) (any, *api.Problem) {
+	if _, ok := f.templates[r.PathValue("n")]; !ok {
+		return nil, refuse(event.UnknownTemplate, "there is no such template", "foothold template list")
+	}
+	delete(f.templates, r.PathValue("n"))
+	return struct{}{}, nil
+}
+
+func (f *fakeAPI) hosts(*http.Request) (any, *api.Problem) {
+	return []api.Host{{Name: "alpha", API: netip.MustParseAddrPort("10.83.0.10:8443"), Location: "hall 1, rack 7",
+		Asset: "A-17", Software: "lab", Standing: "good", VMs: len(f.vms)}}, nil
+}
+
+func (f *fakeAPI) status(*http.Request) (any, *api.Problem) {
+	return api.Status{Version: "v0", Profile: "lab", Epoch: 1, VMs: len(f.vms),
+		Zones: []api.ZoneState{{Zone: zone.External, Wanted: 4, Live: 3, Seen: time.Now()}}}, nil
+}
+
+// events answers two entries, and when following two more.
+func (f *fakeAPI) events(w http.ResponseWriter, r *http.Request) {
+	entry := func(seq int64) api.JournalEntry {
+		return api.JournalEntry{Seq: seq, VM: r.URL.Query().Get("vm"), Event: event.Event{Seq: seq, Time: time.Now(),
+			Source: "orchestrator/main", Kind: "vm.reserved", Detail: map[string]string{"address": "10.82.0.10"}}}
+	}
+	if r.URL.Query().Get("follow") != "true" {
+		json.NewEncoder(w).Encode([]api.JournalEntry{entry(1), entry(2)})
+		return
+	}
+	for seq := int64(1); seq <= 4; seq++ {
+		line, _ := json.Marshal(entry(seq))
+		fmt.Fprintf(w, "%s\n\n", line)
+		w.(http.Flusher).Flush()
+	}
+}
