@@ -45,13 +45,20 @@ func exitCodes() *cobra.Command {
 	return &cobra.Command{Use: "exit-codes", Short: "What the exit codes mean", Long: exitHelp}
 }
 
-// exitError carries an exit code up to main.
+// exitError carries an exit code up to main. Without err there is nothing more to
+// say: a command run by `lab exec` has said it.
 type exitError struct {
 	code int
 	err  error
 }
 
-func (e *exitError) Error() string { return e.err.Error() }
+func (e *exitError) Error() string {
+	if e.err == nil {
+		return fmt.Sprintf("exit code %d", e.code)
+	}
+	return e.err.Error()
+}
+
 func (e *exitError) Unwrap() error { return e.err }
 
 // usage is an error of the command line.
@@ -85,6 +92,10 @@ func exitCode(err error) int {
 
 // tell writes an error to w.
 func tell(w io.Writer, err error) {
+	var coded *exitError
+	if errors.As(err, &coded) && coded.err == nil {
+		return
+	}
 	if errors.Is(err, context.Canceled) {
 		err = errors.New("interrupted")
 	}

@@ -19,6 +19,7 @@ var commands = []func() *cobra.Command{
 	eventsCommand,
 	statusCommand,
 	contextCommand,
+	labCommand,
 	exitCodes,
 	versionCommand,
 }

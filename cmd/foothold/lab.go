@@ -1,0 +1,384 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"foothold/lab"
+	"foothold/lab/control"
+	"foothold/lab/preflight"
+	"foothold/lab/supervisor"
+)
+
+func labCommand() *cobra.Command {
+	var dir string
+	cmd := &cobra.Command{
+		Use:   "lab",
+		Short: "Run the whole system on this machine, in namespaces",
+		Long: `Run the whole system on this machine, in namespaces: the tenant's data centre, the
+DMZ with its firewalls, and a provider's hypervisor with a TPM, each daemon a process
+in a network of its own. It needs no root and leaves nothing behind.`,
+		Example: `  foothold lab up
+  foothold lab exec tenant -- ip route
+  foothold lab down`,
+	}
+	cmd.PersistentFlags().StringVar(&dir, "state", "", "the lab's directory (default $XDG_STATE_HOME/foothold/lab, or ~/.local/state/foothold/lab)")
+	state := func() (lab.State, error) {
+		if dir == "" {
+			var err error
+			if dir, err = defaultLab(); err != nil {
+				return lab.State{}, err
+			}
+		}
+		return lab.Open(dir)
+	}
+	cmd.AddCommand(labUp(state), labDown(state), labStatus(state), labLogs(state), labExec(state), labFetch(state), labRestart(state), labPreflight())
+	cmd.AddCommand(labInner()...)
+	return cmd
+}
+
+type openLab func() (lab.State, error)
+
+func defaultLab() (string, error) {
+	if base := os.Getenv("XDG_STATE_HOME"); filepath.IsAbs(base) {
+		return filepath.Join(base, "foothold", "lab"), nil
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return "", fmt.Errorf("find home directory (give --state DIR): %w", err)
+	}
+	return filepath.Join(home, ".local", "state", "foothold", "lab"), nil
+}
+
+func labUp(open openLab) *cobra.Command {
+	return &cobra.Command{
+		Use:   "up",
+		Short: "Start the lab, making its keys and configurations the first time",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			state, err := open()
+			if err != nil {
+				return err
+			}
+			if err := checkPreflight(cmd.ErrOrStderr()); err != nil {
+				return err
+			}
+			began := time.Now()
+			out := cmd.ErrOrStderr()
+			err = supervisor.Start(cmd.Context(), state, func(s supervisor.Step) {
+				fmt.Fprintf(out, "  %-46s %6.1f s\n", s.Text, s.Seconds)
+			})
+			if errors.Is(err, supervisor.ErrUp) {
+				fmt.Fprintf(out, "the lab in %s is up already\n", state.Dir)
+				err = nil
+			} else if err == nil {
+				fmt.Fprintf(out, "the lab is up after %.1f s; `foothold lab status` shows it\n", time.Since(began).Seconds())
+			}
+			if err != nil {
+				return fmt.Errorf("lab up: %w", err)
+			}
+			_, err = fmt.Fprintln(cmd.OutOrStdout(), state.Context())
+			return err
+		},
+	}
+}
+
+func labDown(open openLab) *cobra.Command {
+	return &cobra.Command{
+		Use:   "down",
+		Short: "End the lab; its keys, VMs' volumes and logs stay in the state directory",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			state, err := open()
+			if err != nil {
+				return err
+			}
+			return supervisor.Down(cmd.Context(), state)
+		},
+	}
+}
+
+func labStatus(open openLab) *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show what runs in the lab",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			state, err := open()
+			if err != nil {
+				return err
+			}
+			reply, err := control.Call(cmd.Context(), state.Run(), control.Request{Op: control.OpStatus})
+			if errors.Is(err, control.ErrDown) {
+				return fmt.Errorf("%w: `foothold lab up --state %s` starts it", err, state.Dir)
+			}
+			if err != nil {
+				return err
+			}
+			reply.Status.PID, _ = supervisor.Running(state)
+			if asJSON {
+				return json.NewEncoder(cmd.OutOrStdout()).Encode(reply.Status)
+			}
+			return printStatus(cmd.OutOrStdout(), reply.Status)
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object")
+	return cmd
+}
+
+func printStatus(w io.Writer, st *control.Status) error {
+	fmt.Fprintf(w, "lab      %s\nup for   %s (process %d)\nAPI      https://%s\ncontext  %s\nVMs run  with %s\n\n",
+		st.State, time.Since(st.Since).Round(time.Second), st.PID, st.API, st.Context, st.Accel)
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "DAEMON\tPLACE\tSTATE\tFOR\tRESTARTS\tLAST EXIT")
+	for _, d := range st.Daemons {
+		since := "-"
+		if !d.Since.IsZero() {
+			since = time.Since(d.Since).Round(time.Second).String()
+		}
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%d\t%s\n", d.Name, d.Place, d.State, since, d.Restarts, d.LastExit)
+	}
+	fmt.Fprintln(table, "\nPLACE\tADDRESSES\tWHAT IT IS")
+	for _, p := range lab.Places() {
+		var addresses []string
+		for _, port := range p.Ports {
+			addresses = append(addresses, port.Address.Addr().String())
+		}
+		fmt.Fprintf(table, "%s\t%s\t%s\n", p.Name, strings.Join(addresses, " "), p.About)
+	}
+	return table.Flush()
+}
+
+func labRestart(open openLab) *cobra.Command {
+	var sig int
+	cmd := &cobra.Command{
+		Use:   "restart DAEMON",
+		Short: "Kill a daemon; the lab starts it again",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			state, err := open()
+			if err != nil {
+				return err
+			}
+			_, err = control.Call(cmd.Context(), state.Run(), control.Request{Op: control.OpKill, Name: args[0], Signal: sig})
+			return err
+		},
+	}
+	cmd.Flags().IntVar(&sig, "signal", int(syscall.SIGTERM), "the signal's number")
+	return cmd
+}
+
+func labExec(open openLab) *cobra.Command {
+	return &cobra.Command{
+		Use:     "exec PLACE -- COMMAND [ARGUMENT...]",
+		Short:   "Run a command from a place of the lab",
+		Example: "  foothold lab exec external -- nft list ruleset",
+		Args:    cobra.MinimumNArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			state, err := open()
+			if err != nil {
+				return err
+			}
+			return execIn(cmd.Context(), state, args[0], args[1:])
+		},
+	}
+}
+
+func labFetch(open openLab) *cobra.Command {
+	var from string
+	cmd := &cobra.Command{
+		Use:     "fetch URL",
+		Short:   "Fetch a page from a place of the lab",
+		Example: "  foothold lab fetch http://10.80.0.20/",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			state, err := open()
+			if err != nil {
+				return err
+			}
+			self, err := os.Executable()
+			if err != nil {
+				return fmt.Errorf("find own program: %w", err)
+			}
+			return execIn(cmd.Context(), state, from, []string{self, "lab", "get", args[0]})
+		},
+	}
+	cmd.Flags().StringVar(&from, "from", lab.Tenant, "the place that asks")
+	return cmd
+}
+
+// execIn runs a command in a place with this process's standard files, passes
+// signals on, and ends with the command's exit code.
+func execIn(ctx context.Context, state lab.State, place string, args []string) error {
+	cwd, err := os.Getwd()
+	if err != nil {
+		return fmt.Errorf("find working directory: %w", err)
+	}
+	if strings.Contains(args[0], "/") && !filepath.IsAbs(args[0]) {
+		args[0] = filepath.Join(cwd, args[0])
+	}
+	c, err := control.Dial(state.Run())
+	if err != nil {
+		return fmt.Errorf("%w: `foothold lab up --state %s` starts it", err, state.Dir)
+	}
+	defer c.Close()
+	req := control.Request{Op: control.OpExec, Name: place, Args: args, Env: os.Environ(), Dir: cwd}
+	if err := c.Send(req, os.Stdin, os.Stdout, os.Stderr); err != nil {
+		return err
+	}
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT)
+	go func() {
+		for sig := range signals {
+			c.Send(control.Signal{Signal: int(sig.(syscall.Signal))})
+		}
+	}()
+	var reply control.Reply
+	if _, err := c.Receive(&reply); err != nil {
+		return fmt.Errorf("the lab ended: %w", err)
+	}
+	if reply.Error != "" {
+		return &exitError{max(reply.Code, exitFailure), errors.New(reply.Error)}
+	}
+	if reply.Code != 0 {
+		return &exitError{reply.Code, nil}
+	}
+	return nil
+}
+
+func labLogs(open openLab) *cobra.Command {
+	var follow bool
+	var lines int
+	cmd := &cobra.Command{
+		Use:   "logs [DAEMON...]",
+		Short: "Show the daemons' logs",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			state, err := open()
+			if err != nil {
+				return err
+			}
+			var files []string
+			for _, name := range args {
+				if strings.ContainsAny(name, "/.") {
+					return &exitError{exitUsage, fmt.Errorf("%q is no daemon's name", name)}
+				}
+				files = append(files, state.Log(name))
+			}
+			if len(files) == 0 {
+				if files, err = filepath.Glob(state.Log("*")); err != nil {
+					return fmt.Errorf("find logs: %w", err)
+				}
+			}
+			if len(files) == 0 {
+				return errors.New("there are no logs yet")
+			}
+			argv := []string{fmt.Sprintf("--lines=%d", lines)}
+			if follow {
+				argv = append(argv, "--follow=name", "--retry")
+			}
+			tail := exec.CommandContext(cmd.Context(), "tail", append(argv, files...)...)
+			tail.Stdout, tail.Stderr = cmd.OutOrStdout(), cmd.ErrOrStderr()
+			if err := tail.Run(); err != nil && cmd.Context().Err() == nil {
+				return fmt.Errorf("show logs: %w", err)
+			}
+			return nil
+		},
+	}
+	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on as the logs grow")
+	cmd.Flags().IntVarP(&lines, "lines", "n", 50, "lines of each log")
+	return cmd
+}
+
+func labPreflight() *cobra.Command {
+	var packages bool
+	cmd := &cobra.Command{
+		Use:   "preflight",
+		Short: "Say what this machine lacks, with the line that mends it",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if packages {
+				_, err := fmt.Fprintln(cmd.OutOrStdout(), strings.Join(preflight.MissingPackages(), " "))
+				return err
+			}
+			return checkPreflight(cmd.ErrOrStderr())
+		},
+	}
+	cmd.Flags().BoolVar(&packages, "packages", false, "print only the names of missing packages")
+	return cmd
+}
+
+func checkPreflight(w io.Writer) error {
+	findings := preflight.Check()
+	for _, f := range findings {
+		fmt.Fprintf(w, "missing: %s\n    %s\n", f.What, f.Mend)
+	}
+	if len(findings) > 0 {
+		return &exitError{exitMissing, fmt.Errorf("preflight: %d thing(s) missing; run the lines above", len(findings))}
+	}
+	return nil
+}
+
+// labInner are the commands that the lab runs inside itself.
+func labInner() []*cobra.Command {
+	hidden := func(use string, args cobra.PositionalArgs, run func(ctx context.Context, w io.Writer, args []string) error) *cobra.Command {
+		return &cobra.Command{Use: use, Hidden: true, Args: args, DisableFlagParsing: true,
+			RunE: func(cmd *cobra.Command, args []string) error {
+				return run(cmd.Context(), cmd.OutOrStdout(), args)
+			}}
+	}
+	return []*cobra.Command{
+		hidden("init", cobra.ExactArgs(1), func(_ context.Context, _ io.Writer, args []string) error { return supervisor.Init(args) }),
+		hidden("supervise", cobra.ExactArgs(1), func(_ context.Context, _ io.Writer, args []string) error {
+			return supervisor.Run(args[0])
+		}),
+		hidden("confine", cobra.ExactArgs(1), func(_ context.Context, _ io.Writer, args []string) error { return supervisor.Confine(args[0]) }),
+		hidden("page", cobra.NoArgs, func(ctx context.Context, _ io.Writer, _ []string) error { return intranetPage(ctx) }),
+		hidden("get", cobra.ExactArgs(1), func(ctx context.Context, w io.Writer, args []string) error { return getPage(ctx, w, args[0]) }),
+	}
+}
+
+// intranetPage serves the page that stands for the tenant's intranet.
+func intranetPage(ctx context.Context) error {
+	return lab.ServePage(ctx)
+}
+
+// fetchLimit bounds a fetched page in bytes.
+const fetchLimit = 16 << 20
+
+func getPage(ctx context.Context, w io.Writer, url string) error {
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return &exitError{exitUsage, fmt.Errorf("fetch: %w", err)}
+	}
+	client := &http.Client{Transport: &http.Transport{DialContext: (&net.Dialer{Timeout: 10 * time.Second}).DialContext}}
+	rsp, err := client.Do(req)
+	if err != nil {
+		return fmt.Errorf("fetch: %w", err)
+	}
+	defer rsp.Body.Close()
+	if _, err := io.Copy(w, io.LimitReader(rsp.Body, fetchLimit)); err != nil {
+		return fmt.Errorf("fetch %s: %w", url, err)
+	}
+	if rsp.StatusCode != http.StatusOK {
+		return fmt.Errorf("fetch %s: %s", url, rsp.Status)
+	}
+	return nil
+}
