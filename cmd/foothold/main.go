@@ -22,6 +22,7 @@ var commands = []func() *cobra.Command{
 	labCommand,
 	exitCodes,
 	versionCommand,
+	firewallCommand,
 }
 
 func main() {

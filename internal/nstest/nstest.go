@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"runtime"
 	"syscall"
 	"testing"
 )
@@ -17,6 +18,10 @@ const marker = "FOOTHOLD_TEST_NAMESPACE"
 // mount and network namespaces, where it is root, and returns its exit code.
 func Main(m *testing.M) int {
 	if os.Getenv(marker) != "" {
+		if err := upLoopback(); err != nil {
+			fmt.Fprintln(os.Stderr, "nstest:", err)
+			return 1
+		}
 		return m.Run()
 	}
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
@@ -28,6 +33,7 @@ func Main(m *testing.M) int {
 		GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}},
 		Pdeathsig:   syscall.SIGKILL,
 	}
+	runtime.LockOSThread() // the death signal follows the thread
 	if err := cmd.Run(); err != nil {
 		fmt.Fprintln(os.Stderr, "nstest:", err)
 		if cmd.ProcessState != nil && cmd.ProcessState.ExitCode() > 0 {

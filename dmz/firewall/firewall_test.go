@@ -1,0 +1,291 @@
+package firewall
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"foothold/dmz/upstream/upstreamtest"
+	"foothold/internal/config"
+	"foothold/internal/mtls"
+	"foothold/internal/nstest"
+	"foothold/protocol/event"
+	"foothold/protocol/zone"
+
+	"github.com/goccy/go-yaml"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+const daemonConfig = "FOOTHOLD_TEST_FIREWALL"
+
+// TestMain runs the daemon itself when the test starts it as a process.
+func TestMain(m *testing.M) {
+	if file := os.Getenv(daemonConfig); file != "" {
+		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+		defer stop()
+		var c Config
+		err := config.Read(file, &c)
+		if err == nil {
+			err = Run(ctx, c)
+		}
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	os.Exit(nstest.Main(m))
+}
+
+const vmMAC = "02:f0:0a:52:00:0a"
+
+// world is vm, neighbour – external firewall – DMZ with the orchestrator.
+type world struct {
+	t           *testing.T
+	vm, fw, dmz *nstest.Place
+	orch        *upstreamtest.Orchestrator
+	conf        string
+	daemon      *exec.Cmd
+	log         *bytes.Buffer
+}
+
+func newWorld(t *testing.T) *world {
+	w := &world{t: t, vm: nstest.New(t), fw: nstest.New(t), dmz: nstest.New(t), orch: upstreamtest.New(t), log: &bytes.Buffer{}}
+	nstest.Link(t, nstest.End{Place: w.vm, Name: "eth0", Address: "10.82.0.10/24", MAC: vmMAC}, nstest.End{Place: w.fw, Name: "vpc0", Address: "10.82.0.1/24"})
+	nstest.Link(t, nstest.End{Place: w.dmz, Name: "eth0", Address: "10.81.0.10/24"}, nstest.End{Place: w.fw, Name: "dmz0", Address: "10.81.0.2/24"})
+	w.vm.Route(t, "", "10.82.0.1")
+	w.dmz.Route(t, "", "10.81.0.2")
+	w.orch.Serve(w.listen(w.dmz, "10.81.0.10:8443"))
+	c := Config{State: t.TempDir(), Zone: zone.External, Adjacent: "vpc0", Upstream: w.orch.Config(mtls.Firewall, zone.External),
+		Bootstrap: []Bootstrap{{From: "10.81.0.2/32", To: "10.81.0.10/32", Proto: "tcp", Port: 8443}}}
+	data, err := yaml.Marshal(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.conf = filepath.Join(t.TempDir(), "firewall.yaml")
+	if err := os.WriteFile(w.conf, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w.start()
+	return w
+}
+
+func (w *world) start() {
+	w.t.Helper()
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), daemonConfig+"="+w.conf)
+	cmd.Stderr = w.log
+	w.fw.Do(w.t, cmd.Start)
+	w.daemon = cmd
+	w.t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+}
+
+// stop ends the daemon in an orderly way, or by SIGKILL.
+func (w *world) stop(s syscall.Signal) {
+	w.t.Helper()
+	ended := make(chan error, 1)
+	if err := w.daemon.Process.Signal(s); err != nil {
+		w.t.Fatal(err)
+	}
+	go func() { ended <- w.daemon.Wait() }()
+	select {
+	case err := <-ended:
+		if s == syscall.SIGTERM && err != nil {
+			w.t.Errorf("daemon ended with %v:\n%s", err, w.log)
+		}
+	case <-time.After(5 * time.Second):
+		w.t.Fatalf("daemon does not end:\n%s", w.log)
+	}
+}
+
+func (w *world) listen(p *nstest.Place, addr string) net.Listener {
+	w.t.Helper()
+	var l net.Listener
+	p.Do(w.t, func() (err error) { l, err = net.Listen("tcp4", addr); return err })
+	w.t.Cleanup(func() { l.Close() })
+	return l
+}
+
+func (w *world) echo(p *nstest.Place, addr string) {
+	l := w.listen(p, addr)
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() { defer c.Close(); io.Copy(c, c) }()
+		}
+	}()
+}
+
+func (w *world) dial(p *nstest.Place, addr string, wait time.Duration) (c net.Conn, err error) {
+	w.t.Helper()
+	p.Do(w.t, func() error { c, err = net.DialTimeout("tcp4", addr, wait); return nil })
+	if err == nil {
+		w.t.Cleanup(func() { c.Close() })
+		err = ping(c, wait)
+	}
+	return c, err
+}
+
+func ping(c net.Conn, wait time.Duration) error {
+	c.SetDeadline(time.Now().Add(wait))
+	if _, err := c.Write([]byte("x")); err != nil {
+		return err
+	}
+	_, err := io.ReadFull(c, make([]byte, 1))
+	return err
+}
+
+func (w *world) blocked(p *nstest.Place, addr string) {
+	w.t.Helper()
+	_, err := w.dial(p, addr, 400*time.Millisecond)
+	var silent net.Error
+	if err == nil || !errors.As(err, &silent) || !silent.Timeout() {
+		w.t.Fatalf("to %s: %v, want silence", addr, err)
+	}
+}
+
+func (w *world) passes(p *nstest.Place, addr string) net.Conn {
+	w.t.Helper()
+	c, err := w.dial(p, addr, 3*time.Second)
+	if err != nil {
+		w.t.Fatalf("to %s: %v; daemon:\n%s", addr, err, w.log)
+	}
+	return c
+}
+
+func (w *world) neighbours() (out []string) {
+	w.t.Helper()
+	w.fw.Do(w.t, func() error {
+		l, err := netlink.LinkByName("vpc0")
+		if err != nil {
+			return err
+		}
+		list, err := netlink.NeighList(l.Attrs().Index, unix.AF_INET)
+		for _, n := range list {
+			if n.State == netlink.NUD_PERMANENT {
+				out = append(out, n.IP.String()+" "+n.HardwareAddr.String())
+			}
+		}
+		return err
+	})
+	return out
+}
+
+func document(revision int64, flows ...zone.Flow) zone.Document {
+	return zone.Document{Zone: zone.External, Epoch: 1, Revision: revision, Lease: 30 * time.Second, Flows: flows}
+}
+
+func bootFlow(ttl time.Duration) zone.Flow {
+	return zone.Flow{ID: "r1/boot", Reservation: "r1", Phase: "booting", Proto: "tcp", Port: 443, TTL: ttl,
+		From: zone.Endpoint{Prefix: netip.MustParsePrefix("10.82.0.10/32"), MAC: vmMAC}, To: zone.Endpoint{Prefix: netip.MustParsePrefix("10.81.0.10/32")}}
+}
+
+func live(revision int64, ids ...string) func(zone.Report) bool {
+	return func(r zone.Report) bool {
+		have := map[string]bool{}
+		for _, l := range r.Live {
+			if !strings.HasPrefix(l.ID, "bootstrap/") {
+				have[l.ID] = true
+			}
+		}
+		for _, id := range ids {
+			if !have[id] {
+				return false
+			}
+		}
+		return r.Revision == revision && r.Error == "" && len(have) == len(ids)
+	}
+}
+
+func TestFirewallCarriesOutDocuments(t *testing.T) {
+	w := newWorld(t)
+	w.echo(w.dmz, "10.81.0.10:443")
+	w.echo(w.dmz, "10.81.0.10:444")
+	w.orch.Publish(document(1))
+	w.orch.WaitReport("empty document", live(1))
+	w.blocked(w.vm, "10.81.0.10:443")
+	drop := w.orch.WaitEvent("drop", func(e event.Event) bool { return e.Kind == "firewall.dropped" && e.Detail["port"] == "443" })
+	if d := drop.Detail; d["from"] != "10.82.0.10" || d["to"] != "10.81.0.10" || d["protocol"] != "tcp" || d["interface"] != "vpc0" || d["mac"] != vmMAC || d["packets"] == "" {
+		t.Errorf("drop: %v", d)
+	}
+
+	w.orch.Publish(document(2, bootFlow(20*time.Second)))
+	w.orch.WaitReport("boot flow", live(2, "r1/boot"))
+	c := w.passes(w.vm, "10.81.0.10:443")
+	w.blocked(w.vm, "10.81.0.10:444")
+	w.blocked(w.vm, "10.81.0.10:8443") // the daemon's own way is not the VM's
+	w.blocked(w.dmz, "10.82.0.10:22")
+	if got := w.neighbours(); len(got) != 1 || got[0] != "10.82.0.10 "+vmMAC {
+		t.Errorf("neighbours: %v", got)
+	}
+
+	// Killed, the rules stay; started again, the same document is live with what is left of its time.
+	w.stop(syscall.SIGKILL)
+	if err := ping(c, 3*time.Second); err != nil {
+		t.Errorf("while the daemon is down: %v", err)
+	}
+	w.start()
+	w.orch.WaitEvent("second start", func(e event.Event) bool { return e.Kind == "daemon.started" && e.Seq == 1 && countStarts(w.orch) == 2 })
+	if err := ping(c, 3*time.Second); err != nil {
+		t.Errorf("after a restart: %v", err)
+	}
+
+	w.orch.Publish(document(3))
+	w.orch.WaitReport("withdrawn", live(3))
+	if err := ping(c, 400*time.Millisecond); err == nil {
+		t.Error("connection outlived its flow")
+	}
+	if got := w.neighbours(); len(got) != 0 {
+		t.Errorf("neighbours after the flow: %v", got)
+	}
+	w.stop(syscall.SIGTERM)
+}
+
+func countStarts(o *upstreamtest.Orchestrator) (n int) {
+	for _, e := range o.Events() {
+		if e.Kind == "daemon.started" {
+			n++
+		}
+	}
+	return n
+}
+
+// Cut off from the orchestrator, what is open closes in time by itself.
+func TestFirewallAloneClosesOnTime(t *testing.T) {
+	w := newWorld(t)
+	w.echo(w.dmz, "10.81.0.10:443")
+	start := time.Now()
+	w.orch.Publish(document(1, bootFlow(3*time.Second)))
+	w.orch.WaitReport("boot flow", live(1, "r1/boot"))
+	c := w.passes(w.vm, "10.81.0.10:443")
+	w.orch.Stop()
+	time.Sleep(time.Until(start.Add(3500 * time.Millisecond)))
+	if err := ping(c, 400*time.Millisecond); err == nil {
+		t.Error("connection outlived its flow")
+	}
+	w.blocked(w.vm, "10.81.0.10:443")
+	deadline := time.Now().Add(3 * sweepEvery)
+	for len(w.neighbours()) != 0 {
+		if time.Now().After(deadline) {
+			t.Fatalf("neighbours stay: %v", w.neighbours())
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	w.stop(syscall.SIGTERM)
+}
