@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"foothold/internal/durable"
 	"foothold/protocol/digest"
@@ -22,6 +23,17 @@ var guestModules = []string{
 	"virtio_blk", "aesni_intel", "xts", "sha256_ssse3", "hmac", "authenc", "dm_crypt", "dm_verity", "dm_integrity",
 	"erofs", "overlay", "ext4", "wireguard",
 }
+
+// Kernel command lines. The console is the VM's output-only serial port; a panic
+// ends the VM; only the kernel's own entropy sources and clocks are used.
+const (
+	LoaderCmdline = "console=ttyS0 quiet panic=-1"
+	GuestCmdline  = "console=ttyS0 quiet panic=-1"
+)
+
+// GuestModules lists the modules of the guest image by name, without those that
+// they need: the agent loads no other.
+func GuestModules() []string { return slices.Clone(guestModules) }
 
 // guestPrograms are the programs of the guest image, from the template's tree.
 var guestPrograms = []string{"/usr/sbin/cryptsetup", "/usr/sbin/veritysetup", "/usr/sbin/integritysetup", "/usr/sbin/dmsetup", "/usr/sbin/mkfs.ext4"}

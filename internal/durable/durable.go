@@ -73,6 +73,25 @@ func Publish(dir, place string) error {
 	return syncDir(filepath.Dir(place))
 }
 
+// Replace is Publish for a place that may hold an older folder: the two change places
+// in one step, then the old one is removed.
+func Replace(dir, place string) error {
+	if err := syncTree(dir); err != nil {
+		return fmt.Errorf("replace %s: %w", place, err)
+	}
+	err := unix.Renameat2(unix.AT_FDCWD, dir, unix.AT_FDCWD, place, unix.RENAME_EXCHANGE)
+	if errors.Is(err, unix.ENOENT) {
+		return Publish(dir, place)
+	}
+	if err != nil {
+		return fmt.Errorf("replace %s: %w", place, err)
+	}
+	if err := syncDir(filepath.Dir(place)); err != nil {
+		return err
+	}
+	return os.RemoveAll(dir)
+}
+
 // Lock takes the exclusive lock of a file, waiting for its holder until ctx ends.
 // The lock ends with unlock or with the process.
 func Lock(ctx context.Context, path string) (unlock func(), err error) {

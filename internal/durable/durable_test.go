@@ -51,6 +51,26 @@ func TestPublishRefusesATakenPlace(t *testing.T) {
 	}
 }
 
+func TestReplaceSwapsWhole(t *testing.T) {
+	dir := t.TempDir()
+	place := filepath.Join(dir, "place")
+	for _, version := range []string{"first", "second"} {
+		fresh := filepath.Join(dir, version)
+		os.Mkdir(fresh, 0o755)
+		os.WriteFile(filepath.Join(fresh, version), nil, 0o644)
+		if err := Replace(fresh, place); err != nil {
+			t.Fatal(err)
+		}
+		left, _ := os.ReadDir(place)
+		if len(left) != 1 || left[0].Name() != version {
+			t.Errorf("after the %s: %v", version, left)
+		}
+		if _, err := os.Stat(fresh); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("the %s leaves its folder: %v", version, err)
+		}
+	}
+}
+
 func TestLockWaitsForItsHolder(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "lock")
 	unlock, err := Lock(t.Context(), path)

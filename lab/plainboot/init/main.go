@@ -1,0 +1,234 @@
+// Command init is the first process of a plain boot: the template's OS without
+// encryption, attestation or tunnel, as the yardstick for what Foothold adds.
+//
+// Kernel arguments: plainboot.address=IP/PREFIX, plainboot.gateway=IP. Disks: vda is
+// the OS image, vdb (where present) an ext4 volume. /workload is started as a
+// service. With plainboot.crypt=1 vda is opened first as in a real start, from
+// /header, /passphrase and /verity.
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"foothold/internal/kmod"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+const root = "/sysroot"
+
+// unit runs the workload as an agent would: as a user of its own, without rights.
+const unit = `[Unit]
+Description=Workload
+[Service]
+ExecStart=/run/foothold/workload
+DynamicUser=yes
+NoNewPrivileges=yes
+`
+
+func main() {
+	if err := start(); err != nil {
+		fmt.Println("PLAINBOOT failed:", err)
+		unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
+	}
+}
+
+func start() error {
+	if err := mountAll([][3]string{{"proc", "/proc", ""}, {"sysfs", "/sys", ""}, {"devtmpfs", "/dev", ""}, {"tmpfs", "/run", "mode=0755"}}); err != nil {
+		return err
+	}
+	say("first process")
+	args, err := arguments()
+	if err != nil {
+		return err
+	}
+	set, err := kmod.Open()
+	if err != nil {
+		return err
+	}
+	if err := set.Load("virtio_pci", "virtio_net", "virtio_blk", "erofs", "overlay"); err != nil {
+		return err
+	}
+	if err := network(args["plainboot.address"], args["plainboot.gateway"]); err != nil {
+		return err
+	}
+	disk := "/dev/vda"
+	if args["plainboot.crypt"] == "1" {
+		if err := set.LoadAll(); err != nil {
+			return err
+		}
+		if disk, err = open(); err != nil {
+			return err
+		}
+		say("disk opened")
+	}
+	if err := mountOS(disk); err != nil {
+		return err
+	}
+	if err := placeWorkload(); err != nil {
+		return err
+	}
+	say("handing over to systemd")
+	return switchRoot(args["plainboot.systemd"])
+}
+
+// say puts a milestone and the time since the kernel's start on the console.
+func say(what string) {
+	up, _ := os.ReadFile("/proc/uptime")
+	fmt.Printf("PLAINBOOT %s at %s\n", what, strings.Fields(string(up) + " ? ?")[0])
+}
+
+// arguments are the kernel command line's NAME=VALUE words.
+func arguments() (map[string]string, error) {
+	line, err := os.ReadFile("/proc/cmdline")
+	if err != nil {
+		return nil, err
+	}
+	args := map[string]string{}
+	for _, word := range strings.Fields(string(line)) {
+		name, value, _ := strings.Cut(word, "=")
+		args[name] = value
+	}
+	return args, nil
+}
+
+func network(address, gateway string) error {
+	link, err := netlink.LinkByName("eth0")
+	if err != nil {
+		return fmt.Errorf("find network card: %w", err)
+	}
+	addr, err := netlink.ParseAddr(address)
+	if err != nil {
+		return fmt.Errorf("read address: %w", err)
+	}
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		return err
+	}
+	return errors.Join(netlink.LinkSetUp(lo), netlink.AddrAdd(link, addr), netlink.LinkSetUp(link),
+		netlink.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Gw: net.ParseIP(gateway)}))
+}
+
+// open opens the encrypted, verified disk as the agent does.
+func open() (string, error) {
+	passphrase, err := os.ReadFile("/passphrase")
+	if err != nil {
+		return "", err
+	}
+	verity, err := os.ReadFile("/verity") // ROOTHASH OFFSET
+	if err != nil {
+		return "", err
+	}
+	words := strings.Fields(string(verity))
+	if err := os.MkdirAll("/run/cryptsetup", 0o700); err != nil {
+		return "", err
+	}
+	crypt := exec.Command("/usr/sbin/cryptsetup", "open", "--type", "luks2", "--header", "/header", "--key-file", "-", "--readonly",
+		"--perf-no_read_workqueue", "/dev/vda", "template")
+	crypt.Stdin = bytes.NewReader(passphrase)
+	if out, err := crypt.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("cryptsetup open: %w: %s", err, out)
+	}
+	say("decrypted")
+	check := exec.Command("/usr/sbin/veritysetup", "open", "/dev/mapper/template", "os", "/dev/mapper/template", words[0], "--hash-offset="+words[1])
+	if out, err := check.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("veritysetup open: %w: %s", err, out)
+	}
+	return "/dev/mapper/os", nil
+}
+
+// mountOS mounts the OS as package template's documentation says.
+func mountOS(disk string) error {
+	if err := unix.Mkdir(root, 0o755); err != nil {
+		return err
+	}
+	if err := unix.Mount(disk, root, "erofs", unix.MS_RDONLY|unix.MS_NODEV|unix.MS_NOSUID, ""); err != nil {
+		return fmt.Errorf("mount OS: %w", err)
+	}
+	volume := "/run/volume"
+	if err := unix.Mkdir(volume, 0o700); err != nil {
+		return err
+	}
+	if err := unix.Mount("/dev/vdb", volume, "ext4", unix.MS_NODEV|unix.MS_NOSUID, ""); errors.Is(err, unix.ENOENT) {
+		err = unix.Mount("tmpfs", volume, "tmpfs", 0, "mode=0700")
+	} else if err != nil {
+		return fmt.Errorf("mount volume: %w", err)
+	}
+	for _, dir := range []string{"var", "home", "root", "srv"} {
+		source := filepath.Join(volume, dir)
+		if err := os.MkdirAll(source, 0o755); err != nil {
+			return err
+		}
+		if err := unix.Mount(source, filepath.Join(root, dir), "", unix.MS_BIND, ""); err != nil {
+			return fmt.Errorf("mount /%s: %w", dir, err)
+		}
+	}
+	for _, dir := range []string{"/run/etc", "/run/etc/upper", "/run/etc/work"} {
+		if err := unix.Mkdir(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	if err := unix.Mount("overlay", root+"/etc", "overlay", unix.MS_NODEV|unix.MS_NOSUID,
+		"lowerdir="+root+"/etc,upperdir=/run/etc/upper,workdir=/run/etc/work"); err != nil {
+		return fmt.Errorf("mount /etc: %w", err)
+	}
+	if err := os.WriteFile(root+"/etc/machine-id", []byte(strings.Repeat("5", 32)+"\n"), 0o444); err != nil {
+		return err
+	}
+	return unix.Mount("tmpfs", root+"/tmp", "tmpfs", unix.MS_NODEV|unix.MS_NOSUID, "mode=1777")
+}
+
+// placeWorkload puts the workload and its unit under /run.
+func placeWorkload() error {
+	program, err := os.ReadFile("/workload")
+	if err != nil {
+		return err
+	}
+	wants := "/run/systemd/system/multi-user.target.wants"
+	if err := errors.Join(os.MkdirAll("/run/foothold", 0o755), os.MkdirAll(wants, 0o755)); err != nil {
+		return err
+	}
+	return errors.Join(os.WriteFile("/run/foothold/workload", program, 0o755),
+		os.WriteFile("/run/systemd/system/foothold-workload.service", []byte(unit), 0o644),
+		os.Symlink("../foothold-workload.service", wants+"/foothold-workload.service"))
+}
+
+// switchRoot moves the mounts into the OS and becomes its systemd.
+func switchRoot(extra string) error {
+	for _, dir := range []string{"/dev", "/proc", "/sys", "/run"} {
+		if err := unix.Mount(dir, root+dir, "", unix.MS_MOVE, ""); err != nil {
+			return fmt.Errorf("move %s: %w", dir, err)
+		}
+	}
+	if err := unix.Chdir(root); err != nil {
+		return err
+	}
+	if err := unix.Mount(root, "/", "", unix.MS_MOVE, ""); err != nil {
+		return fmt.Errorf("switch root: %w", err)
+	}
+	if err := errors.Join(unix.Chroot("."), unix.Chdir("/")); err != nil {
+		return err
+	}
+	args := []string{"/sbin/init"}
+	if extra != "" {
+		args = append(args, strings.Split(extra, ",")...)
+	}
+	return unix.Exec("/sbin/init", args, []string{"PATH=/usr/sbin:/usr/bin"})
+}
+
+func mountAll(list [][3]string) error {
+	for _, m := range list {
+		if err := unix.Mount(m[0], m[1], m[0], unix.MS_NOSUID, m[2]); err != nil {
+			return fmt.Errorf("mount %s: %w", m[1], err)
+		}
+	}
+	return nil
+}
