@@ -1,0 +1,164 @@
+package verify
+
+import (
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"foothold/protocol/digest"
+	"foothold/protocol/evidence"
+	"foothold/protocol/pcr"
+	"foothold/protocol/vmspec"
+)
+
+// BootExpectation is what the tenant knows when a boot quote arrives (act 5).
+type BootExpectation struct {
+	Reservation string      `json:"reservation"`
+	Start       int         `json:"start"`
+	Host        string      `json:"host"`     // that acknowledged this VM's creation
+	Settings    vmspec.Spec `json:"settings"` // the reservation's own copy
+	Nonce       []byte      `json:"nonce"`    // ours; fresh and unused as the ledger has just found
+	Clock       Clock       `json:"clock"`    // last stored for the host; zero if it was never quoted
+	Claim       *Claim      `json:"claim,omitempty"`
+}
+
+// Claim is what the host says that it started (hostapi.VM). It serves to explain a
+// refusal, never to accept.
+type Claim struct {
+	Settings digest.SHA256   `json:"settings"`
+	Firmware vmspec.Firmware `json:"firmware"`
+}
+
+// BootEvidence is the boot server's end of the tunnel, the quote that came through it,
+// and the host's log.
+type BootEvidence struct {
+	ExporterHash digest.SHA256  `json:"exporter_hash"`
+	ServerLeaf   []byte         `json:"server_leaf"` // DER
+	LoaderLeaf   []byte         `json:"loader_leaf"` // DER
+	VMKey        []byte         `json:"vm_key"`
+	Quote        evidence.Quote `json:"quote"`
+	Log          []pcr.Event    `json:"log"`
+}
+
+// Boot judges a boot quote. The permission is nil unless every check held.
+func (v *Verifier) Boot(x BootExpectation, e BootEvidence) (*Admitted, Verdict) {
+	return v.boot(x, e, v.now())
+}
+
+func (v *Verifier) boot(x BootExpectation, e BootEvidence, at time.Time) (*Admitted, Verdict) {
+	settings := x.Settings.Digest()
+	tunnel := evidence.Tunnel(e.ExporterHash, e.ServerLeaf, e.LoaderLeaf, e.VMKey)
+	j := v.begin(evidence.RoleBoot, x.Reservation, x.Start, x.Host, at)
+	j.verdict.VMKey, j.verdict.Tunnel = slices.Clone(e.VMKey), tunnel
+	j.bootInput(x, e)
+	j.log(e.Log)
+
+	firmware := j.firmware()
+	want := map[int]digest.SHA256{
+		pcr.VM:     vm(firmware, settings),
+		pcr.Tunnel: pcr.Extend(digest.SHA256{}, tunnel),
+	}
+	other := map[int][]candidate{
+		pcr.VM:     j.claimed(x.Claim, firmware, settings),
+		pcr.Tunnel: {{value: digest.SHA256{}, says: "was not extended with a tunnel"}},
+	}
+	j.quote(e.Quote, quoteExpectation{
+		binding:   evidence.Binding(evidence.RoleBoot, x.Reservation, tunnel, settings, x.Nonce),
+		selection: pcr.BootSelection(),
+		registers: want,
+		others:    other,
+		log:       e.Log,
+		clock:     x.Clock,
+	})
+	return j.end(x.Nonce, digest.SHA256{}, e.Quote, stored{Boot: &bootRecord{x, e}})
+}
+
+// bootInput checks what enters the transcripts. A compromised boot server chooses the
+// evidence, so nothing of it is taken for well-formed.
+func (j *judgement) bootInput(x BootExpectation, e BootEvidence) {
+	if err := x.Settings.Validate(); err != nil {
+		j.find("input", "%v", err)
+	}
+	if x.Settings.Reservation != x.Reservation || x.Settings.Start != x.Start {
+		j.find("input", "the settings are of start %d of %s", x.Settings.Start, x.Settings.Reservation)
+	}
+	j.nonce(x.Nonce)
+	if e.ExporterHash.IsZero() {
+		j.find("input", "no exporter value of the tunnel")
+	}
+	if len(e.VMKey) != 32 {
+		j.find("input", "the VM's key has %d bytes, want 32", len(e.VMKey))
+	}
+	if _, err := certificate(e.LoaderLeaf); err != nil {
+		j.find("input", "the loader's certificate: %v", err)
+	}
+	if err := believable(e.ServerLeaf, x.Settings.Boot, j.verdict.At); err != nil {
+		j.find("input", "the boot server's certificate: %v", err)
+	}
+}
+
+// believable reports whether the loader, by its measured settings, accepts this leaf.
+func believable(leaf []byte, boot vmspec.Boot, at time.Time) error {
+	cert, err := certificate(leaf)
+	if err != nil {
+		return err
+	}
+	ca, err := x509.ParseCertificate(boot.CA)
+	if err != nil {
+		return errors.New("the settings' boot authority is not a certificate")
+	}
+	roots := x509.NewCertPool()
+	roots.AddCert(ca)
+	_, err = cert.Verify(x509.VerifyOptions{
+		Roots: roots, DNSName: boot.ServerName, CurrentTime: at,
+		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+	})
+	return err
+}
+
+func certificate(der []byte) (*x509.Certificate, error) {
+	if len(der) == 0 || len(der) > maxLeaf {
+		return nil, fmt.Errorf("it has %d bytes, want 1 to %d", len(der), maxLeaf)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, errors.New("it is malformed")
+	}
+	return cert, nil
+}
+
+// firmware is the reference firmware, or zero where there are no reference values
+// (which is a finding of its own).
+func (j *judgement) firmware() vmspec.Firmware {
+	if j.platform == nil {
+		return vmspec.Firmware{}
+	}
+	return j.platform.doc.Firmware
+}
+
+// claimed are the values that PCR 16 would have if the host did what it says.
+func (j *judgement) claimed(c *Claim, want vmspec.Firmware, settings digest.SHA256) []candidate {
+	list := []candidate{{value: digest.SHA256{}, says: "was not extended with the VM's measurements"}}
+	if c == nil {
+		return list
+	}
+	var parts []string
+	differ := func(name string, got, want digest.SHA256) {
+		if got != want {
+			parts = append(parts, fmt.Sprintf("%s is %s, want %s", name, got, want))
+		}
+	}
+	differ("firmware", c.Firmware.BIOS, want.BIOS)
+	differ("loader kernel", c.Firmware.LoaderKernel, want.LoaderKernel)
+	differ("loader initramfs", c.Firmware.LoaderInitramfs, want.LoaderInitramfs)
+	differ("settings digest", c.Settings, settings)
+	if c.Firmware.LoaderCmdline != want.LoaderCmdline {
+		parts = append(parts, fmt.Sprintf("loader command line is %.200q, want %.200q", c.Firmware.LoaderCmdline, want.LoaderCmdline))
+	}
+	return append(list, candidate{
+		value: vm(c.Firmware, c.Settings),
+		says:  "holds what the host says it started: " + join(parts),
+	})
+}

@@ -1,0 +1,133 @@
+// Package verify decides whether a quote proves what it must, and is the only maker
+// of [Admitted], without which no component, key or certificate is released.
+//
+// A quote is accepted only if every one of these holds. All are checked, all that
+// fail are reported, and no option skips one:
+//
+//	inventory   the inventory is signed by the provider and has not expired
+//	host        the host that acknowledged the VM is in it, its keys are in order: AIK a
+//	            restricted signing key of a TPM, session key certified by that AIK
+//	platform    the host's release has reference values, of this installation's profile, in force
+//	input       the tunnel's parts and the settings are well-formed, and the boot server's
+//	            certificate is one that the settings let the loader believe
+//	quote       the quoted structure is exactly one TPMS_ATTEST, made by a TPM, for a quote
+//	signature   the AIK signed it, ECDSA with SHA-256
+//	binding     the qualifying data is the transcript of role, reservation, tunnel,
+//	            settings and nonce
+//	selection   exactly the registers of protocol/pcr, SHA-256 bank
+//	log         the host's log consists of the platform's files, in order, nothing else
+//	registers   PCR 16 as predicted from the reservation, PCR 23 as computed from our end
+//	            of the tunnel, the static ones as the reference values lead to
+//	clock       reset count, restart count and clock go on from the last quote of that AIK
+//
+// That the nonce is ours, fresh and unused is the ledger's to decide, in the swap that
+// uses it up, before it asks here.
+//
+// A quote holds one digest over all registers, so which register differs can only be
+// told by trying: the explanation tries the registers that the host's log and the
+// host's claims lead to. Explanations rest on claims; decisions do not.
+package verify
+
+import (
+	"errors"
+	"time"
+
+	"foothold/protocol/digest"
+	"foothold/protocol/event"
+	"foothold/protocol/evidence"
+)
+
+// Limits in bytes.
+const (
+	maxQuote = 1024     // TPMS_ATTEST, TPMT_SIGNATURE, as package evidence says
+	maxLeaf  = 16 << 10 // a certificate of the tunnel
+)
+
+// Config is what a verifier believes.
+type Config struct {
+	Inventory *Inventory       // from OpenInventory
+	Platforms []*Platform      // from OpenPlatform; a host's release is found by its name
+	Profile   string           // platform.Lab or platform.Production
+	Now       func() time.Time // time.Now, but in tests
+}
+
+// Verifier judges quotes. It is immutable and may be used by many goroutines.
+type Verifier struct {
+	inventory *Inventory
+	platforms map[string]*Platform
+	profile   string
+	now       func() time.Time
+}
+
+// New refuses an incomplete configuration: a missing part would be a skipped check.
+func New(c Config) (*Verifier, error) {
+	if c.Inventory == nil || c.Now == nil || len(c.Platforms) == 0 {
+		return nil, errors.New("verifier: needs an inventory, reference values and a clock")
+	}
+	if !validProfile(c.Profile) {
+		return nil, errors.New("verifier: profile must be lab or production")
+	}
+	v := &Verifier{inventory: c.Inventory, platforms: map[string]*Platform{}, profile: c.Profile, now: c.Now}
+	for _, p := range c.Platforms {
+		if p == nil || p.doc.Profile != c.Profile {
+			return nil, errors.New("verifier: reference values of another profile")
+		}
+		if v.platforms[p.doc.Name] != nil {
+			return nil, errors.New("verifier: two sets of reference values for release " + p.doc.Name)
+		}
+		v.platforms[p.doc.Name] = p
+	}
+	return v, nil
+}
+
+// Finding is one check that failed.
+type Finding struct {
+	Check  string `json:"check"` // as in the package's table
+	Detail string `json:"detail"`
+}
+
+func (f Finding) String() string { return f.Check + ": " + f.Detail }
+
+// Verdict is what was found. It is no permission: [Admitted] is.
+type Verdict struct {
+	Role        string
+	Reservation string
+	Start       int
+	Host        string
+	At          time.Time
+	Findings    []Finding
+	Digest      digest.SHA256 // names this verdict in the chain of its start
+	Previous    digest.SHA256 // static: the verdict before
+	Clock       Clock         // as the quote says; to be stored for the host if the verdict is good
+	Rebooted    bool          // the host has booted since the last clock: what ran on it before is gone
+	VMKey       []byte        // boot: the key that the quote admits
+	Tunnel      digest.SHA256 // boot: the tunnel measurement
+	Evidence    []byte        // JSON for [Verifier.Reverify]
+	good        bool
+}
+
+// Good reports whether every check held.
+func (v Verdict) Good() bool { return v.good && len(v.Findings) == 0 }
+
+// Err is nil for a good verdict, else a refusal with every finding.
+func (v Verdict) Err() error {
+	if v.Good() {
+		return nil
+	}
+	refusal := event.Refuse(event.QuoteRefused, "the %s quote of host %s for %s does not prove what it must", v.Role, v.Host, v.Reservation)
+	for _, f := range v.Findings {
+		refusal.Findings = append(refusal.Findings, f.String())
+	}
+	return refusal
+}
+
+// phases in which a role's verdict may be used. A role that is not here is refused.
+func phaseOf(role string) (string, bool) {
+	phase, ok := map[string]string{
+		evidence.RoleBoot:    "booting",
+		evidence.RoleUnlock:  "unlocking",
+		evidence.RoleConnect: "connecting",
+		evidence.RoleWatch:   "computing",
+	}[role]
+	return phase, ok
+}
