@@ -1,10 +1,14 @@
-// Package host is the agent on a hypervisor: VMs, their disks, the TPM.
 package host
 
 import (
+	"errors"
+	"fmt"
 	"net/netip"
+	"time"
 
 	"foothold/internal/mtls"
+	"foothold/protocol/vmspec"
+	"foothold/provider/qemu"
 )
 
 // Config is the host agent's configuration file. It is measured: one changed byte
@@ -27,7 +31,8 @@ type Config struct {
 	Log string `yaml:"log"`
 	// Inventory is the provider's signed inventory, served as it is.
 	Inventory string `yaml:"inventory"`
-	// QEMU, BIOS, LoaderKernel and LoaderInitramfs are the measured files of the platform.
+	// QEMU, BIOS, LoaderKernel and LoaderInitramfs are the measured files of the
+	// platform: the agent refuses one whose digest is not in Log.
 	QEMU            string `yaml:"qemu"`
 	BIOS            string `yaml:"bios"`
 	LoaderKernel    string `yaml:"loader_kernel"`
@@ -47,4 +52,69 @@ type Config struct {
 type Tenant struct {
 	Identity string `yaml:"identity"` // NAME in the client certificate's foothold:orchestrator:NAME
 	Tenant   string `yaml:"tenant"`
+}
+
+// Defaults of the times.
+const (
+	defaultBootTimeout = 60 * time.Second
+	defaultHoldTimeout = 5 * time.Second
+)
+
+// limits are the parsed times.
+type limits struct{ boot, hold time.Duration }
+
+// check refuses a configuration that lacks something or contradicts itself.
+func (c *Config) check() (limits, error) {
+	for field, value := range map[string]string{
+		"state": c.State, "tpm": c.TPM, "log": c.Log, "inventory": c.Inventory, "qemu": c.QEMU, "bios": c.BIOS,
+		"loader_kernel": c.LoaderKernel, "loader_initramfs": c.LoaderInitramfs, "bridge": c.Bridge,
+	} {
+		if value == "" {
+			return limits{}, fmt.Errorf("configuration: %s is missing", field)
+		}
+	}
+	switch {
+	case !vmspec.ValidName(c.Name):
+		return limits{}, errors.New("configuration: name: want a lower-case DNS label")
+	case !c.Listen.IsValid():
+		return limits{}, errors.New("configuration: listen: want ADDRESS:PORT")
+	case c.Accel != qemu.KVM && c.Accel != qemu.TCG:
+		return limits{}, errors.New("configuration: accel: want kvm or tcg")
+	case len(c.Tenants) == 0:
+		return limits{}, errors.New("configuration: tenants: want at least one")
+	}
+	seen := map[string]bool{}
+	for _, t := range c.Tenants {
+		if !vmspec.ValidName(t.Tenant) || t.Identity == "" || seen[t.Identity] {
+			return limits{}, fmt.Errorf("configuration: tenants: %q: want each identity once, with a lower-case DNS label as tenant", t.Identity)
+		}
+		seen[t.Identity] = true
+	}
+	boot, err := duration("boot_timeout", c.BootTimeout, defaultBootTimeout)
+	if err != nil {
+		return limits{}, err
+	}
+	hold, err := duration("hold_timeout", c.HoldTimeout, defaultHoldTimeout)
+	return limits{boot, hold}, err
+}
+
+func duration(field, text string, otherwise time.Duration) (time.Duration, error) {
+	if text == "" {
+		return otherwise, nil
+	}
+	d, err := time.ParseDuration(text)
+	if err != nil || d <= 0 {
+		return 0, fmt.Errorf("configuration: %s: want a positive duration such as %s", field, otherwise)
+	}
+	return d, nil
+}
+
+// tenant is the name under which the caller's VMs run.
+func (c *Config) tenant(identity string) (string, bool) {
+	for _, t := range c.Tenants {
+		if t.Identity == identity {
+			return t.Tenant, true
+		}
+	}
+	return "", false
 }

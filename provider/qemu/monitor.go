@@ -63,6 +63,7 @@ func newMonitor(conn net.Conn) (*monitor, error) {
 
 // read takes lines until the connection ends.
 func (m *monitor) read() {
+	defer m.conn.Close()
 	defer close(m.ended)
 	defer close(m.replies)
 	lines := bufio.NewScanner(m.conn)

@@ -30,7 +30,7 @@ const (
 
 // Process is a running VM.
 type Process struct {
-	Channel net.Conn // local channel to the VM
+	Channel net.Conn // local channel to the VM; the user closes it
 
 	cmd        *exec.Cmd
 	mon        *monitor
@@ -43,7 +43,7 @@ type Process struct {
 // Start starts QEMU and returns once its monitor answers that the VM runs. It takes
 // over Token, Settings, Template, Volume and Tap, and closes them in this process.
 func Start(m Machine) (*Process, error) {
-	defer closeAll(m.Settings.File, m.Token.File, m.Template, m.Volume, m.Tap)
+	defer m.Close()
 	if m.Accel != KVM && m.Accel != TCG {
 		return nil, fmt.Errorf("start QEMU: no accelerator %q", m.Accel)
 	}
@@ -69,6 +69,20 @@ func Start(m Machine) (*Process, error) {
 		return nil, fmt.Errorf("start QEMU: %w: %s", err, p.complaints.Bytes())
 	}
 	return p, nil
+}
+
+// Close closes what belongs to this one VM; what is absent is passed over.
+func (m *Machine) Close() {
+	for _, s := range []*Sealed{m.Settings, m.Token} {
+		if s != nil {
+			s.File.Close()
+		}
+	}
+	for _, f := range []*os.File{m.Template, m.Volume, m.Tap} {
+		if f != nil {
+			f.Close()
+		}
+	}
 }
 
 func closeAll(list ...*os.File) {

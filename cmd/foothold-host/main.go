@@ -1,0 +1,195 @@
+// Command foothold-host is the provider's agent on a hypervisor. It is its own binary
+// because it is measured: a change elsewhere must not change a host's registers.
+//
+//	foothold-host run     --config FILE
+//	foothold-host enroll  --tpm PATH --name N --api ADDRESS:PORT --location L --asset A --software S --out FILE
+//	foothold-host publish --provider P --key FILE --version N --valid DURATION --out FILE HOST.json ...
+package main
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"flag"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"foothold/internal/config"
+	"foothold/internal/durable"
+	"foothold/internal/strictjson"
+	"foothold/internal/tpm"
+	"foothold/protocol/inventory"
+	"foothold/protocol/vmspec"
+	"foothold/provider/enroll"
+	"foothold/provider/host"
+)
+
+// maxHost bounds a host's inventory entry in bytes.
+const maxHost = 64 << 10
+
+// errUsage is returned for a wrong command line; usage was printed.
+var errUsage = errors.New("wrong command line")
+
+func main() {
+	slog.SetDefault(slog.New(slog.NewJSONHandler(os.Stderr, nil)))
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	verbs := map[string]func(context.Context, []string) error{"run": run, "enroll": enrollHost, "publish": publish}
+	err := errUsage
+	if len(os.Args) > 1 && verbs[os.Args[1]] != nil {
+		err = verbs[os.Args[1]](ctx, os.Args[2:])
+	} else {
+		fmt.Fprintln(os.Stderr, "usage: foothold-host run|enroll|publish; -h after a verb shows its flags")
+	}
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+	case errors.Is(err, errUsage):
+		os.Exit(2)
+	case err != nil:
+		fmt.Fprintln(os.Stderr, "foothold-host:", err)
+		os.Exit(1)
+	}
+}
+
+// parse parses args and refuses what is left over unless rest allows it.
+func parse(f *flag.FlagSet, args []string, rest bool) error {
+	if err := f.Parse(args); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			return err
+		}
+		return errUsage
+	}
+	if !rest && f.NArg() > 0 {
+		fmt.Fprintf(os.Stderr, "%s takes no %q\n", f.Name(), f.Arg(0))
+		return errUsage
+	}
+	return nil
+}
+
+func run(ctx context.Context, args []string) error {
+	f := flag.NewFlagSet("run", flag.ContinueOnError)
+	file := f.String("config", "", "configuration file, as it was measured")
+	if err := parse(f, args, false); err != nil {
+		return err
+	}
+	if err := host.Harden(); err != nil {
+		return err
+	}
+	var conf host.Config
+	if err := config.Read(*file, &conf); err != nil {
+		return err
+	}
+	sum, err := durable.Digest(*file)
+	if err != nil {
+		return err
+	}
+	return host.Run(ctx, conf, sum)
+}
+
+func enrollHost(_ context.Context, args []string) error {
+	f := flag.NewFlagSet("enroll", flag.ContinueOnError)
+	path := f.String("tpm", "/dev/tpm0", "TPM device, or socket of an emulator")
+	var h inventory.Host
+	f.StringVar(&h.Name, "name", "", "host's name, a DNS label")
+	api := f.String("api", "", "management address, ADDRESS:PORT")
+	f.StringVar(&h.Location, "location", "", "site, row, rack")
+	f.StringVar(&h.Asset, "asset", "", "asset tag")
+	f.StringVar(&h.Software, "software", "", "platform release")
+	out := f.String("out", "", "file for the inventory entry")
+	if err := parse(f, args, false); err != nil {
+		return err
+	}
+	var err error
+	if h.API, err = netip.ParseAddrPort(*api); err != nil || !vmspec.ValidName(h.Name) || *out == "" {
+		fmt.Fprintln(os.Stderr, "enroll: want --name, --api ADDRESS:PORT and --out")
+		return errUsage
+	}
+	dev, err := tpm.Open(*path)
+	if err != nil {
+		return err
+	}
+	defer dev.Close()
+	if h, err = enroll.Enroll(dev, h); err != nil {
+		return err
+	}
+	return write(*out, h)
+}
+
+func publish(_ context.Context, args []string) error {
+	f := flag.NewFlagSet("publish", flag.ContinueOnError)
+	provider := f.String("provider", "", "provider's name")
+	keyFile := f.String("key", "", "inventory key, Ed25519, PKCS #8 in PEM")
+	version := f.Int("version", 0, "version of the inventory, one more than the last")
+	valid := f.Duration("valid", 720*time.Hour, "how long it is valid")
+	out := f.String("out", "", "file for the signed inventory")
+	if err := parse(f, args, true); err != nil {
+		return err
+	}
+	if *provider == "" || *out == "" || f.NArg() == 0 {
+		fmt.Fprintln(os.Stderr, "publish: want --provider, --out and the hosts' entries")
+		return errUsage
+	}
+	key, err := readKey(*keyFile)
+	if err != nil {
+		return err
+	}
+	hosts := make([]inventory.Host, f.NArg())
+	for i, name := range f.Args() {
+		if err := readHost(name, &hosts[i]); err != nil {
+			return err
+		}
+	}
+	env, err := enroll.Publish(key, *provider, *version, time.Now(), *valid, hosts)
+	if err != nil {
+		return err
+	}
+	return write(*out, env)
+}
+
+func readKey(file string) (ed25519.PrivateKey, error) {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("read inventory key: %w", err)
+	}
+	block, _ := pem.Decode(data)
+	if block == nil {
+		return nil, fmt.Errorf("read inventory key: %s is not PEM", file)
+	}
+	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	if err != nil {
+		return nil, fmt.Errorf("read inventory key: %w", err)
+	}
+	private, ok := key.(ed25519.PrivateKey)
+	if !ok {
+		return nil, errors.New("read inventory key: it is not Ed25519")
+	}
+	return private, nil
+}
+
+func readHost(file string, h *inventory.Host) error {
+	f, err := os.Open(file)
+	if err != nil {
+		return fmt.Errorf("read host: %w", err)
+	}
+	defer f.Close()
+	if err := strictjson.Read(f, maxHost, h); err != nil {
+		return fmt.Errorf("read host %s: %w", file, err)
+	}
+	return nil
+}
+
+func write(file string, v any) error {
+	data, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return fmt.Errorf("encode %s: %w", file, err)
+	}
+	return durable.WriteFile(file, append(data, '\n'), 0o644)
+}

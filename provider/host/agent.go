@@ -1,0 +1,183 @@
+// Package host is the agent on a hypervisor: VMs, their disks, the TPM.
+//
+// It serves package hostapi to the tenants' orchestrators. A VM is created with its
+// settings, disks and T1, then started once; another start is another creation, with
+// a higher start number, new settings and a new T1. While it boots the agent answers
+// for it on its local channel (package channel): it measures the VM and its tunnel
+// into the TPM for as long as the boot server's quote takes. A VM that was not handed
+// its components in time, or that sends on its channel what nobody asked for, is
+// destroyed.
+//
+// The agent is trusted with nothing until a quote proves which one it is. What it runs
+// for VMs - QEMU, firmware, loader - it copies into sealed memory at its start, and
+// refuses to serve if the measurement log, which the quotes prove, lacks one of them.
+//
+// QEMU dies with the agent. An agent that starts again finds its VMs stopped.
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"foothold/internal/durable"
+	"foothold/internal/mtls"
+	"foothold/internal/serve"
+	"foothold/internal/tpm"
+	"foothold/protocol/digest"
+	"foothold/protocol/event"
+	"foothold/protocol/pcr"
+	"foothold/protocol/vmspec"
+	"foothold/provider/broker"
+	"foothold/provider/measure"
+	"foothold/provider/qemu"
+
+	"golang.org/x/sys/unix"
+)
+
+// Limits of the platform's files in bytes.
+const (
+	maxProgram   = 256 << 20
+	maxBIOS      = 16 << 20
+	maxKernel    = 64 << 20
+	maxInitramfs = 256 << 20
+)
+
+// lockWait is how long a predecessor may take to leave the state directory.
+const lockWait = 10 * time.Second
+
+// Agent is the running host agent.
+type Agent struct {
+	conf   Config
+	limits limits
+	broker *broker.Broker
+	log    []pcr.Event // what firmware and launcher measured
+
+	program, bios, kernel, initrd *qemu.Sealed
+	firmware                      vmspec.Firmware
+
+	admin sync.Mutex // one creation or removal at a time; taken before mu
+
+	mu  sync.Mutex
+	vms map[string]*vm // by id
+}
+
+// Run serves until ctx ends, then destroys all VMs. configuration is the digest of the
+// file that conf was read from.
+func Run(ctx context.Context, conf Config, configuration digest.SHA256) error {
+	lim, err := conf.check()
+	if err != nil {
+		return err
+	}
+	a := &Agent{conf: conf, limits: lim, vms: map[string]*vm{}}
+	for _, dir := range []string{"vms", "volumes", "templates"} {
+		if err := os.MkdirAll(filepath.Join(conf.State, dir), 0o700); err != nil {
+			return fmt.Errorf("make state directory: %w", err)
+		}
+	}
+	wait, cancel := context.WithTimeout(ctx, lockWait)
+	defer cancel()
+	unlock, err := durable.Lock(wait, filepath.Join(conf.State, "lock"))
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if a.log, err = measure.ReadLog(conf.Log); err != nil {
+		return err
+	}
+	if !a.measured(configuration) {
+		return errors.New("the configuration is not in the measurement log: this host was not measured with it")
+	}
+	if err := a.load(); err != nil {
+		return err
+	}
+	dev, err := tpm.Open(conf.TPM)
+	if err != nil {
+		return err
+	}
+	defer dev.Close()
+	if a.broker, err = broker.New(dev, lim.hold); err != nil {
+		return err
+	}
+	if err := a.recover(); err != nil {
+		return err
+	}
+	defer a.stopAll()
+	return a.serve(ctx)
+}
+
+// measured reports whether the platform's log has a file of that digest.
+func (a *Agent) measured(sum digest.SHA256) bool {
+	return slices.ContainsFunc(a.log, func(e pcr.Event) bool { return e.PCR == pcr.Platform && e.Digest == sum })
+}
+
+// load copies the platform's files into sealed memory.
+func (a *Agent) load() (err error) {
+	for _, f := range []struct {
+		to    **qemu.Sealed
+		path  string
+		limit int64
+	}{
+		{&a.program, a.conf.QEMU, maxProgram},
+		{&a.bios, a.conf.BIOS, maxBIOS},
+		{&a.kernel, a.conf.LoaderKernel, maxKernel},
+		{&a.initrd, a.conf.LoaderInitramfs, maxInitramfs},
+	} {
+		if *f.to, err = qemu.SealFile(f.path, f.limit); err != nil {
+			return err
+		}
+		if sum := (*f.to).SHA256; !a.measured(sum) {
+			return fmt.Errorf("%s, SHA-256 %s, is not in the measurement log: it changed after it was measured", f.path, sum)
+		}
+	}
+	a.firmware = vmspec.Firmware{BIOS: a.bios.SHA256, LoaderKernel: a.kernel.SHA256, LoaderInitramfs: a.initrd.SHA256, LoaderCmdline: a.conf.LoaderCmdline}
+	return nil
+}
+
+func (a *Agent) serve(ctx context.Context) error {
+	cert, clients, err := a.conf.TLS.Load()
+	if err != nil {
+		return err
+	}
+	l, err := net.Listen("tcp", a.conf.Listen.String())
+	if err != nil {
+		return fmt.Errorf("listen: %w", err)
+	}
+	slog.Info("serving", "listening", l.Addr().String(), "host", a.conf.Name, "firmware", a.bios.SHA256, "loader", a.initrd.SHA256)
+	return serve.HTTPS(ctx, l, mtls.ServerConfig(cert, clients, mtls.Orchestrator), a.handler())
+}
+
+// stopAll destroys every VM at the agent's end.
+func (a *Agent) stopAll() {
+	a.mu.Lock()
+	list := make([]*vm, 0, len(a.vms))
+	for _, v := range a.vms {
+		list = append(list, v)
+	}
+	a.mu.Unlock()
+	var wg sync.WaitGroup
+	for _, v := range list {
+		wg.Go(func() { v.stop(event.VMStopped, "the host agent ends") })
+	}
+	wg.Wait()
+}
+
+// Harden keeps the agent's memory, which holds T1s, from other processes of its user
+// and from core files.
+func Harden() error {
+	unix.Umask(0o077)
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("become non-dumpable: %w", err)
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
+		return fmt.Errorf("forbid core files: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,283 @@
+package host
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"time"
+
+	"foothold/internal/mtls"
+	"foothold/internal/strictjson"
+	"foothold/protocol/digest"
+	"foothold/protocol/event"
+	"foothold/protocol/evidence"
+	"foothold/protocol/hostapi"
+	"foothold/protocol/vmspec"
+)
+
+// Limits of calls.
+const (
+	waitLimit    = 30 * time.Second // of a GET with ?wait
+	uploadLimit  = 30 * time.Minute // of a template
+	requestLimit = 2 * time.Minute  // of any other call; longer than waitLimit
+	maxInventory = 16 << 20         // bytes
+)
+
+// call is one authorised call: what it answers is written as JSON.
+type call func(r *http.Request, tenant string) (any, error)
+
+// raw is an answer that is written as it is.
+type raw struct {
+	kind string // media type
+	data []byte
+}
+
+// handler is the API of package hostapi, for the tenants of the configuration.
+func (a *Agent) handler() http.Handler {
+	mux := http.NewServeMux()
+	for pattern, c := range map[string]call{
+		"POST /v1/vms":               a.callCreate,
+		"GET /v1/vms":                a.callList,
+		"POST /v1/vms/{id}/start":    a.callStart,
+		"GET /v1/vms/{id}":           a.callGet,
+		"GET /v1/vms/{id}/console":   a.callConsole,
+		"DELETE /v1/vms/{id}":        a.callDestroy,
+		"DELETE /v1/volumes/{id}":    a.callDeleteVolume,
+		"POST /v1/quote":             a.callQuote,
+		"GET /v1/platform":           a.callPlatform,
+		"GET /v1/inventory":          a.callInventory,
+		"PUT /v1/templates/{sha}":    a.callPutTemplate,
+		"GET /v1/templates":          a.callTemplates,
+		"DELETE /v1/templates/{sha}": a.callDeleteTemplate,
+	} {
+		mux.Handle(pattern, a.authorise(pattern, c))
+	}
+	return mtls.Allow(mux, mtls.Orchestrator)
+}
+
+// authorise finds the tenant of the caller's certificate, carries the call out and
+// records it.
+func (a *Agent) authorise(pattern string, c call) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		answer, err := a.carryOut(w, r, c)
+		id, _ := mtls.Caller(r.Context())
+		if err != nil {
+			slog.Warn("call refused", "call", pattern, "caller", id.String(), "reason", event.ReasonOf(err), "error", err)
+			refuse(w, err)
+			return
+		}
+		if r.Method != http.MethodGet {
+			slog.Info("call", "call", pattern, "caller", id.String())
+		}
+		if bytes, ok := answer.(raw); ok {
+			w.Header().Set("Content-Type", bytes.kind)
+			w.Write(bytes.data)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		json.NewEncoder(w).Encode(answer)
+	})
+}
+
+func (a *Agent) carryOut(w http.ResponseWriter, r *http.Request, c call) (any, error) {
+	id, ok := mtls.Caller(r.Context())
+	if !ok {
+		return nil, event.Refuse(event.NotPermitted, "the caller is unknown")
+	}
+	tenant, ok := a.conf.tenant(id.Name)
+	if !ok {
+		return nil, event.Refuse(event.NotPermitted, "%s is no tenant of this host", id)
+	}
+	limit := requestLimit
+	if r.Method == http.MethodPut {
+		limit = uploadLimit
+	} else {
+		r.Body = http.MaxBytesReader(w, r.Body, hostapi.MaxMessage)
+	}
+	if err := http.NewResponseController(w).SetReadDeadline(time.Now().Add(limit)); err != nil {
+		return nil, fmt.Errorf("limit the call: %w", err)
+	}
+	return c(r, tenant)
+}
+
+// statuses are the HTTP statuses of the reasons that calls are refused for.
+var statuses = map[event.Reason]int{
+	event.BadRequest: http.StatusBadRequest, event.DigestMismatch: http.StatusBadRequest, event.NotPermitted: http.StatusForbidden,
+	event.UnknownVM: http.StatusNotFound, event.UnknownTemplate: http.StatusNotFound, event.InUse: http.StatusConflict,
+	event.VMStopped: http.StatusConflict, event.QuotaExceeded: http.StatusConflict, event.TPMBusy: http.StatusServiceUnavailable,
+}
+
+// refuse answers with a Problem. What went wrong inside stays in the log.
+func refuse(w http.ResponseWriter, err error) {
+	p := hostapi.Problem{Reason: event.InternalError, Detail: "the host failed; its log says more"}
+	var refusal *event.Refusal
+	if errors.As(err, &refusal) {
+		p = hostapi.Problem{Reason: refusal.Reason, Detail: refusal.Detail}
+	}
+	status, ok := statuses[p.Reason]
+	if !ok {
+		status = http.StatusInternalServerError
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	json.NewEncoder(w).Encode(p)
+}
+
+func read(r *http.Request, v any) error {
+	if err := strictjson.Read(r.Body, hostapi.MaxMessage, v); err != nil {
+		return event.Refuse(event.BadRequest, "%v", err)
+	}
+	return nil
+}
+
+// vm is the VM that the path names.
+func (a *Agent) vm(r *http.Request, tenant string) (*vm, error) {
+	id := r.PathValue("id")
+	if v := a.find(tenant, id); v != nil {
+		return v, nil
+	}
+	return nil, event.Refuse(event.UnknownVM, "this host has no such VM of this tenant")
+}
+
+func (a *Agent) callCreate(r *http.Request, tenant string) (any, error) {
+	var req hostapi.CreateRequest
+	if err := read(r, &req); err != nil {
+		return nil, err
+	}
+	v, err := a.create(tenant, req)
+	if err != nil {
+		return nil, err
+	}
+	return v.describe(), nil
+}
+
+func (a *Agent) callList(_ *http.Request, tenant string) (any, error) {
+	list := []hostapi.VM{}
+	for _, v := range a.list(tenant) {
+		list = append(list, v.describe())
+	}
+	return list, nil
+}
+
+func (a *Agent) callStart(r *http.Request, tenant string) (any, error) {
+	v, err := a.vm(r, tenant)
+	if err != nil {
+		return nil, err
+	}
+	if err := v.start(); err != nil {
+		return nil, err
+	}
+	return v.describe(), nil
+}
+
+func (a *Agent) callGet(r *http.Request, tenant string) (any, error) {
+	v, err := a.vm(r, tenant)
+	if err != nil {
+		return nil, err
+	}
+	want := r.URL.Query().Get("wait")
+	if want == "" {
+		return v.describe(), nil
+	}
+	if stateOrder[want] == 0 && stageOrder[want] == 0 {
+		return nil, event.Refuse(event.BadRequest, "wait: want a state or a boot stage")
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), waitLimit)
+	defer cancel()
+	return v.await(ctx, want), nil
+}
+
+func (a *Agent) callConsole(r *http.Request, tenant string) (any, error) {
+	v, err := a.vm(r, tenant)
+	if err != nil {
+		return nil, err
+	}
+	return raw{"text/plain; charset=utf-8", v.console()}, nil
+}
+
+func (a *Agent) callDestroy(r *http.Request, tenant string) (any, error) {
+	if v := a.find(tenant, r.PathValue("id")); v != nil {
+		if err := a.destroy(v); err != nil {
+			return nil, err
+		}
+	}
+	return struct{}{}, nil
+}
+
+func (a *Agent) callDeleteVolume(r *http.Request, tenant string) (any, error) {
+	id := r.PathValue("id")
+	if !vmspec.ValidID(id) {
+		return nil, event.Refuse(event.BadRequest, "volume: want a UUID")
+	}
+	a.admin.Lock()
+	defer a.admin.Unlock()
+	return struct{}{}, a.deleteVolume(tenant, id)
+}
+
+func (a *Agent) callQuote(r *http.Request, _ string) (any, error) {
+	var req hostapi.QuoteRequest
+	if err := read(r, &req); err != nil {
+		return nil, err
+	}
+	if req.QualifyingData.IsZero() {
+		return nil, event.Refuse(event.BadRequest, "qualifying_data: want a SHA-256")
+	}
+	quote, err := a.broker.StaticQuote(r.Context(), req.QualifyingData)
+	if err != nil {
+		return nil, err
+	}
+	return hostapi.QuoteResponse{Quote: quote, Platform: evidence.Platform{Log: a.log}}, nil
+}
+
+func (a *Agent) callPlatform(*http.Request, string) (any, error) {
+	return evidence.Platform{Log: a.log}, nil
+}
+
+func (a *Agent) callInventory(*http.Request, string) (any, error) {
+	f, err := os.Open(a.conf.Inventory)
+	if err != nil {
+		return nil, fmt.Errorf("read inventory: %w", err)
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxInventory))
+	if err != nil {
+		return nil, fmt.Errorf("read inventory: %w", err)
+	}
+	return raw{"application/json", data}, nil
+}
+
+// template is the digest that the path names.
+func template(r *http.Request) (digest.SHA256, error) {
+	sum, err := digest.Parse(r.PathValue("sha"))
+	if err != nil {
+		return sum, event.Refuse(event.BadRequest, "template: %v", err)
+	}
+	return sum, nil
+}
+
+func (a *Agent) callPutTemplate(r *http.Request, tenant string) (any, error) {
+	sum, err := template(r)
+	if err != nil {
+		return nil, err
+	}
+	return struct{}{}, a.putTemplate(tenant, sum, r.Body)
+}
+
+func (a *Agent) callTemplates(_ *http.Request, tenant string) (any, error) {
+	return a.listTemplates(tenant)
+}
+
+func (a *Agent) callDeleteTemplate(r *http.Request, tenant string) (any, error) {
+	sum, err := template(r)
+	if err != nil {
+		return nil, err
+	}
+	a.admin.Lock()
+	defer a.admin.Unlock()
+	return struct{}{}, a.deleteTemplate(tenant, sum)
+}

@@ -1,0 +1,285 @@
+package host
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/subtle"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"slices"
+	"time"
+
+	"foothold/protocol/channel"
+	"foothold/protocol/digest"
+	"foothold/protocol/event"
+	"foothold/protocol/frame"
+	"foothold/protocol/hostapi"
+	"foothold/protocol/vmspec"
+	"foothold/provider/broker"
+)
+
+// writeTimeout bounds one message to the VM: a guest that does not read its channel
+// is at fault.
+const writeTimeout = 5 * time.Second
+
+// errGone is the end of the channel with QEMU's own end.
+var errGone = errors.New("the VM has ended")
+
+// loaderReasons are the reasons that a loader may give; any other counts as loader-failed.
+var loaderReasons = []event.Reason{
+	event.LoaderFailed, event.BootServerFailed, event.SignatureInvalid, event.DigestMismatch, event.CertificateInvalid, event.QuoteRefused,
+}
+
+// conversation is the host's side of one VM's local channel.
+type conversation struct {
+	vm   *vm
+	conn net.Conn
+	in   chan channel.Message // closed at the channel's end
+	err  error                // why it ended; read after in is closed
+}
+
+// converse answers the loader, in the one order that package channel draws. It
+// returns errGone, or why the VM must be ended. After the handover it goes on to
+// watch that nothing more comes.
+func (v *vm) converse(ctx context.Context, conn net.Conn, timer *time.Timer) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	c := &conversation{vm: v, conn: conn, in: make(chan channel.Message)}
+	go c.read(ctx)
+	err := c.run(ctx, timer)
+	if !errors.Is(err, errGone) {
+		c.send(channel.Message{Type: channel.Refused, Reason: string(event.ReasonOf(err))})
+	}
+	return err
+}
+
+func (c *conversation) run(ctx context.Context, timer *time.Timer) error {
+	// 1. A hint, once: the tunnel stands.
+	if _, err := c.receive(ctx, channel.TunnelUp); err != nil {
+		return err
+	}
+	// 2. The host asks for the tunnel's measurement, and takes it from this answer alone.
+	tunnel, err := c.askTunnel(ctx)
+	if err != nil {
+		return err
+	}
+	// 3. The VM queues for the TPM, silent.
+	c.stage(hostapi.Queued)
+	hold, err := c.queue(ctx, tunnel)
+	if err != nil {
+		return err
+	}
+	defer c.release(hold)
+	c.stage(hostapi.Held)
+	if err := c.send(channel.Message{Type: channel.Held}); err != nil {
+		return err
+	}
+	// 4. The boot server's TPM session, until the loader has verified what it was sent.
+	if err := c.attest(ctx, hold); err != nil {
+		return err
+	}
+	c.release(hold)
+	// 5. Handover: from here on the VM is the tenant's software, which has no
+	// business on this channel.
+	if !timer.Stop() {
+		return event.Refuse(event.DeadlinePassed, "the VM's boot timer ran out at its handover")
+	}
+	c.stage(hostapi.Delivered)
+	if err := c.send(channel.Message{Type: channel.Released}); err != nil {
+		return err
+	}
+	_, err = c.receive(ctx)
+	return err
+}
+
+func (c *conversation) askTunnel(ctx context.Context) (digest.SHA256, error) {
+	challenge := make([]byte, channel.ChallengeLen)
+	rand.Read(challenge)
+	if err := c.send(channel.Message{Type: channel.AskTunnel, Challenge: challenge}); err != nil {
+		return digest.SHA256{}, err
+	}
+	m, err := c.receive(ctx, channel.Tunnel)
+	if err != nil {
+		return digest.SHA256{}, err
+	}
+	if subtle.ConstantTimeCompare(m.Challenge, challenge) != 1 || m.Measurement == nil || m.Measurement.IsZero() {
+		return digest.SHA256{}, misuse("the tunnel's measurement does not answer the challenge")
+	}
+	return *m.Measurement, nil
+}
+
+// queue waits for the VM's turn with the TPM. Whatever the loader sends meanwhile is
+// unasked; if the VM ends, it leaves the queue.
+func (c *conversation) queue(ctx context.Context, tunnel digest.SHA256) (*broker.Hold, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	type result struct {
+		hold *broker.Hold
+		err  error
+	}
+	ready := make(chan result, 1)
+	v := c.vm
+	go func() {
+		hold, err := v.agent.broker.Hold(ctx, v.tenant, vmspec.Measurements(v.agent.firmware, v.spec.Digest()), tunnel)
+		ready <- result{hold, err}
+	}()
+	select {
+	case r := <-ready:
+		if r.err != nil && ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		return r.hold, tpmError(r.err)
+	case m, ok := <-c.in:
+		cancel()
+		if r := <-ready; r.hold != nil {
+			c.release(r.hold)
+		}
+		return nil, c.unexpected(m, ok)
+	}
+}
+
+// attest forwards TPM commands until the loader hands over. The hold ends with the
+// quote; a flush may still come after it.
+func (c *conversation) attest(ctx context.Context, hold *broker.Hold) error {
+	ended := hold.Ended()
+	for {
+		select {
+		case <-ended:
+			ended = nil
+			if !hold.Quoted() {
+				return tpmError(hold.Cause())
+			}
+			c.release(hold)
+			c.stage(hostapi.Quoted)
+		case m, ok := <-c.in:
+			switch {
+			case ok && m.Type == channel.Command && only(m, channel.Message{Type: m.Type, Data: m.Data}):
+				response, err := hold.Forward(m.Data)
+				if err != nil {
+					return tpmError(err)
+				}
+				if err := c.send(channel.Message{Type: channel.Response, Data: response}); err != nil {
+					return err
+				}
+			case ok && m.Type == channel.Handover && only(m, channel.Message{Type: m.Type}) && hold.Quoted():
+				return nil
+			default:
+				return c.unexpected(m, ok)
+			}
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// tpmError gives the broker's errors their reasons.
+func tpmError(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, broker.ErrRefused):
+		return event.Refuse(event.TPMCommandRefused, "%v", err)
+	case errors.Is(err, broker.ErrBusy):
+		return event.Refuse(event.TPMBusy, "%v", err)
+	case errors.Is(err, broker.ErrTimeout):
+		return event.Refuse(event.DeadlinePassed, "%v", err)
+	case errors.Is(err, broker.ErrOver):
+		return event.Refuse(event.TPMCommandRefused, "%v", err)
+	}
+	return err
+}
+
+// release frees the TPM, if it is not free, and tells how long it was held.
+func (c *conversation) release(hold *broker.Hold) {
+	hold.Release()
+	c.vm.update(func(info *hostapi.VM) { info.TPMHeld = hold.Taken() })
+}
+
+func (c *conversation) stage(stage string) {
+	c.vm.update(func(info *hostapi.VM) { info.Boot = stage })
+	c.vm.logger().Info("vm boot", "stage", stage)
+}
+
+func misuse(format string, args ...any) error {
+	return event.Refuse(event.ChannelMisuse, format, args...)
+}
+
+// receive waits for a message of the type, with nothing but its own fields. Without a
+// type it waits for the end.
+func (c *conversation) receive(ctx context.Context, want ...channel.Type) (channel.Message, error) {
+	select {
+	case m, ok := <-c.in:
+		bare := channel.Message{Type: m.Type}
+		if m.Type == channel.Tunnel {
+			bare.Challenge, bare.Measurement = m.Challenge, m.Measurement
+		}
+		if !ok || !slices.Contains(want, m.Type) || !only(m, bare) {
+			return m, c.unexpected(m, ok)
+		}
+		return m, nil
+	case <-ctx.Done():
+		return channel.Message{}, context.Cause(ctx)
+	}
+}
+
+// only reports whether m has no field that allowed lacks.
+func only(m, allowed channel.Message) bool {
+	return len(m.Challenge) == len(allowed.Challenge) && m.Measurement == allowed.Measurement &&
+		len(m.Data) == len(allowed.Data) && m.Reason == allowed.Reason
+}
+
+// unexpected says what it means that m, or the channel's end, came.
+func (c *conversation) unexpected(m channel.Message, ok bool) error {
+	if !ok {
+		return c.err
+	}
+	if m.Type != channel.Failed {
+		return misuse("%q came unasked, twice or out of order", m.Type)
+	}
+	reason := event.Reason(m.Reason)
+	if !slices.Contains(loaderReasons, reason) {
+		reason = event.LoaderFailed
+	}
+	return event.Refuse(reason, "the loader gave up")
+}
+
+// read takes messages until the channel ends or sends what is no message.
+func (c *conversation) read(ctx context.Context) {
+	defer close(c.in)
+	for {
+		var m channel.Message
+		err := frame.Read(c.conn, channel.MaxFrame, &m)
+		var network net.Error
+		switch {
+		case err == nil:
+		case err == io.EOF, errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed), errors.As(err, &network):
+			c.err = errGone
+			return
+		default:
+			c.err = misuse("no message: %v", err)
+			return
+		}
+		select {
+		case c.in <- m:
+		case <-ctx.Done():
+			c.err = errGone
+			return
+		}
+	}
+}
+
+func (c *conversation) send(m channel.Message) error {
+	if err := c.conn.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
+		return errGone
+	}
+	if err := frame.Write(c.conn, channel.MaxFrame, m); err != nil {
+		var network net.Error
+		if errors.As(err, &network) && network.Timeout() {
+			return misuse("the VM does not read its channel")
+		}
+		return fmt.Errorf("%w: %w", errGone, err)
+	}
+	return nil
+}
