@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"foothold/protocol/digest"
@@ -157,8 +158,11 @@ func (j *judgement) claimed(c *Claim, want vmspec.Firmware, settings digest.SHA2
 	if c.Firmware.LoaderCmdline != want.LoaderCmdline {
 		parts = append(parts, fmt.Sprintf("loader command line is %.200q, want %.200q", c.Firmware.LoaderCmdline, want.LoaderCmdline))
 	}
+	if len(parts) == 0 {
+		return list
+	}
 	return append(list, candidate{
 		value: vm(c.Firmware, c.Settings),
-		says:  "holds what the host says it started: " + join(parts),
+		says:  "holds what the host says it started: " + strings.Join(parts, ", "),
 	})
 }

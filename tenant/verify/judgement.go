@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 	"time"
 
 	"foothold/protocol/digest"
@@ -238,11 +237,4 @@ func (j *judgement) end(nonce []byte, previous digest.SHA256, q evidence.Quote, 
 		v.Clock = Clock{}
 	}
 	return admit(*v), *v
-}
-
-func join(parts []string) string {
-	if len(parts) == 0 {
-		return "just what was asked for"
-	}
-	return strings.Join(parts, ", ")
 }
