@@ -20,6 +20,7 @@ var commands = []func() *cobra.Command{
 	statusCommand,
 	contextCommand,
 	labCommand,
+	orchestratorCommand,
 	exitCodes,
 	versionCommand,
 	firewallCommand,

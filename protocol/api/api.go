@@ -66,9 +66,10 @@ type VM struct {
 	TunnelAddress netip.Addr          `json:"tunnel_address,omitzero"` // inside the tunnel
 	WorkloadURL   string              `json:"workload_url,omitempty"`  // from the tenant's network
 	Created       time.Time           `json:"created"`
-	Deadline      time.Time           `json:"deadline,omitzero"` // of the phase
-	Phases        []Phase             `json:"phases"`
-	Components    []bootmsg.Component `json:"components"` // what was delivered and runs
+	Deadline      time.Time           `json:"deadline,omitzero"`        // of the phase
+	Phases        []Phase             `json:"phases"`                   // reserved, booting, unlocking, connecting, computing; ready: from computing to the workload's first answer
+	Creating      float64             `json:"create_seconds,omitempty"` // part of booting: until the host reported the VM running
+	Components    []bootmsg.Component `json:"components"`               // what was delivered and runs
 	TPMHeld       float64             `json:"tpm_held_seconds,omitempty"`
 }
 

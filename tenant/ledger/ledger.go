@@ -173,3 +173,17 @@ func (t *Tx) Epoch() (int64, error) {
 	}
 	return e, nil
 }
+
+// Rise records a number that must never fall, and refuses one below the highest seen.
+func (t *Tx) Rise(name string, value int64) error {
+	var highest int64
+	err := t.tx.QueryRowContext(t.ctx, `INSERT INTO meta (name, value) VALUES ($1, $2)
+		ON CONFLICT (name) DO UPDATE SET value = max(value, excluded.value) RETURNING value`, name, value).Scan(&highest)
+	if err != nil {
+		return fmt.Errorf("record %s: %w", name, err)
+	}
+	if value < highest {
+		return fmt.Errorf("%s %d is older than %d, which was seen before", name, value, highest)
+	}
+	return nil
+}

@@ -249,3 +249,16 @@ func (t *Tx) ChangeStart(id string, start int, f func(*Start)) error {
 	f(&s)
 	return t.PutStart(id, start, s)
 }
+
+// LastAddress is the address of the newest reservation, deleted ones too.
+func (t *Tx) LastAddress() (netip.Addr, error) {
+	var text string
+	err := t.tx.QueryRowContext(t.ctx, `SELECT address FROM reservations ORDER BY created DESC, rowid DESC LIMIT 1`).Scan(&text)
+	if errors.Is(err, sql.ErrNoRows) {
+		return netip.Addr{}, nil
+	}
+	if err != nil {
+		return netip.Addr{}, fmt.Errorf("read last address: %w", err)
+	}
+	return netip.ParseAddr(text)
+}

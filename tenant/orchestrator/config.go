@@ -64,6 +64,8 @@ type Gateway struct {
 	WireGuard  netip.AddrPort `yaml:"wireguard"`
 	ServerName string         `yaml:"server_name"`
 	CA         string         `yaml:"ca"` // PEM file: CA of its VM-facing certificate
+	// Pool is the prefix of tunnel addresses, as in the gateway's own configuration.
+	Pool netip.Prefix `yaml:"pool"`
 }
 
 // Store describes the DMZ's store, for the orchestrator and for VMs.

@@ -1,0 +1,67 @@
+package event
+
+// Explanation is the cause behind a reason, and what the reader can do.
+type Explanation struct {
+	Cause string
+	Next  string
+}
+
+// Explain looks a reason up; an unknown one has a general explanation.
+func Explain(r Reason) Explanation {
+	if e, ok := Explanations()[r]; ok {
+		return e
+	}
+	return Explanation{"it failed for a reason that has no explanation", "look at `foothold events` and report this as a fault of Foothold"}
+}
+
+// Explanations is the table of all reasons.
+func Explanations() map[Reason]Explanation {
+	return map[Reason]Explanation{
+		BadRequest:      {"a field of the request is missing, malformed or unknown", "correct the field that the message names"},
+		UnknownTemplate: {"no such template is registered, or its image lies at no host", "see `foothold template list`; make one by `foothold template build`"},
+		UnknownSize:     {"there is no size of that name", "take small, medium or large"},
+		UnknownWorkload: {"the workload's object is not in the DMZ's store, or has another size", "create the VM with --workload FILE, which uploads it"},
+		UnknownVM:       {"no VM has that name or id", "see `foothold vm list`"},
+		NameTaken:       {"a VM of that name exists; a failed one keeps its name until it is deleted", "take another name, or `foothold vm delete NAME`"},
+		PoolEmpty:       {"every address of the cloud network's pool is held by a VM", "delete VMs that have ended, or widen the pool in the orchestrator's configuration"},
+		QuotaExceeded:   {"the VM would exceed what live VMs may use together", "delete a VM, take a smaller size, or raise the limits in the orchestrator's configuration"},
+		NoHost:          {"no inventoried host in good standing can take the VM", "see `foothold host list` for the standing of each host"},
+		InUse:           {"something still refers to it", "delete what uses it first"},
+		NotPermitted:    {"the caller's certificate does not permit this", "use a context with an operator's certificate"},
+
+		HostRefused:        {"the host declined what the orchestrator asked of it", "read the host's own reason; see the host agent's log at the provider"},
+		HostUnreachable:    {"the host did not answer on the provider's management network", "check the host and the path to it: `foothold host list`, `foothold lab logs host`"},
+		VMStopped:          {"the VM ended by itself, or its host ended it, before it was asked to", "see `foothold vm logs NAME` for the VM's last words"},
+		DeadlinePassed:     {"what the phase waits for did not come in time", "see `foothold vm explain NAME` for what was awaited, then `foothold vm logs NAME`; create the VM again"},
+		TokenUnknown:       {"somebody presented a token that was never issued", "look for who did: `foothold events` has the address; a guess cannot succeed"},
+		TokenSpent:         {"a token was presented a second time", "look for who replays: `foothold events` has the address"},
+		TokenWrongPhase:    {"a token was presented in another phase than it is for", "create the VM again; if it recurs, somebody holds back or replays messages"},
+		TokenWrongAddress:  {"a token was presented from another address than the VM's", "treat the token as stolen: look at the boot server's and the provider's logs, then create the VM again"},
+		TokenExpired:       {"a token was presented after its phase had ended", "create the VM again; raise the phase's limit if the machine is slow"},
+		ChannelMisuse:      {"the VM said something on its local channel that the host had not asked for", "treat the VM's loader as altered; see the host's log"},
+		TPMCommandRefused:  {"the VM's attestation session contained a TPM command that the broker does not pass", "treat the boot server as suspect: it alone makes these commands; see its log"},
+		TPMBusy:            {"the host's TPM was not free in time", "create the VM again; fewer at a time on one host"},
+		QuoteRefused:       {"the host's proof was not accepted; each failed check is listed", "read the findings: a changed file or setting is named where it can be known; do not admit the host until each is explained"},
+		SignatureInvalid:   {"a signature does not belong to what it signs", "somebody altered it on the way: compare keys and documents, see the events before"},
+		DigestMismatch:     {"a component or image is not the one that was signed for", "see the boot server's and the store's log for what was sent; build or upload it again"},
+		LoaderFailed:       {"the VM's loader gave up", "see `foothold vm logs NAME` for its message"},
+		BootServerFailed:   {"the boot server could not carry the conversation through", "see the boot server's log: `foothold lab logs bootserver`"},
+		ReportRefused:      {"the VM's report does not fit what was delivered to it or is not signed by its key", "treat the relay as suspect: see the boot server's log"},
+		ProbeAccepted:      {"the VM let in a login that must be refused", "do not use this template: its agent does not keep the door; audit it by `foothold template audit`"},
+		HostKeyMismatch:    {"another machine than the attested one answered at the VM's address", "look for an address or route taken over on the cloud network; create the VM again"},
+		SSHFailed:          {"the unlock channel to the VM could not be established or broke", "see `foothold vm logs NAME` and the firewalls' drops in `foothold events`"},
+		AuditFailed:        {"the machine holds something that should not be there, or lacks something; each is listed", "read the findings; if they are meant, build the template's expectations anew"},
+		HandoverFailed:     {"the VM could not use what it was handed", "see `foothold vm logs NAME`"},
+		DiskRefused:        {"a disk header is not what the guest accepts", "see `foothold vm logs NAME`; a header never comes from the provider's storage"},
+		CertificateInvalid: {"the VM's certificate was not issued for this, or has expired", "create the VM again; if it recurs, somebody tries a foreign certificate"},
+		CertificateRevoked: {"the VM's certificate was revoked", "look for who still uses it: the VM that it was issued to has ended"},
+		CredentialsWrong:   {"user name or password at the gateway are wrong", "look for who tries: only the VM itself was told them"},
+		AdmissionRefused:   {"the gateway or the orchestrator declined the tunnel", "see the events before it for the reason"},
+		HeartbeatMissed:    {"the VM did not report through its tunnel within its lease", "see `foothold vm logs NAME`; check gateway and cloud network"},
+		WorkloadFailed:     {"the workload could not be fetched or started, or ended", "run it in a VM of the same template; see `foothold vm logs NAME`"},
+		ZoneNotApplied:     {"a firewall, the gateway or the boot server did not make the wanted rules so", "see `foothold status` for which, and its log"},
+
+		Released:      {"it was released by wish", "nothing is left to do"},
+		InternalError: {"the orchestrator itself failed", "see its log: `foothold lab logs orchestrator`; create the VM again"},
+	}
+}

@@ -1,0 +1,263 @@
+package orchestrator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"time"
+
+	"foothold/internal/luks"
+	"foothold/protocol/digest"
+	"foothold/protocol/event"
+	"foothold/protocol/hostapi"
+	"foothold/protocol/token"
+	"foothold/protocol/vmspec"
+	"foothold/tenant/hostclient"
+	"foothold/tenant/ledger"
+	"foothold/tenant/policy"
+	"foothold/tenant/reservation"
+	"foothold/tenant/vault"
+)
+
+// Pauses between calls to a host.
+const (
+	watchPause = 200 * time.Millisecond // between answers of a host that does not hold them
+	retryPause = 2 * time.Second        // after a host did not answer
+)
+
+func volumeKeyName(volume string) string { return "volume-" + volume }
+
+// create is act 2.
+func (o *Orchestrator) create(ctx context.Context, id string) error {
+	r, _, err := o.row(ctx, id)
+	if err != nil {
+		return err
+	}
+	// 1. The volume's key. After a crash here it is found and used.
+	if err := o.ensureVolumeKey(r.Volume); err != nil {
+		return err
+	}
+	// 2. T1's digest, the settings and the move to booting, in one transaction. The
+	// plain T1 lives in this function alone: after a crash the row is booting under a T1
+	// that no VM has, and recovery ends it.
+	t1 := token.New(token.T1)
+	spec, err := o.begin(ctx, r, t1.Digest())
+	if err != nil {
+		return err
+	}
+	h, err := o.host(spec.host)
+	if err != nil {
+		return err
+	}
+	// 3. Create and start, each idempotent by reservation and start. After a crash the
+	// VM may exist; ending the reservation destroys it.
+	created, err := h.Create(ctx, hostapi.CreateRequest{Spec: spec.Spec, Token: t1})
+	if err != nil {
+		return err
+	}
+	if created.ID != id || created.Start != r.Start || created.Settings != spec.Spec.Digest() {
+		return event.Refuse(event.HostRefused, "host %s acknowledged another VM or other settings", spec.host)
+	}
+	started, err := h.Start(ctx, id)
+	if err != nil {
+		return err
+	}
+	if started.State != hostapi.Running {
+		if started, err = awaitState(ctx, h, id, hostapi.Running); err != nil {
+			return err
+		}
+	}
+	// 4. The rules follow from the stored fact.
+	if err := o.started(ctx, id, r.Start); err != nil {
+		return err
+	}
+	o.task(func() { o.watch(o.run(id).ctx, h, id, r.Start) })
+	return nil
+}
+
+type hostedSpec struct {
+	vmspec.Spec
+	host string
+}
+
+// begin chooses the host, stores settings and T1's digest, and moves to booting.
+func (o *Orchestrator) begin(ctx context.Context, r ledger.Reservation, t1 digest.SHA256) (hostedSpec, error) {
+	var out hostedSpec
+	err := o.ledger.Write(ctx, func(t *ledger.Tx) error {
+		tpl, err := t.Template(r.Template)
+		if err != nil {
+			return event.Refuse(event.UnknownTemplate, "template %s is gone", r.Template)
+		}
+		if out.host, err = o.chooseHost(t, tpl.Hosts); err != nil {
+			return err
+		}
+		out.Spec = o.spec(r, tpl.SHA256, t1)
+		if err := out.Spec.Validate(); err != nil {
+			return fmt.Errorf("settings: %w", err)
+		}
+		if err := t.Move(r.ID, r.Start, reservation.Reserved, reservation.Booting, t.Now.Add(o.limits.Booting)); err != nil {
+			return err
+		}
+		return errors.Join(
+			t.SetHost(r.ID, out.host),
+			t.PutStart(r.ID, r.Start, ledger.Start{Spec: out.Spec}),
+			t.AddToken(ledger.Token{Digest: t1, Kind: token.T1, Reservation: r.ID, Start: r.Start, Phase: reservation.Booting, Source: r.Address}),
+			t.BeginPart(r.ID, r.Start, partCreating),
+			t.Journal(event.Event{Kind: "vm.create-asked", Reservation: r.ID, Detail: map[string]string{
+				"host": out.host, "settings": out.Spec.Digest().String()}}))
+	})
+	o.zones.journalled()
+	return out, err
+}
+
+// spec is the VM's settings: what the host is told and what PCR 16 is predicted from.
+func (o *Orchestrator) spec(r ledger.Reservation, template, t1 digest.SHA256) vmspec.Spec {
+	size, _ := policy.SizeOf(r.Size) // was checked when it was stored; a zero size does not validate
+	return vmspec.Spec{
+		Reservation: r.ID, Start: r.Start, Tenant: o.conf.Tenant, Name: r.Name, VCPUs: size.VCPUs, MemoryMiB: size.MemoryMiB,
+		Network: vmspec.Network{MAC: r.MAC, Address: netip.PrefixFrom(r.Address, o.conf.Network.Prefix.Bits()),
+			Gateway: o.conf.Network.Gateway, MTU: o.conf.Network.MTU},
+		Boot: vmspec.Boot{URL: "https://" + o.conf.Boot.Address.String(), ServerName: o.conf.Boot.ServerName, CA: o.ground.bootCA,
+			ManifestKey: publicOf(o.ground.manifestKey), ComponentKey: o.ground.componentKey},
+		TokenDigest: t1, Template: template, Volume: vmspec.Volume{ID: r.Volume, SizeMiB: size.VolumeMiB},
+	}
+}
+
+// chooseHost takes, among the hosts that hold the template and stand well, the one
+// with the fewest VMs.
+func (o *Orchestrator) chooseHost(t *ledger.Tx, holding []string) (string, error) {
+	live, err := t.Live()
+	if err != nil {
+		return "", err
+	}
+	busy := map[string]int{}
+	for _, r := range live {
+		busy[r.Host]++
+	}
+	best := ""
+	for _, name := range holding {
+		if standing, ok := o.inventory.Host(name); !ok || len(standing.Problems) > 0 {
+			continue
+		}
+		h, err := t.Host(name)
+		if err != nil {
+			return "", err
+		}
+		if h.Standing == "" && (best == "" || busy[name] < busy[best]) {
+			best = name
+		}
+	}
+	if best == "" {
+		return "", event.Refuse(event.NoHost, "of %d hosts that hold the template none is in good standing", len(holding))
+	}
+	return best, nil
+}
+
+func (o *Orchestrator) ensureVolumeKey(volume string) error {
+	key := luks.NewKey()
+	defer key.Wipe()
+	if err := o.vault.Put(volumeKeyName(volume), key); err != nil && !errors.Is(err, vault.ErrExists) {
+		return fmt.Errorf("store volume key: %w", err)
+	}
+	return nil
+}
+
+// started records that the host reported the VM running, and opens its way to the
+// boot server.
+func (o *Orchestrator) started(ctx context.Context, id string, start int) error {
+	err := o.ledger.Write(ctx, func(t *ledger.Tx) error {
+		return errors.Join(
+			t.ChangeStart(id, start, func(s *ledger.Start) { s.HostStarted = t.Now }),
+			t.EndPart(id, start, partCreating),
+			t.Journal(event.Event{Kind: "vm.started", Reservation: id}))
+	})
+	if err != nil {
+		return err
+	}
+	o.zones.journalled()
+	return o.publish(ctx)
+}
+
+// awaitState waits until a host reports a state, or that the VM has stopped.
+func awaitState(ctx context.Context, h *hostclient.Client, id, state string) (hostapi.VM, error) {
+	for {
+		vm, err := h.VM(ctx, id, state)
+		switch {
+		case err != nil:
+			return vm, err
+		case vm.State == state:
+			return vm, nil
+		case vm.State == hostapi.Stopped:
+			return vm, stopped(vm)
+		}
+		if err := pause(ctx, watchPause); err != nil {
+			return vm, err
+		}
+	}
+}
+
+// watch holds on to the host's view of a VM until the reservation ends. A VM that
+// stops before it was asked to ends its reservation at once, with the host's reason.
+func (o *Orchestrator) watch(ctx context.Context, h *hostclient.Client, id string, start int) {
+	for ctx.Err() == nil {
+		vm, err := h.VM(ctx, id, hostapi.Stopped)
+		if ctx.Err() != nil {
+			return
+		}
+		if err != nil { // the host may be restarting; the deadline or the lease decides
+			slog.Warn("watch VM", "reservation", id, "error", err)
+			if pause(ctx, retryPause) != nil {
+				return
+			}
+			continue
+		}
+		if vm.TPMHeld > 0 {
+			o.recordHold(ctx, id, start, vm.TPMHeld)
+		}
+		if vm.State == hostapi.Stopped || vm.Start != start {
+			o.abort(context.WithoutCancel(ctx), id, stopped(vm))
+			return
+		}
+		if pause(ctx, watchPause) != nil {
+			return
+		}
+	}
+}
+
+func (o *Orchestrator) recordHold(ctx context.Context, id string, start int, held time.Duration) {
+	_, s, err := o.row(ctx, id)
+	if err != nil || s.TPMHeld == held {
+		return
+	}
+	err = o.ledger.Write(ctx, func(t *ledger.Tx) error {
+		return t.ChangeStart(id, start, func(s *ledger.Start) { s.TPMHeld = held })
+	})
+	if err != nil {
+		slog.Warn("record TPM hold", "reservation", id, "error", err)
+	}
+}
+
+// stopped is why a VM that a host reports as ended failed. The host's own reason is
+// taken if it is one that a host can know.
+func stopped(vm hostapi.VM) error {
+	switch vm.Reason {
+	case event.ChannelMisuse, event.TPMCommandRefused, event.TPMBusy, event.LoaderFailed, event.DigestMismatch,
+		event.SignatureInvalid, event.DeadlinePassed:
+		return event.Refuse(vm.Reason, "host %s ended the VM in boot stage %q", vm.Host, vm.Boot)
+	}
+	return event.Refuse(event.VMStopped, "host %s reports it %s, boot stage %q, reason %q", vm.Host, vm.State, vm.Boot, vm.Reason)
+}
+
+// pause waits, or returns why ctx ended.
+func pause(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-timer.C:
+		return nil
+	}
+}

@@ -1,0 +1,227 @@
+package orchestrator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"foothold/protocol/event"
+	"foothold/tenant/ledger"
+	"foothold/tenant/reservation"
+)
+
+// Times of the end.
+const (
+	sweepEvery   = 500 * time.Millisecond // how late a deadline may be noticed; it holds in every swap regardless
+	cleanupLimit = 30 * time.Second       // one attempt at a host
+)
+
+// errEnded is the cause with which the work on an ended reservation is cancelled.
+var errEnded = errors.New("the reservation has ended")
+
+// Release is act 11 by wish: it ends a VM and crypto-erases its volume. It waits for
+// one attempt at the clean-up; what that leaves the sweep repeats.
+func (o *Orchestrator) Release(ctx context.Context, nameOrID, by string) (ledger.Reservation, error) {
+	r, err := o.find(ctx, nameOrID)
+	if err != nil {
+		return r, err
+	}
+	if !r.Deleted.IsZero() {
+		return r, nil
+	}
+	if err := o.ledger.Write(ctx, func(t *ledger.Tx) error {
+		return errors.Join(t.SetErase(r.ID), t.Journal(event.Event{Kind: "vm.release-asked", Reservation: r.ID, Detail: map[string]string{"by": by}}))
+	}); err != nil {
+		return r, err
+	}
+	if err := o.end(ctx, r.ID, reservation.Released, event.Refusal{Reason: event.Released}); err != nil {
+		return r, err
+	}
+	if err := o.cleanUp(ctx, r.ID); err != nil {
+		slog.Warn("clean-up goes on", "reservation", r.ID, "error", err)
+	}
+	return o.findAny(ctx, r.ID)
+}
+
+func (o *Orchestrator) findAny(ctx context.Context, id string) (r ledger.Reservation, err error) {
+	err = o.ledger.Read(ctx, func(t *ledger.Tx) (err error) {
+		r, err = t.Reservation(id)
+		return err
+	})
+	return r, err
+}
+
+// abort ends a reservation with the reason in err, and cleans up in the background.
+// It does nothing to one that has ended before.
+func (o *Orchestrator) abort(ctx context.Context, id string, err error) {
+	var why *event.Refusal
+	if !errors.As(err, &why) {
+		why = event.Refuse(event.InternalError, "%v", err)
+	}
+	if err := o.end(ctx, id, reservation.Aborted, *why); err != nil {
+		slog.Error("abort", "reservation", id, "reason", why.Reason, "error", err)
+		return
+	}
+	o.task(func() {
+		o.mu.Lock()
+		ctx := o.ctx
+		o.mu.Unlock()
+		if err := o.cleanUp(ctx, id); err != nil && ctx.Err() == nil {
+			slog.Warn("clean-up goes on", "reservation", id, "error", err)
+		}
+	})
+}
+
+// end stores the terminal state first: tokens void and certificates revoked with it, in
+// one transaction. A crash after it leaves rules until the next publishing and a VM
+// until the clean-up; both happen at the next start. Then the rules go, at once.
+func (o *Orchestrator) end(ctx context.Context, id string, to reservation.Phase, why event.Refusal) error {
+	won := false
+	err := o.ledger.Write(ctx, func(t *ledger.Tx) (err error) {
+		r, err := t.Reservation(id)
+		if err != nil {
+			return err
+		}
+		if won, err = t.End(id, to, why); err != nil || !won {
+			return err
+		}
+		kind := "vm.aborted"
+		if to == reservation.Released {
+			kind = "vm.released"
+		}
+		e := event.Event{Kind: kind, Reservation: id, Reason: why.Reason, Detail: map[string]string{"phase": string(r.Phase), "detail": why.Detail}}
+		for i, f := range why.Findings {
+			e.Detail[fmt.Sprintf("finding-%02d", i+1)] = f
+		}
+		return t.Journal(e)
+	})
+	if err != nil || !won {
+		return err
+	}
+	slog.Info("reservation ended", "reservation", id, "phase", to, "reason", why.Reason, "detail", why.Detail)
+	o.zones.journalled()
+	o.stopRun(id, errEnded)
+	return o.publish(ctx)
+}
+
+// cleanUp asks the host to destroy the VM, checks its absence in the host's listing,
+// and, if erase was wished, destroys the volume's key and then its ciphertext. Every
+// step may be repeated; the row says what is still to do.
+func (o *Orchestrator) cleanUp(ctx context.Context, id string) error {
+	ctx, cancel := context.WithTimeout(ctx, cleanupLimit)
+	defer cancel()
+	r, err := o.findAny(ctx, id)
+	if err != nil || r.Cleanup != ledger.CleanupPending {
+		return err
+	}
+	if r.Host != "" {
+		if err := o.destroy(ctx, r); err != nil {
+			return err
+		}
+	}
+	if r.Erase {
+		if err := o.vault.Destroy(volumeKeyName(r.Volume)); err != nil {
+			return fmt.Errorf("crypto-erase: %w", err)
+		}
+	}
+	err = o.ledger.Write(ctx, func(t *ledger.Tx) error {
+		kind := "vm.gone"
+		if r.Erase {
+			kind = "vm.erased"
+		}
+		return errors.Join(t.Cleaned(r), t.Journal(event.Event{Kind: kind, Reservation: id, Detail: map[string]string{"host": r.Host, "volume": r.Volume}}))
+	})
+	if errors.Is(err, ledger.ErrNotFound) { // another clean-up was faster, or erase was wished meanwhile: the sweep looks again
+		return nil
+	}
+	o.zones.journalled()
+	return err
+}
+
+func (o *Orchestrator) destroy(ctx context.Context, r ledger.Reservation) error {
+	h, err := o.host(r.Host)
+	if err != nil {
+		return err
+	}
+	if err := h.Destroy(ctx, r.ID); err != nil {
+		return err
+	}
+	list, err := h.VMs(ctx)
+	if err != nil {
+		return err
+	}
+	for _, vm := range list {
+		if vm.ID == r.ID {
+			return event.Refuse(event.HostRefused, "host %s still lists VM %s after it was asked to destroy it", r.Host, r.ID)
+		}
+	}
+	if !r.Erase {
+		return nil
+	}
+	return h.DeleteVolume(ctx, r.Volume)
+}
+
+// sweep ends what is past its deadline and repeats clean-ups that did not come
+// through.
+func (o *Orchestrator) sweep(ctx context.Context) {
+	tick := time.NewTicker(sweepEvery)
+	defer tick.Stop()
+	var lastCleanup time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if err := o.endExpired(ctx); err != nil && ctx.Err() == nil {
+			slog.Error("sweep", "error", err)
+		}
+		if o.now().Sub(lastCleanup) > 10*time.Second {
+			lastCleanup = o.now()
+			o.repeatCleanups(ctx)
+		}
+	}
+}
+
+func (o *Orchestrator) endExpired(ctx context.Context) error {
+	var rows []ledger.Reservation
+	starts := map[string]ledger.Start{}
+	err := o.ledger.Read(ctx, func(t *ledger.Tx) (err error) {
+		if rows, err = t.Expired(); err != nil {
+			return err
+		}
+		for _, r := range rows {
+			if starts[r.ID], err = t.Start(r.ID, r.Start); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, r := range rows {
+		reason := event.DeadlinePassed
+		if r.Phase == reservation.Computing {
+			reason = event.HeartbeatMissed
+		}
+		o.abort(ctx, r.ID, event.Refuse(reason, "%s ended at %s, awaited was: %s", r.Phase, r.Deadline.Format(time.RFC3339), awaitedNow(r, starts[r.ID])))
+	}
+	return nil
+}
+
+func (o *Orchestrator) repeatCleanups(ctx context.Context) {
+	var rows []ledger.Reservation
+	if err := o.ledger.Read(ctx, func(t *ledger.Tx) (err error) { rows, err = t.Unclean(); return err }); err != nil {
+		return
+	}
+	for _, r := range rows {
+		o.task(func() {
+			if err := o.cleanUp(ctx, r.ID); err != nil && ctx.Err() == nil {
+				slog.Warn("clean-up goes on", "reservation", r.ID, "error", err)
+			}
+		})
+	}
+}

@@ -1,0 +1,89 @@
+package orchestrator
+
+import (
+	"context"
+	"fmt"
+
+	"foothold/protocol/api"
+	"foothold/protocol/event"
+	"foothold/protocol/zone"
+	"foothold/tenant/ledger"
+	"foothold/tenant/reservation"
+)
+
+// explain says where a VM stands, until when, what is awaited or went wrong, and what
+// the reader can do.
+func (o *Orchestrator) explain(ctx context.Context, r ledger.Reservation) (api.Explanation, error) {
+	e := api.Explanation{Name: r.Name, Phase: string(r.Phase), Until: r.Deadline, Awaited: reservation.Awaited(r.Phase),
+		Reason: r.Reason, Findings: append([]string{}, r.Findings...)}
+	_, s, err := o.row(ctx, r.ID)
+	if err != nil {
+		return e, err
+	}
+	switch r.Phase {
+	case reservation.Aborted:
+		known := event.Explain(r.Reason)
+		e.What, e.Next = known.Cause, known.Next
+		if r.Detail != "" {
+			e.What += ": " + r.Detail
+		}
+		if r.Cleanup == ledger.CleanupPending {
+			e.Awaited = "the host to confirm that the VM is gone"
+		}
+	case reservation.Released:
+		e.What = "it was released"
+		if r.Cleanup == ledger.CleanupPending {
+			e.Awaited = "the host to confirm that the VM is gone"
+		}
+	default:
+		e.Awaited = awaitedNow(r, s)
+		e.What = "as it should be"
+		e.Next = fmt.Sprintf("foothold vm watch %s", r.Name)
+		for _, z := range o.zones.states() {
+			if z.Live < z.Wanted || z.Error != "" {
+				e.Findings = append(e.Findings, fmt.Sprintf("zone %s: revision %d is wanted, %d is live %s", z.Zone, z.Wanted, z.Live, z.Error))
+			}
+		}
+	}
+	return e, nil
+}
+
+// awaitedNow is finer than the phase: which step of it comes next.
+func awaitedNow(r ledger.Reservation, s ledger.Start) string {
+	switch r.Phase {
+	case reservation.Booting:
+		switch {
+		case s.HostStarted.IsZero():
+			return "the host to create and start the VM"
+		case s.Opened.IsZero():
+			return "the VM's loader to reach the boot server with T1"
+		case s.Verdict.IsZero():
+			return "the host's quote over this VM and its tunnel"
+		case s.Delivered.IsZero():
+			return "the VM to fetch its components"
+		}
+		return "the delivered system to report ready with T2"
+	case reservation.Connecting:
+		if !s.TunnelAddress.IsValid() {
+			return "the VM to open its disks and ask the gateway for admission with T3"
+		}
+		return "the VM's system to start and its second audit, through the quarantined tunnel"
+	case reservation.Computing:
+		if r.Workload != nil && s.Ready.IsZero() {
+			return "the workload to answer through the tunnel"
+		}
+	}
+	return reservation.Awaited(r.Phase)
+}
+
+// states compares what each daemon should hold with what it last read back.
+func (z *zones) states() []api.ZoneState {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	var list []api.ZoneState
+	for _, name := range []string{zone.External, zone.Internal, zone.Gateway, zone.Boot} {
+		s := z.state[name]
+		list = append(list, api.ZoneState{Zone: name, Wanted: s.revision, Live: s.report.Revision, Seen: s.seen, Error: s.report.Error})
+	}
+	return list
+}

@@ -1,0 +1,272 @@
+// Package orchestrator decides. It takes a VM from wish to work, one file an act:
+//
+//	reserve.go  1  store a reservation
+//	create.go   2  ask the provider for the VM, and watch it there
+//	boot.go     4  spend T1, hand out a nonce
+//	attest.go   5  verify the quote
+//	deliver.go  6  sign this VM's manifest, make its unique part with T2
+//	ready.go    7  spend T2
+//	unlock.go   8  probe, audit, hand over the secrets
+//	connect.go  9  spend T3, admit the tunnel, audit again
+//	compute.go  10 open the network, workload, heartbeats
+//	end.go      11 withdraw everything
+//
+// Acts 4 to 7, 9 and 10 answer calls of the DMZ's daemons; acts 2 and 8 are driven
+// from here, by one goroutine for each live reservation. The ledger holds all that
+// must not get lost; every effect follows the stored intent, and a restart takes the
+// live rows up again where they stand. What releases components, secrets, certificates
+// or a tunnel takes a verify.Admitted and checks it.
+//
+// The zone documents are made from the ledger alone (zones.go), so whatever ends or
+// moves a reservation changes the rules by publishing again.
+package orchestrator
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"time"
+
+	"foothold/internal/mtls"
+	"foothold/protocol/event"
+	"foothold/tenant/authority"
+	"foothold/tenant/hostclient"
+	"foothold/tenant/ledger"
+	"foothold/tenant/policy"
+	"foothold/tenant/reservation"
+	"foothold/tenant/vault"
+	"foothold/tenant/verify"
+)
+
+// Orchestrator is a running orchestrator.
+type Orchestrator struct {
+	conf      Config
+	ledger    *ledger.Ledger
+	vault     *vault.Vault
+	ca        *authority.Set
+	limits    reservation.Limits
+	network   policy.Network
+	zones     *zones
+	inventory *verify.Inventory
+	verifier  *verify.Verifier
+	hosts     map[string]*hostclient.Client
+	ground    ground
+	store     *storeClient
+	now       func() time.Time
+
+	tasks sync.WaitGroup // goroutines that end with the context of Run
+
+	mu   sync.Mutex
+	ctx  context.Context // of Run; runs are made under it
+	runs map[string]*run // guarded by mu; live reservations by id
+}
+
+// run is the work on one live reservation. Its context ends with the reservation.
+type run struct {
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	quotes sync.Mutex // static quotes of one start follow each other
+}
+
+// ground is what was read once at the start and pins everything else.
+type ground struct {
+	bootCA       []byte // DER
+	gatewayCA    []byte // DER
+	manifestKey  ed25519.PrivateKey
+	componentKey ed25519.PublicKey
+}
+
+// New opens the state and reads what the configuration names. The clock is the
+// machine's; deadlines are compared with it in the ledger.
+func New(ctx context.Context, conf Config) (_ *Orchestrator, err error) {
+	o := &Orchestrator{conf: conf, limits: conf.phaseLimits(), network: conf.policyNetwork(), now: time.Now, runs: map[string]*run{}}
+	if o.vault, o.ca, err = Open(conf.State); err != nil {
+		return nil, err
+	}
+	if err := o.readGround(); err != nil {
+		return nil, err
+	}
+	if err := o.readEvidenceGround(); err != nil {
+		return nil, err
+	}
+	if err := o.dialHosts(); err != nil {
+		return nil, err
+	}
+	if o.store, err = newStoreClient(conf); err != nil {
+		return nil, err
+	}
+	if o.ledger, err = ledger.Open(ctx, filepath.Join(conf.State, ledgerFile), o.now); err != nil {
+		return nil, err
+	}
+	if o.zones, err = o.newZones(ctx); err == nil {
+		err = o.keepInventory(ctx)
+	}
+	if err != nil {
+		o.ledger.Close()
+		return nil, err
+	}
+	return o, nil
+}
+
+func (o *Orchestrator) readGround() (err error) {
+	if o.ground.bootCA, err = mtls.LoadDER(o.conf.Boot.CA); err != nil {
+		return err
+	}
+	if o.ground.gatewayCA, err = mtls.LoadDER(o.conf.Gateway.CA); err != nil {
+		return err
+	}
+	if o.ground.componentKey, err = publicKey(o.conf.ComponentKey); err != nil {
+		return fmt.Errorf("component_key: %w", err)
+	}
+	o.ground.manifestKey = o.ca.Signer(authority.ManifestKey)
+	return nil
+}
+
+// readEvidenceGround reads inventory and reference values, and makes the verifier.
+func (o *Orchestrator) readEvidenceGround() error {
+	provider, err := publicKey(o.conf.InventoryKey)
+	if err != nil {
+		return fmt.Errorf("inventory_key: %w", err)
+	}
+	signer, err := publicKey(o.conf.PlatformKey)
+	if err != nil {
+		return fmt.Errorf("platform_key: %w", err)
+	}
+	if o.inventory, err = verify.OpenInventory(o.conf.Inventory, provider, o.now()); err != nil {
+		return err
+	}
+	reference, err := verify.OpenPlatform(o.conf.Platform, signer, o.conf.Profile, o.now())
+	if err != nil {
+		return err
+	}
+	o.verifier, err = verify.New(verify.Config{Inventory: o.inventory, Platforms: []*verify.Platform{reference}, Profile: o.conf.Profile, Now: o.now})
+	return err
+}
+
+// keepInventory remembers the newest inventory and refuses an older one: in it, a host
+// that was struck out would still stand.
+func (o *Orchestrator) keepInventory(ctx context.Context) error {
+	return o.ledger.Write(ctx, func(t *ledger.Tx) error {
+		if err := t.Rise("inventory", int64(o.inventory.Version())); err != nil {
+			return fmt.Errorf("inventory %s: %w", o.conf.Inventory, err)
+		}
+		return t.Journal(event.Event{Kind: "inventory.read", Detail: map[string]string{
+			"version": strconv.Itoa(o.inventory.Version()), "sha256": o.inventory.Digest().String()}})
+	})
+}
+
+// dialHosts makes a client for each inventoried host.
+func (o *Orchestrator) dialHosts() error {
+	cert, pool, err := o.conf.HostTLS.Load()
+	if err != nil {
+		return fmt.Errorf("host_tls: %w", err)
+	}
+	o.hosts = map[string]*hostclient.Client{}
+	for _, s := range o.inventory.Hosts() {
+		o.hosts[s.Host.Name] = hostclient.New(s.Host.Name, s.Host.API, cert, pool)
+	}
+	return nil
+}
+
+// host returns the client of an inventoried host.
+func (o *Orchestrator) host(name string) (*hostclient.Client, error) {
+	c, ok := o.hosts[name]
+	if !ok {
+		return nil, event.Refuse(event.NoHost, "host %q is not in the inventory", name)
+	}
+	return c, nil
+}
+
+// run returns the work on a live reservation, making it if need be.
+func (o *Orchestrator) run(id string) *run {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	r, ok := o.runs[id]
+	if !ok {
+		r = &run{}
+		r.ctx, r.cancel = context.WithCancelCause(o.ctx)
+		o.runs[id] = r
+	}
+	return r
+}
+
+// stopRun ends the work on a reservation.
+func (o *Orchestrator) stopRun(id string, why error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if r, ok := o.runs[id]; ok {
+		r.cancel(why)
+		delete(o.runs, id)
+	}
+}
+
+// task runs f until it returns; Run waits for it.
+func (o *Orchestrator) task(f func()) {
+	o.tasks.Go(f)
+}
+
+// drive runs one act of a reservation in the background and ends the reservation if
+// the act fails. A failure that the end itself caused changes nothing.
+func (o *Orchestrator) drive(id, what string, act func(context.Context) error) {
+	r := o.run(id)
+	o.task(func() {
+		err := act(r.ctx)
+		if err == nil || r.ctx.Err() != nil {
+			return
+		}
+		slog.Warn("act failed", "reservation", id, "act", what, "error", err)
+		o.abort(context.WithoutCancel(r.ctx), id, err)
+	})
+}
+
+// row reads a reservation with its latest start.
+func (o *Orchestrator) row(ctx context.Context, id string) (r ledger.Reservation, s ledger.Start, err error) {
+	err = o.ledger.Read(ctx, func(t *ledger.Tx) error {
+		if r, err = t.Reservation(id); err != nil {
+			return err
+		}
+		s, err = t.Start(id, r.Start)
+		return err
+	})
+	return r, s, err
+}
+
+// journal appends one entry on its own.
+func (o *Orchestrator) journal(ctx context.Context, e event.Event) {
+	if err := o.ledger.Write(ctx, func(t *ledger.Tx) error { return t.Journal(e) }); err != nil {
+		slog.Error("journal", "kind", e.Kind, "error", err)
+	}
+	o.zones.journalled()
+}
+
+// loadTLS reads a certificate, its key and the authority of the other side.
+func loadTLS(f mtls.Files, what string) (tls.Certificate, *x509.CertPool, error) {
+	cert, pool, err := f.Load()
+	if err != nil {
+		return cert, nil, fmt.Errorf("%s: %w", what, err)
+	}
+	return cert, pool, nil
+}
+
+// Close closes the ledger.
+func (o *Orchestrator) Close() error { return o.ledger.Close() }
+
+func removeAll(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return fmt.Errorf("clear %s: %w", dir, err)
+	}
+	var errs []error
+	for _, e := range entries {
+		errs = append(errs, os.RemoveAll(filepath.Join(dir, e.Name())))
+	}
+	return errors.Join(errs...)
+}

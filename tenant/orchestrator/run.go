@@ -1,0 +1,163 @@
+package orchestrator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"foothold/internal/mtls"
+	"foothold/internal/serve"
+	"foothold/protocol/event"
+	"foothold/tenant/ledger"
+	"foothold/tenant/reservation"
+)
+
+// Run serves both APIs until ctx ends. It takes up what an earlier run left before it
+// answers anyone.
+func (o *Orchestrator) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer func() {
+		cancel()
+		o.tasks.Wait()
+	}()
+	o.mu.Lock()
+	o.ctx = ctx
+	o.mu.Unlock()
+	operators, dmz, err := o.listen()
+	if err != nil {
+		return err
+	}
+	defer operators.Close()
+	defer dmz.Close()
+	operatorCert, operatorCA, err := loadTLS(o.conf.OperatorTLS, "operator_tls")
+	if err != nil {
+		return err
+	}
+	dmzCert, dmzCA, err := loadTLS(o.conf.UpstreamTLS, "upstream_tls")
+	if err != nil {
+		return err
+	}
+	if err := o.recover(ctx); err != nil {
+		return fmt.Errorf("take up what was left: %w", err)
+	}
+	o.task(func() { o.keepZones(ctx) })
+	o.task(func() { o.sweep(ctx) })
+	failed := make(chan error, 2)
+	go func() {
+		failed <- serve.HTTPS(ctx, operators, mtls.ServerConfig(operatorCert, operatorCA, mtls.Operator), o.operatorAPI())
+	}()
+	go func() {
+		failed <- serve.HTTPS(ctx, dmz, mtls.ServerConfig(dmzCert, dmzCA, mtls.BootServer, mtls.Gateway, mtls.Firewall, mtls.Store), o.upstreamAPI())
+	}()
+	slog.Info("serving", "listening", []string{operators.Addr().String(), dmz.Addr().String()}, "profile", o.conf.Profile, "epoch", o.zones.epoch)
+	first := <-failed
+	cancel()
+	return errors.Join(first, <-failed)
+}
+
+func (o *Orchestrator) listen() (operators, dmz net.Listener, err error) {
+	if operators, err = listenAPI(o.conf.API); err != nil {
+		return nil, nil, err
+	}
+	if dmz, err = net.Listen("tcp", o.conf.Upstream.String()); err != nil {
+		operators.Close()
+		return nil, nil, fmt.Errorf("listen for the DMZ: %w", err)
+	}
+	return operators, dmz, nil
+}
+
+// listenAPI listens at HOST:PORT, or takes the listening socket that was handed in as
+// open file N for fd:N.
+func listenAPI(where string) (net.Listener, error) {
+	number, handed := strings.CutPrefix(where, "fd:")
+	if !handed {
+		l, err := net.Listen("tcp", where)
+		if err != nil {
+			return nil, fmt.Errorf("listen for operators: %w", err)
+		}
+		return l, nil
+	}
+	n, err := strconv.Atoi(number)
+	if err != nil || n < 3 {
+		return nil, fmt.Errorf("api: fd:N wants a number from 3")
+	}
+	file := os.NewFile(uintptr(n), "operators' listener")
+	defer file.Close() // FileListener has its own copy
+	l, err := net.FileListener(file)
+	if err != nil {
+		return nil, fmt.Errorf("listen for operators on open file %d: %w", n, err)
+	}
+	return l, nil
+}
+
+// recover takes up the live rows where they stand. While we were down no heartbeat
+// could come, so computing VMs get one lease more; the firewalls held what they had
+// until their own leases ended.
+func (o *Orchestrator) recover(ctx context.Context) error {
+	var live []ledger.Reservation
+	err := o.ledger.Write(ctx, func(t *ledger.Tx) (err error) {
+		if err := t.Grace(t.Now.Add(o.limits.Lease)); err != nil {
+			return err
+		}
+		if live, err = t.Live(); err != nil {
+			return err
+		}
+		return t.Journal(event.Event{Kind: "orchestrator.started", Detail: map[string]string{"live": strconv.Itoa(len(live))}})
+	})
+	if err != nil {
+		return err
+	}
+	if err := removeAll(filepath.Join(o.conf.State, uploads)); err != nil {
+		return err
+	}
+	for _, r := range live {
+		if err := o.resume(ctx, r); err != nil {
+			return err
+		}
+	}
+	return o.publish(ctx)
+}
+
+// resume continues one reservation by the normal path, or ends it by the normal path.
+func (o *Orchestrator) resume(ctx context.Context, r ledger.Reservation) error {
+	_, s, err := o.row(ctx, r.ID)
+	if err != nil {
+		return err
+	}
+	if r.Phase == reservation.Reserved {
+		o.drive(r.ID, "create", func(ctx context.Context) error { return o.create(ctx, r.ID) })
+		return nil
+	}
+	if s.HostStarted.IsZero() {
+		// T1 was in memory alone: no VM can have it for certain, so none may.
+		o.abort(ctx, r.ID, event.Refuse(event.InternalError, "the orchestrator restarted between asking for the VM and hearing that it runs"))
+		return nil
+	}
+	h, err := o.host(r.Host)
+	if err != nil {
+		o.abort(ctx, r.ID, err)
+		return nil
+	}
+	o.task(func() { o.watch(o.run(r.ID).ctx, h, r.ID, r.Start) })
+	o.resumeAct(r)
+	return nil
+}
+
+// Main reads the configuration, opens the state and runs.
+func Main(ctx context.Context, configFile string) error {
+	conf, err := ReadConfig(configFile)
+	if err != nil {
+		return err
+	}
+	o, err := New(ctx, conf)
+	if err != nil {
+		return err
+	}
+	return errors.Join(o.Run(ctx), o.Close())
+}

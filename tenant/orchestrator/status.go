@@ -1,0 +1,65 @@
+package orchestrator
+
+import (
+	"context"
+	"crypto/ed25519"
+	"log/slog"
+	"runtime/debug"
+	"strings"
+
+	"foothold/protocol/api"
+	"foothold/tenant/ledger"
+)
+
+func (o *Orchestrator) hostList(ctx context.Context) ([]api.Host, error) {
+	list := []api.Host{}
+	err := o.ledger.Read(ctx, func(t *ledger.Tx) error {
+		live, err := t.Live()
+		if err != nil {
+			return err
+		}
+		for _, known := range o.inventory.Hosts() {
+			h := known.Host
+			state, err := t.Host(h.Name)
+			if err != nil {
+				return err
+			}
+			out := api.Host{Name: h.Name, API: h.API, Location: h.Location, Asset: h.Asset, Software: h.Software, Standing: "good", Quoted: state.Quoted}
+			if state.Standing != "" {
+				out.Standing = state.Standing
+			}
+			if len(known.Problems) > 0 {
+				out.Standing = strings.Join(known.Problems, "; ")
+			}
+			for _, r := range live {
+				if r.Host == h.Name {
+					out.VMs++
+				}
+			}
+			list = append(list, out)
+		}
+		return nil
+	})
+	return list, err
+}
+
+func (o *Orchestrator) status(ctx context.Context) (api.Status, error) {
+	s := api.Status{Version: version(), Profile: o.conf.Profile, Epoch: o.zones.epoch, Zones: o.zones.states()}
+	err := o.ledger.Read(ctx, func(t *ledger.Tx) error {
+		live, err := t.Live()
+		s.VMs = len(live)
+		return err
+	})
+	return s, err
+}
+
+func version() string {
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "development"
+}
+
+func logFault(err error) { slog.Error("fault", "error", err) }
+
+func publicOf(key ed25519.PrivateKey) []byte { return key.Public().(ed25519.PublicKey) }

@@ -1,0 +1,342 @@
+package orchestrator
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"foothold/internal/luks"
+	"foothold/protocol/api"
+	"foothold/protocol/bootmsg"
+	"foothold/protocol/digest"
+	"foothold/protocol/event"
+	"foothold/protocol/signed"
+	"foothold/protocol/vmspec"
+	"foothold/tenant/expect"
+	"foothold/tenant/ledger"
+	"foothold/tenant/vault"
+
+	"github.com/danielgtaylor/huma/v2"
+)
+
+// maxImage bounds a template's ciphertext in bytes.
+const maxImage = 64 << 30
+
+func templateKeyName(name string) string { return "template-" + name }
+
+func (o *Orchestrator) templateOperations(a huma.API, mux *http.ServeMux) {
+	huma.Register(a, operation("GET", "/v1/templates", "list-templates", "List templates", http.StatusOK),
+		func(ctx context.Context, _ *struct{}) (*body[[]api.Template], error) { return answer(o.templates(ctx)) })
+	register := operation("POST", "/v1/templates", "register-template", "Register a template", http.StatusCreated)
+	register.MaxBodyBytes = maxRegister
+	huma.Register(a, register, func(ctx context.Context, in *struct{ Body api.RegisterTemplate }) (*body[api.Template], error) {
+		return answer(o.registerTemplate(ctx, in.Body, caller(ctx)))
+	})
+	huma.Register(a, operation("DELETE", "/v1/templates/{name}", "delete-template", "Delete a template and destroy its key", http.StatusOK),
+		func(ctx context.Context, in *byName) (*body[struct{}], error) {
+			return answer(struct{}{}, o.deleteTemplate(ctx, in.Name, caller(ctx)))
+		})
+	upload(a, mux, "/v1/templates/{name}/image", "put-image", "Upload a template's ciphertext", func(r *http.Request) error {
+		return o.putImage(r.Context(), r.PathValue("name"), r.ContentLength, r.Body, caller(r.Context()))
+	})
+	upload(a, mux, "/v1/objects/{name}", "put-object", "Put an object into the DMZ's store", func(r *http.Request) error {
+		return o.putObject(r.Context(), r.PathValue("name"), r.ContentLength, r.Body, caller(r.Context()))
+	})
+}
+
+// upload registers a PUT of bytes that are streamed, beside huma, which would read them
+// into memory.
+func upload(a huma.API, mux *http.ServeMux, path, id, summary string, f func(*http.Request) error) {
+	a.OpenAPI().AddOperation(&huma.Operation{OperationID: id, Method: http.MethodPut, Path: path, Summary: summary,
+		Parameters:  []*huma.Param{{Name: "name", In: "path", Required: true, Schema: &huma.Schema{Type: huma.TypeString}}},
+		RequestBody: &huma.RequestBody{Required: true, Content: map[string]*huma.MediaType{"application/octet-stream": {}}},
+		Responses:   map[string]*huma.Response{"200": {Description: "stored"}}})
+	mux.HandleFunc("PUT "+path, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		err := f(r)
+		if err == nil {
+			io.WriteString(w, "{}\n")
+			return
+		}
+		var p *refused
+		errors.As(problem(err), &p)
+		w.WriteHeader(p.status)
+		json.NewEncoder(w).Encode(p.Problem)
+	})
+}
+
+func (o *Orchestrator) templates(ctx context.Context) ([]api.Template, error) {
+	list := []api.Template{}
+	err := o.ledger.Read(ctx, func(t *ledger.Tx) error {
+		rows, err := t.Templates()
+		if err != nil {
+			return err
+		}
+		for _, tpl := range rows {
+			view, err := o.templateView(t, tpl)
+			if err != nil {
+				return err
+			}
+			list = append(list, view)
+		}
+		return nil
+	})
+	return list, err
+}
+
+func (o *Orchestrator) templateView(t *ledger.Tx, tpl ledger.Template) (api.Template, error) {
+	c, err := o.components(tpl.Components)
+	if err != nil {
+		return api.Template{}, err
+	}
+	users, err := t.TemplateUsers(tpl.Name)
+	return api.Template{Name: tpl.Name, SHA256: tpl.SHA256, Size: tpl.Size, Created: tpl.Created, Release: tpl.Release,
+		Boot: []bootmsg.Component{c.Kernel, c.Initramfs}, Hosts: append([]string{}, tpl.Hosts...), VMs: users}, err
+}
+
+// components opens a signed release of shared components. The organisation signs it
+// off line; nobody here can.
+func (o *Orchestrator) components(e signed.Envelope) (bootmsg.Components, error) {
+	var c bootmsg.Components
+	if err := e.Open(o.ground.componentKey, signed.Components, &c); err != nil {
+		return c, event.Refuse(event.SignatureInvalid, "components: %v", err)
+	}
+	switch {
+	case c.Kernel.Name != "kernel" || c.Initramfs.Name != "initramfs" || c.Kernel.SHA256.IsZero() || c.Initramfs.SHA256.IsZero():
+		return c, event.Refuse(event.BadRequest, "components: want a kernel and an initramfs with their digests")
+	case c.Kernel.Size <= 0 || c.Kernel.Size > bootmsg.MaxKernel || c.Initramfs.Size <= 0 || c.Initramfs.Size > bootmsg.MaxInitramfs:
+		return c, event.Refuse(event.BadRequest, "components: kernel or initramfs is too large")
+	}
+	return c, nil
+}
+
+// registerTemplate checks a template's description and stores it, its key first: a
+// crash in between leaves a key that the repeated call finds and replaces.
+func (o *Orchestrator) registerTemplate(ctx context.Context, in api.RegisterTemplate, by string) (api.Template, error) {
+	defer in.VolumeKey.Wipe()
+	switch {
+	case !vmspec.ValidName(in.Name):
+		return api.Template{}, event.Refuse(event.BadRequest, "name: want a lower-case DNS label")
+	case in.SHA256.IsZero() || in.RootHash.IsZero():
+		return api.Template{}, event.Refuse(event.BadRequest, "sha256, root_hash: want both")
+	case in.Size <= 0 || in.Size > maxImage || in.Size%luks.SectorSize != 0:
+		return api.Template{}, event.Refuse(event.BadRequest, "size: want a multiple of %d up to 64 GiB", luks.SectorSize)
+	case in.HashOffset <= 0 || in.HashOffset >= in.Size:
+		return api.Template{}, event.Refuse(event.BadRequest, "hash_offset: want a place inside the image")
+	case in.VolumeKey.Len() != luks.KeySize:
+		return api.Template{}, event.Refuse(event.BadRequest, "volume_key: want %d bytes", luks.KeySize)
+	}
+	c, err := o.components(in.Components)
+	if err != nil {
+		return api.Template{}, err
+	}
+	if _, err := expect.Parse(in.Audit); err != nil {
+		return api.Template{}, event.Refuse(event.BadRequest, "audit: %v", err)
+	}
+	if in.Created.IsZero() {
+		in.Created = o.now()
+	}
+	tpl := ledger.Template{Name: in.Name, SHA256: in.SHA256, Size: in.Size, RootHash: in.RootHash, HashOffset: in.HashOffset,
+		Release: c.Release, Components: in.Components, Audit: in.Audit, Created: in.Created}
+	if err := o.checkNewTemplate(ctx, tpl, c); err != nil {
+		return api.Template{}, err
+	}
+	if err := o.putTemplateKey(in); err != nil {
+		return api.Template{}, err
+	}
+	var view api.Template
+	err = o.ledger.Write(ctx, func(t *ledger.Tx) error {
+		if _, err := t.Template(in.Name); errors.Is(err, ledger.ErrNotFound) {
+			if err := t.AddTemplate(tpl); err != nil {
+				return err
+			}
+		}
+		stored, err := t.Template(in.Name)
+		if err != nil {
+			return err
+		}
+		if view, err = o.templateView(t, stored); err != nil {
+			return err
+		}
+		return t.Journal(event.Event{Kind: "template.registered", Detail: map[string]string{"name": in.Name, "sha256": in.SHA256.String(), "release": c.Release, "by": by}})
+	})
+	o.zones.journalled()
+	return view, err
+}
+
+// checkNewTemplate refuses a name that means another image, and components that are
+// not in the store.
+func (o *Orchestrator) checkNewTemplate(ctx context.Context, tpl ledger.Template, c bootmsg.Components) error {
+	return o.ledger.Read(ctx, func(t *ledger.Tx) error {
+		old, err := t.Template(tpl.Name)
+		if err == nil && old.SHA256 != tpl.SHA256 {
+			return event.Refuse(event.NameTaken, "template %s is registered with another image", tpl.Name)
+		}
+		if err != nil && !errors.Is(err, ledger.ErrNotFound) {
+			return err
+		}
+		for _, part := range []bootmsg.Component{c.Kernel, c.Initramfs} {
+			size, err := t.Object(part.SHA256)
+			if errors.Is(err, ledger.ErrNotFound) {
+				return event.Refuse(event.BadRequest, "the %s %s is not in the store; put it there first", part.Name, part.SHA256.Short())
+			}
+			if err == nil && size != part.Size {
+				return event.Refuse(event.BadRequest, "the %s in the store has %d bytes, the signed one %d", part.Name, size, part.Size)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func (o *Orchestrator) putTemplateKey(in api.RegisterTemplate) error {
+	name := templateKeyName(in.Name)
+	err := o.vault.Put(name, in.VolumeKey)
+	if !errors.Is(err, vault.ErrExists) {
+		return err
+	}
+	old, err := o.vault.Get(name)
+	if err != nil {
+		return fmt.Errorf("read template key: %w", err)
+	}
+	defer old.Wipe()
+	if old.Equal(in.VolumeKey) {
+		return nil
+	}
+	// A registration that did not come to its end left it: checkNewTemplate has seen that
+	// no other image has this name.
+	if err := o.vault.Destroy(name); err != nil {
+		return fmt.Errorf("replace template key: %w", err)
+	}
+	return o.vault.Put(name, in.VolumeKey)
+}
+
+func (o *Orchestrator) template(ctx context.Context, name string) (tpl ledger.Template, err error) {
+	if name == "" {
+		return tpl, event.Refuse(event.UnknownTemplate, "no name")
+	}
+	err = o.ledger.Read(ctx, func(t *ledger.Tx) (err error) { tpl, err = t.Template(name); return err })
+	if errors.Is(err, ledger.ErrNotFound) {
+		err = event.Refuse(event.UnknownTemplate, "no template of that name is registered")
+	}
+	return tpl, err
+}
+
+// putImage takes a template's ciphertext, checks it against its digest, and passes it
+// on to every host. It succeeds if at least one host has it then; the others are
+// tried again with the next upload.
+func (o *Orchestrator) putImage(ctx context.Context, name string, size int64, r io.Reader, by string) error {
+	tpl, err := o.template(ctx, name)
+	if err != nil {
+		return err
+	}
+	if size != tpl.Size {
+		return event.Refuse(event.BadRequest, "image: want a Content-Length of %d", tpl.Size)
+	}
+	file, err := o.receive(r, tpl)
+	if err != nil {
+		return err
+	}
+	defer os.Remove(file.Name())
+	defer file.Close()
+	var failed error
+	for host := range o.hosts {
+		if err := o.pushImage(ctx, host, tpl, file, by); err != nil {
+			slog.Warn("send template to host", "template", name, "host", host, "error", err)
+			failed = err
+		}
+	}
+	tpl, err = o.template(ctx, name)
+	if err == nil && len(tpl.Hosts) == 0 {
+		err = failed
+		if err == nil {
+			err = event.Refuse(event.NoHost, "there is no host to send it to")
+		}
+	}
+	return err
+}
+
+// receive streams an image to a file and compares its digest.
+func (o *Orchestrator) receive(r io.Reader, tpl ledger.Template) (_ *os.File, err error) {
+	file, err := os.CreateTemp(filepath.Join(o.conf.State, uploads), "image-")
+	if err != nil {
+		return nil, fmt.Errorf("receive image: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			file.Close()
+			os.Remove(file.Name())
+		}
+	}()
+	h := sha256.New()
+	n, err := io.Copy(io.MultiWriter(file, h), io.LimitReader(r, tpl.Size+1))
+	if err != nil {
+		return nil, event.Refuse(event.BadRequest, "image: it broke off after %d bytes", n)
+	}
+	if got := digest.SHA256(h.Sum(nil)); n != tpl.Size || got != tpl.SHA256 {
+		return nil, event.Refuse(event.DigestMismatch, "image: %d bytes hash to %s, registered is %s", n, got.Short(), tpl.SHA256.Short())
+	}
+	return file, nil
+}
+
+func (o *Orchestrator) pushImage(ctx context.Context, host string, tpl ledger.Template, file *os.File, by string) error {
+	h, err := o.host(host)
+	if err != nil {
+		return err
+	}
+	if err := h.PutTemplate(ctx, tpl.SHA256, tpl.Size, io.NewSectionReader(file, 0, tpl.Size)); err != nil {
+		return err
+	}
+	err = o.ledger.Write(ctx, func(t *ledger.Tx) error {
+		return errors.Join(t.AddTemplateHost(tpl.Name, host), t.Journal(event.Event{Kind: "template.sent",
+			Detail: map[string]string{"name": tpl.Name, "host": host, "sha256": tpl.SHA256.String(), "by": by}}))
+	})
+	o.zones.journalled()
+	return err
+}
+
+// deleteTemplate forgets a template that no VM uses. Its key is destroyed first: what
+// then still lies at a host is noise.
+func (o *Orchestrator) deleteTemplate(ctx context.Context, name, by string) error {
+	tpl, err := o.template(ctx, name)
+	if err != nil {
+		return err
+	}
+	err = o.ledger.Write(ctx, func(t *ledger.Tx) error {
+		users, err := t.TemplateUsers(name)
+		if err != nil {
+			return err
+		}
+		if users > 0 {
+			return event.Refuse(event.InUse, "%d VMs are of template %s", users, name)
+		}
+		return errors.Join(t.DeleteTemplate(name), t.Journal(event.Event{Kind: "template.deleted", Detail: map[string]string{"name": name, "by": by}}))
+	})
+	if err != nil {
+		return err
+	}
+	o.zones.journalled()
+	if err := o.vault.Destroy(templateKeyName(name)); err != nil {
+		return fmt.Errorf("destroy template key: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	for _, host := range tpl.Hosts {
+		if h, err := o.host(host); err == nil {
+			if err := h.DeleteTemplate(ctx, tpl.SHA256); err != nil {
+				slog.Warn("delete template at host", "host", host, "error", err)
+			}
+		}
+	}
+	return nil
+}
