@@ -51,7 +51,7 @@ func (s *Steps) draw() {
 	if s.name == "" {
 		return
 	}
-	line := fmt.Sprintf("\r\x1b[K%s %-12s %7s", s.out.Paint(Busy, "…"), s.name, seconds(time.Since(s.began)))
+	line := fmt.Sprintf("\r\x1b[K%s %-28s %7s", s.out.Paint(Busy, "…"), s.name, seconds(time.Since(s.began)))
 	if s.note != "" {
 		line += "  " + s.out.Paint(Faint, clip(s.note, 60))
 	}
@@ -97,7 +97,7 @@ func (s *Steps) finish(name string, took time.Duration, tone Tone, mark string) 
 	if s.out.tty {
 		fmt.Fprint(s.out.w, "\r\x1b[K")
 	}
-	s.out.Line("%s %-12s %7s", s.out.Paint(tone, mark), name, seconds(took))
+	s.out.Line("%s %-28s %7s", s.out.Paint(tone, mark), name, seconds(took))
 	if s.out.tty {
 		s.draw()
 	}

@@ -40,7 +40,7 @@ func TestStepsOffATerminalAreLines(t *testing.T) {
 	s.Begin("unlocking", time.Now())
 	s.Fail("unlocking", time.Second)
 	s.Close()
-	want := "  booting ...\n  quote accepted\n✓ booting        1.2 s\n  unlocking ...\n✗ unlocking      1.0 s\n"
+	want := "  booting ...\n  quote accepted\n✓ booting                        1.2 s\n  unlocking ...\n✗ unlocking                      1.0 s\n"
 	if b.String() != want {
 		t.Errorf("got\n%s", b.String())
 	}

@@ -12,7 +12,7 @@ func templateCommand() *cobra.Command {
 	return contextFlag(group("template", "Build, audit and register operating system templates",
 		`A template is a read-only image of an operating system, verified block by block and
 encrypted. It is built and audited on your side; the provider stores ciphertext alone.`,
-		templateList(), templateDelete()))
+		templateBuild(), templateList(), templateAudit(), templateDelete()))
 }
 
 func templateList() *cobra.Command {

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 
@@ -145,3 +146,6 @@ func insertFile(path string) error {
 	}
 	return nil
 }
+
+// Names lists the modules in the list's order, as /proc/modules writes them.
+func (s *Set) Names() []string { return slices.Clone(s.order) }
