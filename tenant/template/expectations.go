@@ -135,4 +135,3 @@ func readInitramfs(path string) ([]expect.File, []string, error) {
 		files = append(files, expect.File{Path: name, SHA256: digest.Of(data)})
 	}
 }
-
