@@ -38,19 +38,28 @@ const (
 	MgmtLAN   = "mgmt"
 )
 
+// Accelerators of the host's VMs.
+const (
+	KVM = "kvm"
+	TCG = "tcg"
+)
+
 // CloudBridge is the host's bridge of the cloud network.
 const CloudBridge = "cloud0"
 
 // CloudInterface is the external firewall's interface to the cloud network.
 const CloudInterface = "vpc0"
 
-// TunnelPrefix holds the tunnel addresses; TunnelGateway is the gateway's own.
+// TunnelPrefix holds the tunnel addresses; TunnelGateway is the gateway's own. VMs
+// have addresses from FirstVM to LastVM on the cloud network.
 var (
 	TenantPrefix  = netip.MustParsePrefix("10.80.0.0/24")
 	DMZPrefix     = netip.MustParsePrefix("10.81.0.0/24")
 	CloudPrefix   = netip.MustParsePrefix("10.82.0.0/24")
 	TunnelPrefix  = netip.MustParsePrefix("10.84.0.0/16")
 	TunnelGateway = netip.MustParseAddr("10.84.0.1")
+	FirstVM       = netip.MustParseAddr("10.82.0.10")
+	LastVM        = netip.MustParseAddr("10.82.0.150")
 )
 
 // Port is one network interface of a place.

@@ -66,7 +66,8 @@ func defaultLab() (string, error) {
 }
 
 func labUp(open openLab) *cobra.Command {
-	return &cobra.Command{
+	var keepGoing bool
+	cmd := &cobra.Command{
 		Use:   "up",
 		Short: "Start the lab, making its keys and configurations the first time",
 		Args:  cobra.NoArgs,
@@ -80,7 +81,7 @@ func labUp(open openLab) *cobra.Command {
 			}
 			began := time.Now()
 			out := cmd.ErrOrStderr()
-			err = supervisor.Start(cmd.Context(), state, func(s supervisor.Step) {
+			err = supervisor.Start(cmd.Context(), state, keepGoing, func(s supervisor.Step) {
 				fmt.Fprintf(out, "  %-46s %6.1f s\n", s.Text, s.Seconds)
 			})
 			if errors.Is(err, supervisor.ErrUp) {
@@ -96,6 +97,8 @@ func labUp(open openLab) *cobra.Command {
 			return err
 		},
 	}
+	cmd.Flags().BoolVar(&keepGoing, "keep-going", false, "come up without daemons that do not start")
+	return cmd
 }
 
 func labDown(open openLab) *cobra.Command {
@@ -306,21 +309,38 @@ func labLogs(open openLab) *cobra.Command {
 }
 
 func labPreflight() *cobra.Command {
-	var packages bool
+	var mend bool
 	cmd := &cobra.Command{
 		Use:   "preflight",
 		Short: "Say what this machine lacks, with the line that mends it",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if packages {
-				_, err := fmt.Fprintln(cmd.OutOrStdout(), strings.Join(preflight.MissingPackages(), " "))
-				return err
+			if mend && preflight.Able() {
+				if err := mendAll(cmd.Context(), cmd.ErrOrStderr()); err != nil {
+					return err
+				}
 			}
 			return checkPreflight(cmd.ErrOrStderr())
 		},
 	}
-	cmd.Flags().BoolVar(&packages, "packages", false, "print only the names of missing packages")
+	cmd.Flags().BoolVar(&mend, "mend", false, "run those lines that need nothing but root")
 	return cmd
+}
+
+// mendAll runs the lines of what is missing, and shows them.
+func mendAll(ctx context.Context, w io.Writer) error {
+	for _, f := range preflight.Check() {
+		if !f.Root {
+			continue
+		}
+		fmt.Fprintf(w, "missing: %s\n+ %s\n", f.What, f.Mend)
+		sh := exec.CommandContext(ctx, "sh", "-c", f.Mend)
+		sh.Stdin, sh.Stdout, sh.Stderr = os.Stdin, w, w
+		if err := sh.Run(); err != nil {
+			return fmt.Errorf("mend %s: %w", f.What, err)
+		}
+	}
+	return nil
 }
 
 func checkPreflight(w io.Writer) error {

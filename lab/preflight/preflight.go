@@ -23,6 +23,17 @@ import (
 type Finding struct {
 	What string
 	Mend string // a line for a shell
+	Root bool   // the line needs root, and is safe to run as it stands
+}
+
+// Able says whether this user can run a finding's line without being asked for
+// root's password: it is root, or has sudo.
+func Able() bool {
+	if os.Geteuid() == 0 {
+		return true
+	}
+	_, err := exec.LookPath("sudo")
+	return err == nil
 }
 
 // program is something that a Debian package brings.
@@ -85,8 +96,8 @@ const minSpace = 4 << 30
 func Check() []Finding {
 	var all []Finding
 	if missing := MissingPackages(); len(missing) > 0 {
-		all = append(all, Finding{"packages " + strings.Join(missing, ", "),
-			asRoot("apt-get install -y --no-install-recommends " + strings.Join(missing, " "))})
+		all = append(all, rootFinding("packages "+strings.Join(missing, ", "),
+			"sh -c 'apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "+strings.Join(missing, " ")+"'"))
 	}
 	for _, check := range []func() *Finding{subordinateIDs, userNamespaces, tun, space} {
 		if f := check(); f != nil {
@@ -96,15 +107,16 @@ func Check() []Finding {
 	return all
 }
 
-// asRoot is the line as this user types it.
-func asRoot(line string) string {
-	if os.Geteuid() == 0 {
-		return line
+// rootFinding has the line as this user types it.
+func rootFinding(what, line string) Finding {
+	switch {
+	case os.Geteuid() == 0:
+	case Able():
+		line = "sudo " + line
+	default:
+		line = "su -c " + strconv.Quote(line)
 	}
-	if _, err := exec.LookPath("sudo"); err == nil {
-		return "sudo " + line
-	}
-	return "su -c " + strconv.Quote(line)
+	return Finding{What: what, Mend: line, Root: true}
 }
 
 // subordinateIDs: newuidmap maps ranges of /etc/subuid alone, for root as well;
@@ -112,13 +124,14 @@ func asRoot(line string) string {
 func subordinateIDs() *Finding {
 	me, err := user.Current()
 	if err != nil {
-		return &Finding{"a name for user id " + strconv.Itoa(os.Getuid()), "run as a user that /etc/passwd knows"}
+		return &Finding{What: "a name for user id " + strconv.Itoa(os.Getuid()), Mend: "run as a user that /etc/passwd knows"}
 	}
 	if hasRange("/etc/subuid", me) && hasRange("/etc/subgid", me) {
 		return nil
 	}
-	return &Finding{"a range of subordinate user and group ids for " + me.Username,
-		asRoot("usermod --add-subuids 100000-165535 --add-subgids 100000-165535 " + me.Username)}
+	f := rootFinding("a range of subordinate user and group ids for "+me.Username,
+		"usermod --add-subuids 100000-165535 --add-subgids 100000-165535 "+me.Username)
+	return &f
 }
 
 func hasRange(file string, me *user.User) bool {
@@ -157,10 +170,12 @@ func userNamespaces() *Finding {
 	} {
 		path := "/proc/sys/" + strings.ReplaceAll(setting, ".", "/")
 		if data, err := os.ReadFile(path); err == nil && strings.TrimSpace(string(data)) != want {
-			return &Finding{"user namespaces for ordinary users", asRoot("sysctl -w " + setting + "=" + want)}
+			f := rootFinding("user namespaces for ordinary users", "sysctl -w "+setting+"="+want)
+			return &f
 		}
 	}
-	return &Finding{"user namespaces for ordinary users", asRoot("sysctl -w user.max_user_namespaces=15000")}
+	f := rootFinding("user namespaces for ordinary users", "sysctl -w user.max_user_namespaces=15000")
+	return &f
 }
 
 // tun: VMs' network interfaces and the user-space WireGuard need it.
@@ -172,22 +187,24 @@ func tun() *Finding {
 		return nil
 	}
 	if errors.Is(err, unix.ENOENT) {
-		return &Finding{path, asRoot("modprobe tun")}
+		f := rootFinding(path, "modprobe tun")
+		return &f
 	}
-	return &Finding{"permission to open " + path, asRoot("chmod 0666 " + path)}
+	f := rootFinding("permission to open "+path, "chmod 0666 "+path)
+	return &f
 }
 
 func space() *Finding {
 	dir, err := os.Getwd()
 	if err != nil {
-		return &Finding{"a working directory", "cd to the clone"}
+		return &Finding{What: "a working directory", Mend: "cd to the clone"}
 	}
 	var fs unix.Statfs_t
 	if err := unix.Statfs(dir, &fs); err != nil {
-		return &Finding{fmt.Sprintf("a readable file system (%v)", err), "cd to the clone"}
+		return &Finding{What: fmt.Sprintf("a readable file system (%v)", err), Mend: "cd to the clone"}
 	}
 	if free := int64(fs.Bavail) * fs.Bsize; free < minSpace {
-		return &Finding{fmt.Sprintf("disk space: %d MiB are free here, %d MiB are needed", free>>20, minSpace>>20), "make clean, or use another disk"}
+		return &Finding{What: fmt.Sprintf("disk space: %d MiB are free here, %d MiB are needed", free>>20, minSpace>>20), Mend: "make clean, or use another disk"}
 	}
 	return nil
 }

@@ -60,6 +60,25 @@ type daemon struct {
 	cmd    *exec.Cmd      // guarded by mu
 }
 
+// await waits until the daemon served for the first time. Its error holds the end of
+// the daemon's log.
+func (d *daemon) await(ctx context.Context) error {
+	limit := time.NewTimer(startTimeout)
+	defer limit.Stop()
+	why := ""
+	select {
+	case <-d.serving:
+		return nil
+	case err := <-d.ended:
+		why = fmt.Sprint(err)
+	case <-limit.C:
+		why = "it does not serve after " + startTimeout.String()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	return fmt.Errorf("start %s: %s\n%s\n(log: %s)", d.program.Name, why, d.log.tail(8), d.log.path)
+}
+
 // run is the daemon's life: start, wait, pause, start again, until ctx ends.
 func (d *daemon) run(ctx context.Context) {
 	pause := firstPause

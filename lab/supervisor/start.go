@@ -2,17 +2,29 @@ package supervisor
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
+	"foothold/client"
+	"foothold/internal/durable"
 	"foothold/lab"
+	"foothold/lab/ground"
 )
 
-// Start brings a lab up: lock, ground, API socket, supervisor.
-func Start(ctx context.Context, state lab.State, progress func(Step)) error {
+// portFile remembers the API's address from one start of the lab to the next.
+const portFile = "api-address"
+
+// Start brings a lab up: lock, accelerator, API socket, ground, supervisor. It
+// returns ErrUp when the lab is up already. With keepGoing daemons that do not start are
+// left out.
+func Start(ctx context.Context, state lab.State, keepGoing bool, progress func(Step)) error {
 	lock, err := Lock(ctx, state)
 	if err != nil {
 		return err
@@ -22,22 +34,64 @@ func Start(ctx context.Context, state lab.State, progress func(Step)) error {
 	if err != nil {
 		return fmt.Errorf("find own program: %w", err)
 	}
+	cache, err := cacheDir()
+	if err != nil {
+		return err
+	}
+	began := time.Now()
+	accel, err := accelerator(ctx, state, cache)
+	if err != nil {
+		return fmt.Errorf("probe KVM: %w", err)
+	}
+	progress(Step{Text: "probe KVM: VMs run with " + accel, Seconds: time.Since(began).Seconds()})
 	api, err := listenAPI(state)
 	if err != nil {
 		return err
 	}
 	defer api.Close()
-	o := Options{State: state.Dir, Binaries: filepath.Dir(self), API: api.Addr().String()}
-	began := time.Now()
-	_ = began
-	return Up(ctx, lock, api, o, progress)
+	o := Options{State: state.Dir, Binaries: filepath.Dir(self), API: api.Addr().String(), Accel: accel, KeepGoing: keepGoing}
+	from := ground.Options{Binaries: o.Binaries, Cache: cache, API: o.API, Accel: accel}
+	if err := ground.Make(ctx, state, from, func(what string, took time.Duration) {
+		progress(Step{Text: what, Seconds: took.Seconds()})
+	}); err != nil {
+		return err
+	}
+	if err := Up(ctx, lock, api, o, progress); err != nil {
+		return err
+	}
+	return client.Remember(state.Context())
 }
 
-// listenAPI makes the operators' listening socket, at the port of last time if it is free.
+// cacheDir keeps what all labs of the user share and what can be fetched again.
+func cacheDir() (string, error) {
+	if dir := os.Getenv("FOOTHOLD_CACHE"); dir != "" {
+		return filepath.Abs(dir)
+	}
+	dir, err := os.UserCacheDir()
+	if err != nil {
+		return "", fmt.Errorf("find cache folder (set FOOTHOLD_CACHE): %w", err)
+	}
+	return filepath.Join(dir, "foothold"), nil
+}
+
+// listenAPI makes the operators' listening socket, at the address of last time if it
+// is free.
 func listenAPI(state lab.State) (*net.TCPListener, error) {
-	l, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	file := filepath.Join(state.Dir, portFile)
+	address := "127.0.0.1:0"
+	if data, err := os.ReadFile(file); err == nil && strings.HasPrefix(string(data), "127.0.0.1:") {
+		address = string(data)
+	}
+	l, err := net.Listen("tcp4", address)
+	if errors.Is(err, unix.EADDRINUSE) {
+		l, err = net.Listen("tcp4", "127.0.0.1:0")
+	}
 	if err != nil {
 		return nil, fmt.Errorf("listen for the API: %w", err)
 	}
-	return l, nil
+	if err := durable.WriteFile(file, []byte(l.Addr().String()), 0o600); err != nil {
+		l.Close()
+		return nil, err
+	}
+	return l.(*net.TCPListener), nil
 }

@@ -15,7 +15,6 @@ package supervisor
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -116,7 +115,11 @@ func (s *supervisor) start(ctx context.Context) error {
 			s.running.Go(func() { d.run(ctx) })
 		}
 	}
-	if err := s.startHost(ctx); err != nil {
+	if err := s.step("boot the host, measuring its platform", func() error {
+		booted := make(chan error, 1)
+		s.running.Go(func() { s.powerOn(ctx, s.find(hostAgent), booted) })
+		return <-booted
+	}); err != nil {
 		return err
 	}
 	return s.awaitAll(ctx)
@@ -148,24 +151,21 @@ func (s *supervisor) find(name string) *daemon {
 	return nil
 }
 
-// awaitAll waits until every daemon serves. A daemon that ends before it ever served
-// ends the start, with the end of its log in the error.
+// awaitAll waits until every daemon serves. A daemon that ends before it ever served,
+// or takes too long, ends the start, unless the lab is to keep going without it.
 func (s *supervisor) awaitAll(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
-	defer cancel()
 	for _, d := range s.daemons {
 		began := time.Now()
-		select {
-		case <-d.serving:
-		case err := <-d.ended:
-			return fmt.Errorf("start %s: %w\n%s\n(log: %s)", d.program.Name, err, d.log.tail(8), d.log.path)
-		case <-ctx.Done():
-			if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-				return fmt.Errorf("start %s: it does not serve after %s\n%s\n(log: %s)", d.program.Name, startTimeout, d.log.tail(8), d.log.path)
-			}
-			return ctx.Err()
+		err := d.await(ctx)
+		switch {
+		case err == nil:
+			s.report.send(Step{Text: "start " + d.program.Name, Seconds: time.Since(began).Seconds()})
+		case s.options.KeepGoing && ctx.Err() == nil:
+			slog.Error("going on without a daemon", "daemon", d.program.Name, "error", err)
+			s.report.send(Step{Text: "WITHOUT " + d.program.Name, Seconds: time.Since(began).Seconds()})
+		default:
+			return err
 		}
-		s.report.send(Step{Text: "start " + d.program.Name, Seconds: time.Since(began).Seconds()})
 	}
 	return nil
 }

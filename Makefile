@@ -1,0 +1,58 @@
+# Foothold. `make help` lists what there is.
+
+GO      ?= go
+STATE   ?= build/lab
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo development)
+
+# Static binaries with no path of this machine in them: the same source gives the same bytes.
+BUILD = CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X main.version=$(VERSION)"
+
+# Packages whose tests need the machine's tools, VMs or the whole lab, and take minutes.
+SYSTEM = $(shell grep -rl --include='*_test.go' '^//go:build system' . | xargs -r -n1 dirname | sort -u)
+
+FOOTHOLD = bin/foothold
+export FOOTHOLD_CONTEXT = $(abspath $(STATE))/context.yaml
+
+.PHONY: help build deps lab test unit system bench down clean
+
+help:
+	@echo "make build   binaries in bin/"
+	@echo "make lab     the whole system on this machine, and a first VM"
+	@echo "make test    every test: unit tests with the race detector, then whole-system tests"
+	@echo "make bench   measurements, as a table and as bench.json"
+	@echo "make down    end the lab"
+	@echo "make clean   end the lab and remove bin/ and build/"
+
+build:
+	@mkdir -p bin
+	$(BUILD) -o bin/ ./cmd/...
+	$(BUILD) -o bin/sample-web ./lab/sample/web
+
+# What the machine lacks: packages by apt (as root, by sudo, or it prints the line).
+deps: build
+	@$(FOOTHOLD) lab preflight --mend
+
+lab: deps
+	@$(FOOTHOLD) lab up --state $(STATE)
+	@$(FOOTHOLD) lab first --state $(STATE) --workload bin/sample-web
+
+test: deps unit system
+
+unit:
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "not formatted:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
+	$(GO) vet ./...
+	$(GO) vet -tags system ./...
+	$(GO) test -race -timeout 10m ./...
+
+# One package at a time: VMs on two cores slow each other down.
+system: build
+	$(GO) test -tags system -count=1 -p 1 -timeout 25m $(SYSTEM)
+
+bench: deps
+	$(GO) run ./e2e/bench
+
+down:
+	@test ! -x $(FOOTHOLD) || $(FOOTHOLD) lab down --state $(STATE)
+
+clean: down
+	rm -rf bin build bench.json
