@@ -29,7 +29,7 @@ import (
 	"os"
 	"time"
 
-	"foothold/guest/bootlink"
+	"foothold/guest/pinned"
 	"foothold/protocol/bootmsg"
 	"foothold/protocol/digest"
 	"foothold/protocol/event"
@@ -59,7 +59,7 @@ type Machine struct {
 type boot struct {
 	Machine
 	local    *local
-	link     *bootlink.Conn
+	link     *pinned.Conn
 	key      ed25519.PrivateKey // of the VM, for this start
 	public   ed25519.PublicKey
 	reserved string // the reservation that the boot server opened
@@ -112,12 +112,12 @@ func (b *boot) openTunnel(ctx context.Context) error {
 	if b.public, b.key, err = ed25519.GenerateKey(rand.Reader); err != nil {
 		return event.Refuse(event.LoaderFailed, "make the VM's key: %v", err)
 	}
-	cert, err := bootlink.Ephemeral()
+	cert, err := pinned.Ephemeral()
 	if err != nil {
 		return event.Refuse(event.LoaderFailed, "%v", err)
 	}
-	pins := bootlink.Pins{URL: b.Spec.Boot.URL, ServerName: b.Spec.Boot.ServerName, CA: b.Spec.Boot.CA}
-	if b.link, err = bootlink.Dial(ctx, pins, cert); err != nil {
+	pins := pinned.Pins{URL: b.Spec.Boot.URL, ServerName: b.Spec.Boot.ServerName, CA: b.Spec.Boot.CA}
+	if b.link, err = pinned.Dial(ctx, pins, cert); err != nil {
 		return event.Refuse(event.BootServerFailed, "%v", err)
 	}
 	b.Say("tunnel open")

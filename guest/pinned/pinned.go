@@ -1,11 +1,12 @@
-// Package bootlink is a VM's connection to the boot server: one TLS 1.3 connection to
-// a pinned address, authority and name, and HTTP/1.1 on it, one exchange at a time.
+// Package pinned is a VM's connection to one server of its organisation - boot server,
+// gateway, store: TLS 1.3 to a pinned address, authority and name, and HTTP/1.1 on
+// it, one exchange at a time.
 //
 // It is not an http.Client on purpose. A client may dial again behind its caller's
 // back; here the state of the conversation belongs to the connection, so a Conn
 // cannot be dialled twice: when it breaks, the conversation is over. Every answer is
 // bounded, and bytes that nobody asked for end the connection.
-package bootlink
+package pinned
 
 import (
 	"bufio"
@@ -26,6 +27,7 @@ import (
 	"net/url"
 	"time"
 
+	"foothold/internal/mtls"
 	"foothold/internal/strictjson"
 )
 
@@ -39,13 +41,14 @@ const (
 )
 
 // ErrRefused is returned when the server answers but refuses. It gives no detail.
-var ErrRefused = errors.New("the boot server refuses")
+var ErrRefused = errors.New("the server refuses")
 
-// Pins is all that the VM believes of its boot server.
+// Pins is all that the VM believes of the server.
 type Pins struct {
 	URL        string // https://ADDRESS:PORT; an IP address, because nothing resolves names here
 	ServerName string // DNS name that the certificate must carry
 	CA         []byte // DER of the one authority
+	Role       string // of package mtls, that the certificate must name; "" where the authority issues for one role alone
 }
 
 // Conn is the connection.
@@ -83,18 +86,22 @@ func Dial(ctx context.Context, pins Pins, cert tls.Certificate) (*Conn, error) {
 	}
 	raw, err := dialTCP(ctx, addr)
 	if err != nil {
-		return nil, fmt.Errorf("reach the boot server at %s: %w", addr, err)
+		return nil, fmt.Errorf("reach the server at %s: %w", addr, err)
 	}
 	conn := tls.Client(raw, conf)
 	hello, cancel := context.WithTimeout(ctx, handshakeMax)
 	defer cancel()
 	if err := conn.HandshakeContext(hello); err != nil {
 		raw.Close()
-		return nil, fmt.Errorf("authenticate the boot server: %w", err)
+		return nil, fmt.Errorf("authenticate the server: %w", err)
 	}
 	if s := conn.ConnectionState(); s.Version != tls.VersionTLS13 || s.DidResume || len(s.VerifiedChains) == 0 {
 		raw.Close()
-		return nil, errors.New("authenticate the boot server: not a fresh TLS 1.3 connection")
+		return nil, errors.New("authenticate the server: not a fresh TLS 1.3 connection")
+	}
+	if err := pins.role(conn.ConnectionState().PeerCertificates[0]); err != nil {
+		raw.Close()
+		return nil, fmt.Errorf("authenticate the server: %w", err)
 	}
 	return &Conn{conn, addr.String()}, nil
 }
@@ -113,7 +120,7 @@ func (p Pins) config(cert tls.Certificate) (netip.AddrPort, *tls.Config, error) 
 		return none, nil, errors.New("read the pinned authority: it is no authority")
 	}
 	if p.ServerName == "" {
-		return none, nil, errors.New("no name is pinned for the boot server")
+		return none, nil, errors.New("no name is pinned for the server")
 	}
 	pool := x509.NewCertPool()
 	pool.AddCert(ca)
@@ -123,11 +130,22 @@ func (p Pins) config(cert tls.Certificate) (netip.AddrPort, *tls.Config, error) 
 	}, nil
 }
 
-// Address is the boot server's address; a URL without port means 443.
+func (p Pins) role(leaf *x509.Certificate) error {
+	if p.Role == "" {
+		return nil
+	}
+	id, err := mtls.Of(leaf)
+	if err == nil && id.Role != p.Role {
+		err = fmt.Errorf("%s is not a %s", id, p.Role)
+	}
+	return err
+}
+
+// Address is the server's address; a URL without port means 443.
 func (p Pins) Address() (netip.AddrPort, error) {
 	u, err := url.Parse(p.URL)
 	if err != nil || u.Scheme != "https" {
-		return netip.AddrPort{}, errors.New("the boot server's URL is malformed")
+		return netip.AddrPort{}, errors.New("the server's URL is malformed")
 	}
 	host := u.Host
 	if u.Port() == "" {
@@ -135,7 +153,7 @@ func (p Pins) Address() (netip.AddrPort, error) {
 	}
 	addr, err := netip.ParseAddrPort(host)
 	if err != nil {
-		return netip.AddrPort{}, errors.New("the boot server's URL names no address")
+		return netip.AddrPort{}, errors.New("the server's URL names no address")
 	}
 	return addr, nil
 }
@@ -242,7 +260,7 @@ func (c *Conn) exchange(ctx context.Context, method, path string, body []byte, l
 		return ErrRefused
 	}
 	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("the boot server answers with status %d", resp.StatusCode)
+		return fmt.Errorf("the server answers with status %d", resp.StatusCode)
 	}
 	n, err := io.Copy(w, io.LimitReader(resp.Body, limit+1))
 	switch {
@@ -259,7 +277,7 @@ func (c *Conn) exchange(ctx context.Context, method, path string, body []byte, l
 // finish handles an answer after which no other can follow.
 func (c *Conn) finish(unasked bool) error {
 	if unasked {
-		return errors.New("the boot server sends what nobody asked for")
+		return errors.New("the server sends what nobody asked for")
 	}
 	return c.tls.Close()
 }
