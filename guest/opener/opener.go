@@ -1,0 +1,223 @@
+// Package opener opens a VM's disks from what the unlock channel handed over, and
+// builds the OS's root from them.
+//
+// Headers come from memory and are checked against this program's own constants
+// (package luks): a header that names another cipher, another sector size or a second
+// key slot is refused, whoever sent it. The verity root hash comes from the handover,
+// never from the disk. A file system is made only on explicit order. Passphrases and
+// headers reach cryptsetup through pipes and memory files.
+//
+// What stands afterwards, below [Root]:
+//
+//	/                    erofs on dm-verity on dm-crypt on vda, read-only
+//	/etc                 overlay over it, upper layer in memory
+//	/var /home /root /srv  the volume: ext4 on dm-crypt on vdb
+//	/tmp                 tmpfs
+package opener
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+
+	"foothold/internal/command"
+	"foothold/internal/luks"
+	"foothold/protocol/event"
+	"foothold/protocol/unlockmsg"
+
+	"golang.org/x/sys/unix"
+)
+
+// Places.
+const (
+	Root    = "/sysroot"          // where the OS's root is built
+	EtcUp   = "/run/foothold/etc" // upper layer of /etc, below it "upper" and "work"
+	staging = "/volume"           // the volume, until its folders are bound
+)
+
+// Device-mapper names.
+const (
+	templateName = "template"
+	rootName     = "os"
+	volumeName   = "volume"
+)
+
+// volumeDirs are the folders of the volume and their modes.
+var volumeDirs = []struct {
+	name string
+	mode os.FileMode
+}{{"var", 0o755}, {"home", 0o755}, {"root", 0o700}, {"srv", 0o755}}
+
+var deviceForm = regexp.MustCompile(`^vd[ab]$`)
+
+// Check refuses a handover whose disks are not what this VM has or this program opens.
+func Check(h *unlockmsg.Handover) error {
+	if h.Template.Device != "vda" || h.Volume.Device != "vdb" {
+		return event.Refuse(event.DiskRefused, "the handover names other disks")
+	}
+	if h.Template.Format {
+		return event.Refuse(event.DiskRefused, "the handover orders the template to be formatted")
+	}
+	for _, d := range []unlockmsg.Disk{h.Template, h.Volume} {
+		if err := luks.Check(d.Header); err != nil {
+			return event.Refuse(event.DiskRefused, "%s: %v", d.Device, err)
+		}
+		if d.Passphrase.Len() < 32 {
+			return event.Refuse(event.DiskRefused, "%s: the passphrase is too short", d.Device)
+		}
+	}
+	if h.Verity.RootHash.IsZero() || h.Verity.HashOffset <= 0 || h.Verity.HashOffset%luks.SectorSize != 0 {
+		return event.Refuse(event.DiskRefused, "the handover pins no template content")
+	}
+	return nil
+}
+
+// Open opens both disks and builds the root.
+func Open(ctx context.Context, h *unlockmsg.Handover, say func(string, ...any)) error {
+	if err := Check(h); err != nil {
+		return err
+	}
+	if err := os.MkdirAll("/run/cryptsetup", 0o700); err != nil {
+		return fmt.Errorf("open disks: %w", err)
+	}
+	if err := crypt(ctx, h.Template, templateName, true); err != nil {
+		return event.Refuse(event.DiskRefused, "template: %v", err)
+	}
+	if err := verity(ctx, h.Verity); err != nil {
+		return event.Refuse(event.DiskRefused, "template: %v", err)
+	}
+	if err := mount(mapped(rootName), Root, "erofs", unix.MS_RDONLY|unix.MS_NODEV|unix.MS_NOSUID, ""); err != nil {
+		return event.Refuse(event.DiskRefused, "template: %v", err)
+	}
+	say("template open")
+	if err := crypt(ctx, h.Volume, volumeName, false); err != nil {
+		return event.Refuse(event.DiskRefused, "volume: %v", err)
+	}
+	if h.Volume.Format {
+		if err := format(ctx); err != nil {
+			return event.Refuse(event.DiskRefused, "volume: %v", err)
+		}
+		say("volume formatted")
+	}
+	if err := bindVolume(); err != nil {
+		return event.Refuse(event.DiskRefused, "volume: %v", err)
+	}
+	say("volume open")
+	return memoryLayers()
+}
+
+func mapped(name string) string { return "/dev/mapper/" + name }
+
+// crypt opens one disk. The header is cryptsetup's file 3, the passphrase its standard input.
+func crypt(ctx context.Context, d unlockmsg.Disk, name string, readOnly bool) error {
+	if !deviceForm.MatchString(d.Device) {
+		return errors.New("unknown device")
+	}
+	header, err := memoryFile(d.Header)
+	if err != nil {
+		return err
+	}
+	defer header.Close()
+	args := []string{"open", "--type", "luks2", "--header", "/proc/self/fd/3", "--key-file", "-", "--tries", "1"}
+	if readOnly {
+		args = append(args, "--readonly")
+	}
+	cmd, err := command.New(ctx, "cryptsetup", append(args, "/dev/"+d.Device, name)...)
+	if err != nil {
+		return err
+	}
+	cmd.Stdin = bytes.NewReader(d.Passphrase.Reveal())
+	cmd.ExtraFiles = []*os.File{header}
+	_, err = command.Wait(cmd)
+	return err
+}
+
+// verity opens the template's content under the pinned root hash; a block that does
+// not fit is an I/O error to whoever reads it.
+func verity(ctx context.Context, v unlockmsg.Verity) error {
+	return command.Run(ctx, "veritysetup", "open", mapped(templateName), rootName, mapped(templateName), v.RootHash.String(),
+		"--hash-offset="+strconv.FormatInt(v.HashOffset, 10))
+}
+
+func format(ctx context.Context) error {
+	return command.Run(ctx, "mkfs.ext4", "-q", "-m", "0", "-E", "nodiscard,lazy_itable_init=1,lazy_journal_init=1", mapped(volumeName))
+}
+
+// bindVolume puts the volume's folders over the template's, which fill them on the
+// first start. The volume itself is mounted nowhere afterwards.
+func bindVolume() error {
+	if err := mount(mapped(volumeName), staging, "ext4", unix.MS_NODEV|unix.MS_NOSUID, ""); err != nil {
+		return err
+	}
+	for _, d := range volumeDirs {
+		from, to := filepath.Join(staging, d.name), filepath.Join(Root, d.name)
+		if _, err := os.Lstat(from); os.IsNotExist(err) {
+			if err := populate(to, from, d.mode); err != nil {
+				return fmt.Errorf("fill /%s: %w", d.name, err)
+			}
+		}
+		if err := unix.Mount(from, to, "", unix.MS_BIND, ""); err != nil {
+			return fmt.Errorf("bind /%s: %w", d.name, err)
+		}
+	}
+	if err := unix.Unmount(staging, 0); err != nil {
+		return fmt.Errorf("let go of the volume: %w", err)
+	}
+	return os.Remove(staging)
+}
+
+// memoryLayers are what of the OS's root lies in memory.
+func memoryLayers() error {
+	upper, work := filepath.Join(EtcUp, "upper"), filepath.Join(EtcUp, "work")
+	for _, dir := range []string{upper, work} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return fmt.Errorf("make /etc's layer: %w", err)
+		}
+	}
+	if err := os.Chmod(filepath.Dir(EtcUp), 0o711); err != nil { // workloads' own user passes through
+		return fmt.Errorf("make /etc's layer: %w", err)
+	}
+	if err := os.Chmod(EtcUp, 0o700); err != nil {
+		return fmt.Errorf("make /etc's layer: %w", err)
+	}
+	if err := os.Chmod(upper, 0o755); err != nil {
+		return fmt.Errorf("make /etc's layer: %w", err)
+	}
+	etc := filepath.Join(Root, "etc")
+	if err := unix.Mount("overlay", etc, "overlay", unix.MS_NODEV|unix.MS_NOSUID, "lowerdir="+etc+",upperdir="+upper+",workdir="+work); err != nil {
+		return fmt.Errorf("mount /etc: %w", err)
+	}
+	return mount("tmpfs", filepath.Join(Root, "tmp"), "tmpfs", unix.MS_NODEV|unix.MS_NOSUID, "mode=1777,size=25%")
+}
+
+func mount(source, target, kind string, flags uintptr, data string) error {
+	if err := os.MkdirAll(target, 0o755); err != nil {
+		return fmt.Errorf("mount %s: %w", target, err)
+	}
+	if err := unix.Mount(source, target, kind, flags, data); err != nil {
+		return fmt.Errorf("mount %s: %w", target, err)
+	}
+	return nil
+}
+
+func memoryFile(data []byte) (*os.File, error) {
+	fd, err := unix.MemfdCreate("header", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("make memory file: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), "header")
+	if _, err := f.Write(data); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("fill memory file: %w", err)
+	}
+	if _, err := f.Seek(0, 0); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("fill memory file: %w", err)
+	}
+	return f, nil
+}
