@@ -8,7 +8,8 @@
 //  4. AuditRequest, AuditReply; the caller decides
 //  5. Handover, HandoverReply
 //
-// A VM that accepts one wrong credential gets nothing. A refusal counts only if the
+// The VM must allow three tries a connection and four connections at a time, and 13
+// failed tries in all. One that accepts a single wrong credential gets nothing. A refusal counts only if the
 // server said so: a connection that breaks is tried again and, in the end, an error,
 // never a refusal. Every error is an event.Refusal.
 package unlock

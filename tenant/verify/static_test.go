@@ -1,0 +1,175 @@
+package verify
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"foothold/protocol/digest"
+	"foothold/protocol/evidence"
+	"foothold/protocol/pcr"
+)
+
+// static makes a right static quote after previous.
+func (w *world) static(role string, previous Verdict) (StaticExpectation, StaticEvidence) {
+	x := StaticExpectation{Role: role, Reservation: reservation, Start: 1, Host: "host-1", Previous: previous.Digest, Nonce: nonce(), Clock: previous.Clock}
+	q := w.host.quote(evidence.StaticBinding(role, reservation, x.Previous, x.Nonce), pcr.StaticSelection())
+	return x, StaticEvidence{Quote: q, Log: append([]pcr.Event{}, w.host.log...)}
+}
+
+func (w *world) admitted(t *testing.T, v *Verifier) Verdict {
+	t.Helper()
+	a := w.attempt()
+	a.quote()
+	_, verdict := v.Boot(a.expect, a.ev)
+	if err := verdict.Err(); err != nil {
+		t.Fatal(err)
+	}
+	return verdict
+}
+
+func TestStaticChain(t *testing.T) {
+	w := newWorld(t)
+	v := w.verifier()
+	last := w.admitted(t, v)
+	boot := last
+	for role, phase := range map[string]string{evidence.RoleUnlock: "unlocking", evidence.RoleConnect: "connecting", evidence.RoleWatch: "computing"} {
+		x, ev := w.static(role, last)
+		admitted, verdict := v.Static(x, ev)
+		if err := verdict.Err(); err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range []string{"booting", "unlocking", "connecting", "computing"} {
+			if (admitted.Check(reservation, 1, p, w.now) == nil) != (p == phase) {
+				t.Errorf("%s: permission for %s", role, p)
+			}
+		}
+		if verdict.Previous != last.Digest || verdict.Digest == last.Digest {
+			t.Error("the chain is broken")
+		}
+		last = verdict
+	}
+
+	for what, c := range map[string]struct {
+		change func(*StaticExpectation, *StaticEvidence)
+		check  string
+	}{
+		"chained to another verdict": {func(x *StaticExpectation, _ *StaticEvidence) { x.Previous = boot.Digest }, "binding"},
+		"chained to none":            {func(x *StaticExpectation, _ *StaticEvidence) { x.Previous = digest.SHA256{} }, "input"},
+		"another role":               {func(x *StaticExpectation, _ *StaticEvidence) { x.Role = evidence.RoleConnect }, "binding"},
+		"role of a boot quote":       {func(x *StaticExpectation, _ *StaticEvidence) { x.Role = evidence.RoleBoot }, "input"},
+		"no role":                    {func(x *StaticExpectation, _ *StaticEvidence) { x.Role = "" }, "input"},
+		"another reservation":        {func(x *StaticExpectation, _ *StaticEvidence) { x.Reservation = "1b6c2f4e-5a7d-4c1b-9e57-3d2a8f60c911" }, "binding"},
+		"replayed":                   {func(x *StaticExpectation, _ *StaticEvidence) { x.Nonce = nonce() }, "binding"},
+		"another host":               {func(x *StaticExpectation, _ *StaticEvidence) { x.Host = "host-2" }, "signature"},
+		"no clock":                   {func(x *StaticExpectation, _ *StaticEvidence) { x.Clock = Clock{} }, "clock"},
+		"log cut":                    {func(_ *StaticExpectation, e *StaticEvidence) { e.Log = e.Log[1:] }, "log"},
+		"boot selection": {func(x *StaticExpectation, e *StaticEvidence) {
+			e.Quote = w.host.quote(evidence.StaticBinding(x.Role, x.Reservation, x.Previous, x.Nonce), pcr.BootSelection())
+		}, "selection"},
+	} {
+		x, ev := w.static(evidence.RoleUnlock, last)
+		c.change(&x, &ev)
+		if admitted, verdict := v.Static(x, ev); admitted != nil || !strings.Contains(checks(verdict), c.check) {
+			t.Errorf("%s: want a finding of %q, got %v", what, c.check, verdict.Findings)
+		}
+	}
+}
+
+// A host boot ends every admitted start; a new one begins after it.
+func TestReboot(t *testing.T) {
+	w := newWorld(t)
+	v := w.verifier()
+	before := w.admitted(t, v)
+	w.host.reboot()
+	w.host.boot(w.files)
+	x, ev := w.static(evidence.RoleWatch, before)
+	if _, verdict := v.Static(x, ev); verdict.Good() || !strings.Contains(checks(verdict), "clock") {
+		t.Errorf("static quote over a host boot: %v", verdict.Findings)
+	}
+	a := w.attempt()
+	a.expect.Clock = before.Clock
+	a.quote()
+	_, after := v.Boot(a.expect, a.ev)
+	if !after.Good() || !after.Rebooted || after.Clock.Resets != before.Clock.Resets+1 {
+		t.Errorf("boot quote after a host boot: %+v, %v", after.Clock, after.Err())
+	}
+	if before.Clock.Later(after.Clock) != after.Clock || after.Clock.Later(before.Clock) != after.Clock {
+		t.Error("Later keeps the older clock")
+	}
+}
+
+func TestReverify(t *testing.T) {
+	w := newWorld(t)
+	now := w.now
+	v := w.verifierAt(&now)
+	verdict := w.admitted(t, v)
+
+	now = w.now.Add(time.Minute)
+	admitted, again, err := v.Reverify(verdict.Digest, verdict.Evidence)
+	if err != nil || again.Digest != verdict.Digest || again.Clock != verdict.Clock {
+		t.Fatalf("reverify: %v", err)
+	}
+	if err := admitted.Check(reservation, 1, "booting", now); err != nil {
+		t.Error(err)
+	}
+	if admitted.Check(reservation, 1, "booting", w.now.Add(admittedFor)) == nil {
+		t.Error("verifying again made the permission longer")
+	}
+	x, ev := w.static(evidence.RoleUnlock, verdict)
+	_, static := v.Static(x, ev)
+	if _, _, err := v.Reverify(static.Digest, static.Evidence); err != nil {
+		t.Error(err)
+	}
+
+	for what, c := range map[string]struct {
+		want digest.SHA256
+		data []byte
+	}{
+		"other evidence":  {verdict.Digest, static.Evidence},
+		"no digest":       {digest.SHA256{}, verdict.Evidence},
+		"not JSON":        {verdict.Digest, verdict.Evidence[1:]},
+		"nothing":         {verdict.Digest, nil},
+		"neither kind":    {verdict.Digest, []byte(`{"at":"2020-01-01T00:00:00Z"}`)},
+		"altered binding": {verdict.Digest, []byte(strings.Replace(string(verdict.Evidence), `"vcpus":1`, `"vcpus":2`, 1))},
+	} {
+		if admitted, _, err := v.Reverify(c.want, c.data); err == nil || admitted != nil {
+			t.Errorf("%s: accepted", what)
+		}
+	}
+	// What counts today decides: an inventory that has expired since admits nobody.
+	now = w.now.Add(time.Hour)
+	if admitted, _, err := v.Reverify(verdict.Digest, verdict.Evidence); err == nil || admitted != nil {
+		t.Error("expired inventory: accepted")
+	}
+	now = w.now.Add(-time.Minute)
+	if _, _, err := v.Reverify(verdict.Digest, verdict.Evidence); err == nil {
+		t.Error("evidence of the future: accepted")
+	}
+}
+
+func TestAdmitted(t *testing.T) {
+	now := time.Now()
+	good := Admitted{reservation: reservation, start: 2, phase: "unlocking", expires: now.Add(time.Minute), verdict: digest.Of([]byte("v"))}
+	if err := good.Check(reservation, 2, "unlocking", now); err != nil {
+		t.Fatal(err)
+	}
+	var none *Admitted
+	for what, err := range map[string]error{
+		"nil":                none.Check(reservation, 2, "unlocking", now),
+		"zero":               (&Admitted{}).Check("", 0, "", now),
+		"zero with names":    (&Admitted{}).Check(reservation, 2, "unlocking", now),
+		"other reservation":  good.Check("x", 2, "unlocking", now),
+		"other start":        good.Check(reservation, 1, "unlocking", now),
+		"other phase":        good.Check(reservation, 2, "connecting", now),
+		"expired":            good.Check(reservation, 2, "unlocking", now.Add(time.Minute)),
+		"verdict not judged": Verdict{}.Err(),
+	} {
+		if err == nil {
+			t.Errorf("%s: accepted", what)
+		}
+	}
+	if (Verdict{}).Good() || admit(Verdict{Role: evidence.RoleBoot}) != nil {
+		t.Error("the zero verdict is good")
+	}
+}
