@@ -24,6 +24,8 @@ var commands = []func() *cobra.Command{
 	exitCodes,
 	versionCommand,
 	firewallCommand,
+	bootserverCommand,
+	storeCommand,
 }
 
 func main() {

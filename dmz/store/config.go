@@ -1,4 +1,13 @@
-// Package store keeps objects by their SHA-256 for VMs and daemons.
+// Package store keeps objects - workloads, kernels, initramfs - by their SHA-256, for
+// VMs and daemons:
+//
+//	PUT  /v1/objects/SHA256   orchestrator
+//	GET  /v1/objects/SHA256   VMs, boot servers, gateways, orchestrator
+//	HEAD /v1/objects/SHA256   the same
+//
+// An object's name is its content: it never changes, and whoever fetches it checks it.
+// There is no listing. A VM's certificate counts only from the VMs' authority, any
+// other only from the DMZ's.
 package store
 
 import (
@@ -13,6 +22,8 @@ type Config struct {
 	State string `yaml:"state"`
 	// Listen serves GET /v1/objects/SHA256 to VMs, boot servers and gateways, and PUT to the orchestrator.
 	Listen netip.AddrPort `yaml:"listen"`
-	// TLS: its CA file holds the DMZ's and the VMs' authorities.
+	// TLS: its CA file is the DMZ's authority.
 	TLS mtls.Files `yaml:"tls"`
+	// VMCA is the authority of the VMs' certificates (PEM).
+	VMCA string `yaml:"vm_ca"`
 }
