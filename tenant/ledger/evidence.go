@@ -109,6 +109,12 @@ func (t *Tx) CheckCertificate(serial string, der []byte, id string, start int) e
 	return nil
 }
 
+// Holder is whom a certificate was issued to.
+func (t *Tx) Holder(serial string) (id string, start int, err error) {
+	c, err := t.certificate(serial)
+	return c.Reservation, c.Start, err
+}
+
 func (t *Tx) certificate(serial string) (Certificate, error) {
 	var c Certificate
 	var expires, revoked int64

@@ -54,28 +54,34 @@ func (r Reservation) Live() bool { return !r.Phase.Terminal() }
 // Start is what is known of one start. It holds no secret: the password is a hash of
 // 256 random bits.
 type Start struct {
-	Spec          vmspec.Spec         `json:"spec"`
-	HostStarted   time.Time           `json:"host_started,omitzero"` // the host reported the VM running
-	Opened        time.Time           `json:"opened,omitzero"`       // T1 spent
-	VMKey         []byte              `json:"vm_key,omitempty"`      // presented with T1; admitted by the verdict
-	Verdict       digest.SHA256       `json:"verdict"`               // last of this start's chain
-	Components    []bootmsg.Component `json:"components,omitempty"`
-	Cmdline       string              `json:"cmdline,omitempty"`
-	Delivered     time.Time           `json:"delivered,omitzero"`
-	Account       string              `json:"account,omitempty"`
-	User          string              `json:"user,omitempty"`
-	PasswordHash  digest.SHA256       `json:"password_hash"`
-	Serial        string              `json:"serial,omitempty"`
-	WireGuardKey  []byte              `json:"wireguard_key,omitempty"`
-	TunnelAddress netip.Addr          `json:"tunnel_address,omitzero"`
-	AgentSeq      int                 `json:"agent_seq,omitempty"`   // of the last accepted Up
-	AgentNonce    []byte              `json:"agent_nonce,omitempty"` // that the next Up must carry
-	AuditAsked    bool                `json:"audit_asked,omitempty"` // the next Up must carry an audit of that nonce
-	Audited       time.Time           `json:"audited,omitzero"`      // last passed audit of the OS
-	Attested      time.Time           `json:"attested,omitzero"`     // last accepted quote
-	Workload      string              `json:"workload,omitempty"`    // state as the guest says
-	Ready         time.Time           `json:"ready,omitzero"`        // the workload answered through the tunnel
-	TPMHeld       time.Duration       `json:"tpm_held,omitempty"`
+	Spec        vmspec.Spec     `json:"spec"`
+	HostStarted time.Time       `json:"host_started,omitzero"` // the host reported the VM running
+	TPMHeld     time.Duration   `json:"tpm_held,omitempty"`
+	Opened      time.Time       `json:"opened,omitzero"`  // T1 spent
+	VMKey       []byte          `json:"vm_key,omitempty"` // presented with T1, admitted by the verdict
+	BootNonce   []byte          `json:"boot_nonce,omitempty"`
+	Verdict     digest.SHA256   `json:"verdict"`           // last of this start's chain
+	Clock       json.RawMessage `json:"clock,omitempty"`   // verify.Clock of that verdict
+	Attested    time.Time       `json:"attested,omitzero"` // when it was made
+
+	Account    string              `json:"account,omitempty"` // that may log in
+	Components []bootmsg.Component `json:"components,omitempty"`
+	Cmdline    string              `json:"cmdline,omitempty"`
+	Delivered  time.Time           `json:"delivered,omitzero"`
+
+	User          string        `json:"user,omitempty"` // at the gateway
+	PasswordHash  digest.SHA256 `json:"password_hash"`
+	Serial        string        `json:"serial,omitempty"`
+	WireGuardKey  []byte        `json:"wireguard_key,omitempty"`
+	TunnelAddress netip.Addr    `json:"tunnel_address,omitzero"` // set once the tunnel is admitted
+
+	AgentSeq   int           `json:"agent_seq,omitempty"` // of the last accepted message
+	AgentLast  digest.SHA256 `json:"agent_last"`          // of its payload: the same one again is answered again
+	AgentNonce []byte        `json:"agent_nonce,omitempty"`
+	AuditAsked bool          `json:"audit_asked,omitempty"` // with that nonce
+	Audited    time.Time     `json:"audited,omitzero"`      // last passed audit of the OS
+	Workload   string        `json:"workload,omitempty"`    // state, as the guest says
+	Ready      time.Time     `json:"ready,omitzero"`        // the workload answered through the tunnel
 }
 
 const reservationColumns = `id, name, template, size, memory_mib, workload, phase, start, deadline, reason, detail,

@@ -26,6 +26,16 @@ func (o *Orchestrator) upstreamAPI() http.Handler {
 	mux.Handle("GET "+upstream.PathZone, mtls.Allow(http.HandlerFunc(o.zoneStream), all...))
 	mux.Handle("POST "+upstream.PathZoneReport, mtls.Allow(handle(o.zoneReport), all...))
 	mux.Handle("POST "+upstream.PathEvents, mtls.Allow(handle(o.takeEvents), append(all, mtls.Store)...))
+	for path, h := range map[string]http.Handler{
+		upstream.PathBootOpen:    handle(o.bootOpen),
+		upstream.PathBootVerdict: handle(o.bootVerdict),
+		upstream.PathBootDone:    handle(o.bootDone),
+		upstream.PathBootReady:   handle(o.bootReady),
+	} {
+		mux.Handle("POST "+path, mtls.Allow(h, mtls.BootServer))
+	}
+	mux.Handle("POST "+upstream.PathGatewayAdmit, mtls.Allow(handle(o.gatewayAdmit), mtls.Gateway))
+	mux.Handle("POST "+upstream.PathGatewayAgent, mtls.Allow(handle(o.gatewayAgent), mtls.Gateway))
 	return mux
 }
 

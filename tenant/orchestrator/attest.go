@@ -1,0 +1,179 @@
+package orchestrator
+
+import (
+	"context"
+	"crypto/subtle"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+
+	"foothold/internal/mtls"
+	"foothold/protocol/event"
+	"foothold/protocol/evidence"
+	"foothold/protocol/upstream"
+	"foothold/tenant/hostclient"
+	"foothold/tenant/ledger"
+	"foothold/tenant/verify"
+)
+
+// bootVerdict is act 5: it judges the quote that the boot server fetched through the
+// VM's tunnel. The host's log and claims come from the host itself, not through the VM.
+// A VM that is not admitted is ended.
+func (o *Orchestrator) bootVerdict(ctx context.Context, _ mtls.Identity, in upstream.VerdictRequest) (upstream.VerdictResponse, error) {
+	r, s, err := o.fromBooting(ctx, in.Reservation, in.Source.Unmap())
+	if err != nil {
+		return upstream.VerdictResponse{}, err
+	}
+	out, err := o.judgeBoot(ctx, r, s, in)
+	if err != nil {
+		o.abort(context.WithoutCancel(ctx), r.ID, err)
+		return upstream.VerdictResponse{}, err
+	}
+	return out, nil
+}
+
+func (o *Orchestrator) judgeBoot(ctx context.Context, r ledger.Reservation, s ledger.Start, in upstream.VerdictRequest) (upstream.VerdictResponse, error) {
+	var none upstream.VerdictResponse
+	if !s.Verdict.IsZero() {
+		return none, event.Refuse(event.QuoteRefused, "this start was judged before")
+	}
+	if subtle.ConstantTimeCompare(in.VMKey, s.VMKey) != 1 {
+		return none, event.Refuse(event.QuoteRefused, "the VM's key is not the one that came with T1")
+	}
+	h, err := o.host(r.Host)
+	if err != nil {
+		return none, err
+	}
+	platform, err := h.Platform(ctx)
+	if err != nil {
+		return none, err
+	}
+	claim, err := o.claim(ctx, h, r)
+	if err != nil {
+		return none, err
+	}
+	expect := verify.BootExpectation{Reservation: r.ID, Start: r.Start, Host: r.Host, Settings: s.Spec, Nonce: s.BootNonce, Claim: claim}
+	if err := o.useNonce(ctx, r, s.BootNonce, evidence.RoleBoot, &expect.Clock); err != nil {
+		return none, err
+	}
+	admitted, verdict := o.verifier.Boot(expect, verify.BootEvidence{ExporterHash: in.ExporterHash, ServerLeaf: in.ServerLeaf,
+		LoaderLeaf: in.LoaderLeaf, VMKey: in.VMKey, Quote: in.Quote, Log: platform.Log})
+	if err := o.keepVerdict(ctx, r, verdict); err != nil {
+		return none, err
+	}
+	return o.releaseComponents(ctx, admitted, r, verdict.Tunnel)
+}
+
+// claim is what the host says it started, and how long its TPM was held. It only
+// explains.
+func (o *Orchestrator) claim(ctx context.Context, h *hostclient.Client, r ledger.Reservation) (*verify.Claim, error) {
+	vm, err := h.VM(ctx, r.ID, "")
+	if err != nil {
+		return nil, err
+	}
+	if vm.TPMHeld > 0 {
+		o.recordHold(ctx, r.ID, r.Start, vm.TPMHeld)
+	}
+	return &verify.Claim{Settings: vm.Settings, Firmware: vm.Firmware}, nil
+}
+
+// useNonce uses up a nonce in one swap and reads the host's clock state.
+func (o *Orchestrator) useNonce(ctx context.Context, r ledger.Reservation, nonce []byte, role string, clock *verify.Clock) error {
+	return o.ledger.Write(ctx, func(t *ledger.Tx) error {
+		if err := t.UseNonce(nonce, r.ID, r.Start, role, o.limits.Of(r.Phase)); err != nil {
+			return err
+		}
+		if role != evidence.RoleBoot {
+			return nil
+		}
+		state, err := t.Host(r.Host)
+		if err != nil || len(state.Clock) == 0 {
+			return err
+		}
+		return json.Unmarshal(state.Clock, clock)
+	})
+}
+
+// keepVerdict stores a good verdict with its evidence, or a host's standing, and
+// returns the refusal of a bad one.
+func (o *Orchestrator) keepVerdict(ctx context.Context, r ledger.Reservation, v verify.Verdict) error {
+	refused := v.Err()
+	err := o.ledger.Write(ctx, func(t *ledger.Tx) error {
+		state, err := t.Host(r.Host)
+		if err != nil {
+			return err
+		}
+		if refused != nil {
+			state.Standing = fmt.Sprintf("its %s quote was refused at %s", v.Role, v.At.UTC().Format("2006-01-02T15:04:05Z"))
+			return t.PutHost(r.Host, state)
+		}
+		clock, err := json.Marshal(v.Clock)
+		if err != nil {
+			return err
+		}
+		state.Standing, state.Quoted = "", v.At
+		if state.Clock, err = laterClock(state.Clock, v.Clock); err != nil {
+			return err
+		}
+		return errors.Join(
+			t.PutHost(r.Host, state),
+			t.AddVerdict(r.ID, r.Start, ledger.Verdict{Digest: v.Digest, Role: v.Role, Host: v.Host, Evidence: v.Evidence}),
+			t.ChangeStart(r.ID, r.Start, func(s *ledger.Start) { s.Verdict, s.Clock, s.Attested = v.Digest, clock, v.At }),
+			t.Journal(event.Event{Kind: "quote.accepted", Reservation: r.ID, Detail: map[string]string{
+				"role": v.Role, "host": v.Host, "verdict": v.Digest.String()}}))
+	})
+	if err != nil {
+		return fmt.Errorf("keep verdict: %w", err)
+	}
+	o.zones.journalled()
+	return refused
+}
+
+func laterClock(stored []byte, c verify.Clock) ([]byte, error) {
+	var old verify.Clock
+	if len(stored) > 0 {
+		if err := json.Unmarshal(stored, &old); err != nil {
+			return nil, fmt.Errorf("stored clock: %w", err)
+		}
+	}
+	return json.Marshal(old.Later(c))
+}
+
+// attestAgain asks the host of a live VM again what it runs: a static quote, chained to
+// the last verdict of this start. One at a time for each VM, because of the chain.
+func (o *Orchestrator) attestAgain(ctx context.Context, id, role string) (*verify.Admitted, error) {
+	run := o.run(id)
+	run.quotes.Lock()
+	defer run.quotes.Unlock()
+	r, s, err := o.row(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	h, err := o.host(r.Host)
+	if err != nil {
+		return nil, err
+	}
+	x := verify.StaticExpectation{Role: role, Reservation: id, Start: r.Start, Host: r.Host, Previous: s.Verdict}
+	if len(s.Clock) > 0 {
+		if err := json.Unmarshal(s.Clock, &x.Clock); err != nil {
+			return nil, fmt.Errorf("stored clock: %w", err)
+		}
+	}
+	if err := o.ledger.Write(ctx, func(t *ledger.Tx) (err error) { x.Nonce, err = t.NewNonce(id, r.Start, role); return err }); err != nil {
+		return nil, err
+	}
+	q, err := h.Quote(ctx, evidence.StaticBinding(role, id, s.Verdict, x.Nonce))
+	if err != nil {
+		return nil, err
+	}
+	if err := o.useNonce(ctx, r, x.Nonce, role, &x.Clock); err != nil {
+		return nil, err
+	}
+	admitted, verdict := o.verifier.Static(x, verify.StaticEvidence{Quote: q.Quote, Log: q.Platform.Log})
+	if err := o.keepVerdict(ctx, r, verdict); err != nil {
+		return nil, err
+	}
+	slog.Info("host attested again", "reservation", id, "role", role)
+	return admitted, nil
+}

@@ -1,0 +1,242 @@
+package orchestrator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"time"
+
+	"foothold/protocol/agentmsg"
+	"foothold/protocol/event"
+	"foothold/protocol/evidence"
+	"foothold/protocol/zone"
+	"foothold/tenant/expect"
+	"foothold/tenant/ledger"
+	"foothold/tenant/reservation"
+)
+
+// Times of act 10.
+const (
+	probePause    = 250 * time.Millisecond // between tries of a workload that does not answer yet
+	probeTimeout  = 3 * time.Second        // one try
+	workloadLimit = 3 * time.Minute        // from computing to the workload's first answer
+	auditEvery    = time.Minute            // audits of a computing VM's OS
+	watchEvery    = time.Minute            // static quotes of a computing VM's host
+)
+
+// judgeOS judges an audit of the running OS that answers the nonce we gave.
+func (o *Orchestrator) judgeOS(ctx context.Context, m accepted) error {
+	tpl, err := o.template(ctx, m.r.Template)
+	if err != nil {
+		return err
+	}
+	expected, err := expect.Parse(tpl.Audit)
+	if err != nil {
+		return err
+	}
+	if err := expect.Err(expect.OS(expected, o.instance(m.r, m.s, tpl, m.up.Nonce), *m.up.Audit)); err != nil {
+		return err
+	}
+	err = o.ledger.Write(ctx, func(t *ledger.Tx) error {
+		return errors.Join(
+			t.ChangeStart(m.r.ID, m.r.Start, func(s *ledger.Start) { s.AuditAsked, s.Audited = false, t.Now }),
+			t.Journal(event.Event{Kind: "audit.passed", Reservation: m.r.ID, Detail: map[string]string{"stage": m.up.Audit.Stage}}))
+	})
+	o.zones.journalled()
+	return err
+}
+
+// compute begins act 10: it moves the VM to computing, and returns when the opened
+// rules are live in the kernels, so that what the VM is told to fetch it can fetch.
+func (o *Orchestrator) compute(ctx context.Context, r ledger.Reservation) error {
+	err := o.ledger.Write(ctx, func(t *ledger.Tx) error {
+		if err := t.Move(r.ID, r.Start, reservation.Connecting, reservation.Computing, t.Now.Add(o.limits.Lease)); err != nil {
+			return err
+		}
+		if err := t.Journal(event.Event{Kind: "vm.computing", Reservation: r.ID}); err != nil {
+			return err
+		}
+		if r.Workload != nil {
+			return t.BeginPart(r.ID, r.Start, partReady)
+		}
+		return errors.Join(
+			t.ChangeStart(r.ID, r.Start, func(s *ledger.Start) { s.Ready = t.Now }),
+			t.Journal(event.Event{Kind: "vm.ready", Reservation: r.ID}))
+	})
+	if err != nil {
+		return err
+	}
+	o.zones.journalled()
+	if err := o.publish(ctx); err != nil {
+		return err
+	}
+	o.keepComputing(r)
+	return o.waitLive(ctx, zone.External, zone.Internal, zone.Gateway)
+}
+
+// keepComputing starts what goes on beside the heartbeats.
+func (o *Orchestrator) keepComputing(r ledger.Reservation) {
+	o.drive(r.ID, "watch host", func(ctx context.Context) error { return o.watchHost(ctx, r.ID) })
+	if r.Workload != nil {
+		o.drive(r.ID, "workload", func(ctx context.Context) error { return o.awaitWorkload(ctx, r.ID) })
+	}
+}
+
+// hearComputing takes a heartbeat: it renews the lease, judges an audit that was asked
+// for, and follows the workload.
+func (o *Orchestrator) hearComputing(ctx context.Context, m accepted) (agentmsg.Down, error) {
+	if m.asked {
+		if m.up.Audit == nil {
+			return agentmsg.Down{}, event.Refuse(event.AuditFailed, "the VM was asked for an audit and sent none")
+		}
+		if err := o.judgeOS(ctx, m); err != nil {
+			return agentmsg.Down{}, err
+		}
+	}
+	if err := o.hearWorkload(ctx, m); err != nil {
+		return agentmsg.Down{}, err
+	}
+	down := agentmsg.Down{Workload: o.workloadFor(m.r), Interval: o.interval()}
+	if m.r.Workload != nil && m.s.Ready.IsZero() {
+		down.Interval = quickInterval
+	}
+	down.Audit = !m.asked && o.now().Sub(m.s.Audited) >= auditEvery
+	err := o.ledger.Write(ctx, func(t *ledger.Tx) error {
+		if down.Audit {
+			if err := t.ChangeStart(m.r.ID, m.r.Start, func(s *ledger.Start) { s.AuditAsked = true }); err != nil {
+				return err
+			}
+		}
+		return t.Renew(m.r.ID, m.r.Start, t.Now.Add(o.limits.Lease))
+	})
+	if errors.Is(err, ledger.ErrMoved) {
+		return down, event.Refuse(event.HeartbeatMissed, "it came after the end of the lease")
+	}
+	return down, err
+}
+
+// hearWorkload follows what the guest says of the workload. One that fails before it
+// ever answered ends the VM: it would never be what was asked for. Later, that is the
+// operator's to decide; the VM is no longer ready.
+func (o *Orchestrator) hearWorkload(ctx context.Context, m accepted) error {
+	w := m.up.Workload
+	if w == nil || m.r.Workload == nil || w.State == m.s.Workload {
+		return nil
+	}
+	switch w.State {
+	case "fetching", "running", "failed", "exited":
+	default:
+		return event.Refuse(event.WorkloadFailed, "the VM reports an unknown state")
+	}
+	if w.SHA256 != m.r.Workload.SHA256 {
+		return event.Refuse(event.WorkloadFailed, "the VM runs %s instead of %s", w.SHA256.Short(), m.r.Workload.SHA256.Short())
+	}
+	ended := w.State == "failed" || w.State == "exited"
+	err := o.ledger.Write(ctx, func(t *ledger.Tx) error {
+		e := event.Event{Kind: "workload." + w.State, Reservation: m.r.ID, Detail: map[string]string{"detail": clip(w.Detail, maxText)}}
+		if ended {
+			e.Reason = event.WorkloadFailed
+		}
+		return errors.Join(
+			t.ChangeStart(m.r.ID, m.r.Start, func(s *ledger.Start) {
+				s.Workload = w.State
+				if ended {
+					s.Ready = time.Time{}
+				}
+			}),
+			t.Journal(e))
+	})
+	o.zones.journalled()
+	if err == nil && ended && m.s.Ready.IsZero() {
+		err = event.Refuse(event.WorkloadFailed, "%s: %s", w.State, clip(w.Detail, maxText))
+	}
+	return err
+}
+
+// awaitWorkload asks the workload over the real path, from the tenant's network
+// through the tunnel, until it answers. With its first answer the VM is ready.
+func (o *Orchestrator) awaitWorkload(ctx context.Context, id string) error {
+	r, s, err := o.row(ctx, id)
+	if err != nil || !s.Ready.IsZero() {
+		return err
+	}
+	url := workloadURL(s.TunnelAddress, r.Workload.Port)
+	late := time.NewTimer(workloadLimit)
+	defer late.Stop()
+	client := &http.Client{Timeout: probeTimeout, Transport: &http.Transport{DisableKeepAlives: true, DialContext: (&net.Dialer{}).DialContext},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	for {
+		err := probeWorkload(ctx, client, url)
+		if err == nil {
+			return o.ready(ctx, r)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-late.C:
+			return event.Refuse(event.WorkloadFailed, "it did not answer at %s within %v: %v", url, workloadLimit, err)
+		case <-time.After(probePause):
+		}
+	}
+}
+
+// probeWorkload asks once. Any answer counts, one that is not HTTP too: that it is the
+// right workload is shown by its digest, not by what it says.
+func probeWorkload(ctx context.Context, client *http.Client, url string) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return fmt.Errorf("probe workload: %w", err)
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		if strings.Contains(err.Error(), "malformed HTTP response") {
+			return nil
+		}
+		return fmt.Errorf("probe workload: %w", err)
+	}
+	io.Copy(io.Discard, io.LimitReader(resp.Body, 64<<10))
+	return resp.Body.Close()
+}
+
+func (o *Orchestrator) ready(ctx context.Context, r ledger.Reservation) error {
+	err := o.ledger.Write(ctx, func(t *ledger.Tx) error {
+		return errors.Join(
+			t.ChangeStart(r.ID, r.Start, func(s *ledger.Start) { s.Ready = t.Now }),
+			t.EndPart(r.ID, r.Start, partReady),
+			t.Journal(event.Event{Kind: "vm.ready", Reservation: r.ID}))
+	})
+	o.zones.journalled()
+	return err
+}
+
+// watchHost has the host of a computing VM quoted again and again. A refused quote ends
+// the VM; a host that does not answer does not, since heartbeats and leases go on and
+// a provider's management network may be down for a while.
+func (o *Orchestrator) watchHost(ctx context.Context, id string) error {
+	for {
+		if err := pause(ctx, watchEvery); err != nil {
+			return err
+		}
+		_, err := o.attestAgain(ctx, id, evidence.RoleWatch)
+		if err != nil && event.ReasonOf(err) != event.HostUnreachable {
+			return err
+		}
+		if err != nil {
+			o.journal(ctx, event.Event{Kind: "host.unreachable", Reservation: id, Reason: event.HostUnreachable})
+		}
+	}
+}
+
+// resumeAct goes on, after a restart, with what the orchestrator drives in a phase.
+func (o *Orchestrator) resumeAct(r ledger.Reservation) {
+	switch r.Phase {
+	case reservation.Unlocking:
+		o.drive(r.ID, "unlock", func(ctx context.Context) error { return o.unlock(ctx, r.ID) })
+	case reservation.Computing:
+		o.keepComputing(r)
+	}
+}
