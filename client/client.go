@@ -316,3 +316,9 @@ func refusal(resp *http.Response) *Refusal {
 	}
 	return r
 }
+
+// IsUnknown reports whether err is the orchestrator's word that there is no such VM.
+func IsUnknown(err error) bool {
+	var r *Refusal
+	return errors.As(err, &r) && r.Reason == event.UnknownVM
+}
