@@ -19,6 +19,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -61,6 +62,7 @@ type Agent struct {
 	log    []pcr.Event // what firmware and launcher measured
 
 	program, bios, kernel, initrd *qemu.Sealed
+	modules                       string // folder of QEMU's modules
 	firmware                      vmspec.Firmware
 
 	admin sync.Mutex // one creation or removal at a time; taken before mu
@@ -137,8 +139,38 @@ func (a *Agent) load() (err error) {
 			return fmt.Errorf("%s, SHA-256 %s, is not in the measurement log: it changed after it was measured", f.path, sum)
 		}
 	}
+	if err := a.loadModule(); err != nil {
+		return err
+	}
 	a.firmware = vmspec.Firmware{BIOS: a.bios.SHA256, LoaderKernel: a.kernel.SHA256, LoaderInitramfs: a.initrd.SHA256, LoaderCmdline: a.conf.LoaderCmdline}
 	return nil
+}
+
+// loadModule makes a folder that holds QEMU's one module, as measured: QEMU can load
+// modules by their names alone.
+func (a *Agent) loadModule() error {
+	if a.modules = qemu.ModuleDir; a.conf.QEMUModule == "" {
+		return nil
+	}
+	m, err := qemu.SealFile(a.conf.QEMUModule, maxProgram)
+	if err != nil {
+		return err
+	}
+	defer m.File.Close()
+	if !a.measured(m.SHA256) {
+		return fmt.Errorf("%s, SHA-256 %s, is not in the measurement log: it changed after it was measured", a.conf.QEMUModule, m.SHA256)
+	}
+	a.modules = filepath.Join(a.conf.State, "modules")
+	if err := os.RemoveAll(a.modules); err != nil {
+		return fmt.Errorf("make module folder: %w", err)
+	}
+	if err := os.Mkdir(a.modules, 0o700); err != nil {
+		return fmt.Errorf("make module folder: %w", err)
+	}
+	return durable.Write(filepath.Join(a.modules, qemu.TCGModule), 0o500, func(f *os.File) error {
+		_, err := io.Copy(f, io.NewSectionReader(m.File, 0, m.Size))
+		return err
+	})
 }
 
 func (a *Agent) serve(ctx context.Context) error {

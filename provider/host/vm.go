@@ -134,7 +134,7 @@ func (v *vm) start() error {
 func (v *vm) machine() (m qemu.Machine, err error) {
 	a := v.agent
 	m = qemu.Machine{
-		Program: a.program, Accel: a.conf.Accel, VCPUs: v.spec.VCPUs, MemoryMiB: v.spec.MemoryMiB, MAC: v.spec.Network.MAC,
+		Program: a.program, Modules: a.modules, Accel: a.conf.Accel, VCPUs: v.spec.VCPUs, MemoryMiB: v.spec.MemoryMiB, MAC: v.spec.Network.MAC,
 		BIOS: a.bios, Kernel: a.kernel, Initrd: a.initrd, Cmdline: a.conf.LoaderCmdline,
 	}
 	defer func() {

@@ -14,6 +14,12 @@ const (
 	TCG = "tcg"
 )
 
+// Modules of QEMU as Debian builds it.
+const (
+	ModuleDir = "/usr/lib/x86_64-linux-gnu/qemu" // of package qemu-system-common
+	TCGModule = "accel-tcg-x86_64.so"            // the TCG accelerator
+)
+
 // Serial numbers of the VM's disks, under which the guest finds them.
 const (
 	TemplateSerial = "template" // vda, read-only
@@ -25,6 +31,7 @@ const (
 // is the platform's, not a tenant's.
 type Machine struct {
 	Program               *Sealed // QEMU itself
+	Modules               string  // folder that QEMU loads its modules from
 	Accel                 string  // KVM or TCG
 	VCPUs                 int
 	MemoryMiB             int

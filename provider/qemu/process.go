@@ -134,7 +134,7 @@ func (p *Process) run(m *Machine) error {
 	p.cmd = &exec.Cmd{
 		Path:        fmt.Sprintf("/proc/self/fd/%d", 2+len(inherited)),
 		Args:        append([]string{"qemu-system-x86_64", "-L", dataDir}, args...),
-		Env:         []string{"LC_ALL=C"},
+		Env:         []string{"LC_ALL=C", "QEMU_MODULE_DIR=" + m.Modules},
 		Dir:         "/",
 		Stderr:      p.complaints,
 		ExtraFiles:  inherited,

@@ -1,0 +1,246 @@
+package host
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"strings"
+	"testing"
+
+	"foothold/internal/mtls"
+	"foothold/protocol/digest"
+	"foothold/protocol/evidence"
+	"foothold/protocol/hostapi"
+	"foothold/protocol/pcr"
+	"foothold/protocol/token"
+
+	"github.com/google/go-tpm/tpm2"
+)
+
+func TestCreateIsIdempotentAndBound(t *testing.T) {
+	w := newWorld(t, nil)
+	w.run()
+	c := w.client("acme-orchestrator")
+	req := request("web", 1)
+	c.refused("POST", "/v1/vms", req, "unknown-template")
+	c.putTemplate()
+	var vm, again hostapi.VM
+	c.ok("POST", "/v1/vms", req, &vm)
+	if vm.State != hostapi.Created || vm.Settings != req.Spec.Digest() || vm.Firmware.LoaderKernel != digest.Of([]byte("this is kernel")) {
+		t.Errorf("created %+v", vm)
+	}
+	c.ok("POST", "/v1/vms", req, &again)
+	if again.Created != vm.Created {
+		t.Error("a repeated creation made another VM")
+	}
+	other := req
+	other.Spec.MemoryMiB = 512
+	c.refused("POST", "/v1/vms", other, "bad-request")
+	c.refused("POST", "/v1/vms", request("web", 2), "in-use")
+	path := "/v1/vms/" + req.Spec.Reservation
+	var list []hostapi.VM
+	c.ok("GET", "/v1/vms", nil, &list)
+	if len(list) != 1 || list[0].ID != req.Spec.Reservation {
+		t.Errorf("list %+v", list)
+	}
+	c.refused("DELETE", "/v1/volumes/"+req.Spec.Volume.ID, nil, "in-use")
+	c.refused("DELETE", "/v1/templates/"+req.Spec.Template.String(), nil, "in-use")
+	c.ok("DELETE", path, nil, nil)
+	c.ok("DELETE", path, nil, nil)
+	c.refused("GET", path, nil, "unknown-vm")
+	c.ok("DELETE", "/v1/volumes/"+req.Spec.Volume.ID, nil, nil)
+	c.ok("DELETE", "/v1/templates/"+req.Spec.Template.String(), nil, nil)
+	c.refused("POST", "/v1/vms", req, "unknown-template")
+}
+
+func TestCreateRefuses(t *testing.T) {
+	w := newWorld(t, nil)
+	w.run()
+	c := w.client("acme-orchestrator")
+	c.putTemplate()
+	for name, try := range map[string]struct {
+		change func(*hostapi.CreateRequest)
+		reason string
+	}{
+		"another tenant":      {func(r *hostapi.CreateRequest) { r.Spec.Tenant = "other" }, "not-permitted"},
+		"bad settings":        {func(r *hostapi.CreateRequest) { r.Spec.VCPUs = 0 }, "bad-request"},
+		"injected MAC":        {func(r *hostapi.CreateRequest) { r.Spec.Network.MAC = "02:f0:00:00:00:01,romfile=/x" }, "bad-request"},
+		"another T1":          {func(r *hostapi.CreateRequest) { r.Token = token.New(token.T1) }, "bad-request"},
+		"T2 for T1":           {func(r *hostapi.CreateRequest) { r.Token = token.New(token.T2); r.Spec.TokenDigest = r.Token.Digest() }, "bad-request"},
+		"no token":            {func(r *hostapi.CreateRequest) { r.Token = token.Token{} }, "bad-request"},
+		"unknown template":    {func(r *hostapi.CreateRequest) { r.Spec.Template = digest.Of(nil) }, "unknown-template"},
+		"path as id":          {func(r *hostapi.CreateRequest) { r.Spec.Volume.ID = "../../etc/passwd" }, "bad-request"},
+		"path as reservation": {func(r *hostapi.CreateRequest) { r.Spec.Reservation = "../x" }, "bad-request"},
+	} {
+		req := request("web", 1)
+		try.change(&req)
+		status, data := c.call("POST", "/v1/vms", req)
+		if status < 400 || !strings.Contains(string(data), try.reason) {
+			t.Errorf("%s: %d %s", name, status, data)
+		}
+		if text := req.Token.Reveal(); text != "" && strings.Contains(string(data), text) {
+			t.Errorf("%s: the refusal tells the token", name)
+		}
+	}
+	c.refused("POST", "/v1/vms", `{"spec":{},"token":"","more":1}`, "bad-request")
+	c.refused("POST", "/v1/vms", `{"spec":`+strings.Repeat(" ", hostapi.MaxMessage)+`{}}`, "bad-request")
+	resized := request("web", 1)
+	c.ok("POST", "/v1/vms", resized, nil)
+	c.ok("DELETE", "/v1/vms/"+resized.Spec.Reservation, nil, nil)
+	resized.Spec.Volume.SizeMiB = 128
+	c.refused("POST", "/v1/vms", resized, "bad-request")
+}
+
+func TestTenantsDoNotSeeEachOther(t *testing.T) {
+	w := newWorld(t, nil)
+	w.run()
+	acme, other := w.client("acme-orchestrator"), w.client("other-orchestrator")
+	acme.putTemplate()
+	req := request("web", 1)
+	acme.ok("POST", "/v1/vms", req, nil)
+	path := "/v1/vms/" + req.Spec.Reservation
+	for _, call := range [][2]string{{"GET", path}, {"GET", path + "/console"}, {"POST", path + "/start"}} {
+		other.refused(call[0], call[1], nil, "unknown-vm")
+	}
+	other.ok("DELETE", path, nil, nil) // absent, as far as it can see
+	other.ok("DELETE", "/v1/volumes/"+req.Spec.Volume.ID, nil, nil)
+	other.ok("DELETE", "/v1/templates/"+req.Spec.Template.String(), nil, nil)
+	var vms []hostapi.VM
+	var templates []hostapi.Template
+	other.ok("GET", "/v1/vms", nil, &vms)
+	other.ok("GET", "/v1/templates", nil, &templates)
+	if len(vms) != 0 || len(templates) != 0 {
+		t.Errorf("the other tenant sees %v, %v", vms, templates)
+	}
+	theirs := request("web", 1)
+	theirs.Spec.Tenant = "other"
+	other.refused("POST", "/v1/vms", theirs, "not-permitted")
+	acme.ok("GET", path, nil, nil)
+	acme.ok("GET", "/v1/templates", nil, &templates)
+	if len(templates) != 1 || templates[0].Users != 1 || templates[0].Size != int64(len(templateBytes)) {
+		t.Errorf("templates %+v", templates)
+	}
+}
+
+func TestOnlyTenantsCall(t *testing.T) {
+	w := newWorld(t, nil)
+	w.run()
+	w.client("stranger").refused("GET", "/v1/platform", nil, "not-permitted")
+	for name, c := range map[string]*client{
+		"another role":      w.clientOf(w.tenants, mtls.Identity{Role: mtls.Gateway, Name: "acme-orchestrator"}),
+		"another authority": w.clientOf(newAuthority(t), mtls.Identity{Role: mtls.Orchestrator, Name: "acme-orchestrator"}),
+	} {
+		if status, data := c.call("GET", "/v1/platform", nil); status != 0 {
+			t.Errorf("%s: %d %s", name, status, data)
+		}
+	}
+}
+
+func TestTemplateMustHashToItsName(t *testing.T) {
+	w := newWorld(t, nil)
+	w.run()
+	c := w.client("acme-orchestrator")
+	c.refused("PUT", "/v1/templates/"+digest.Of([]byte("else")).String(), templateBytes, "digest-mismatch")
+	c.refused("PUT", "/v1/templates/..%2F..%2Fx", templateBytes, "bad-request")
+	var list []hostapi.Template
+	c.ok("GET", "/v1/templates", nil, &list)
+	if len(list) != 0 {
+		t.Errorf("a refused template is stored: %v", list)
+	}
+}
+
+func TestStaticQuoteComesWithItsLog(t *testing.T) {
+	w := newWorld(t, nil)
+	w.run()
+	c := w.client("acme-orchestrator")
+	var rsp hostapi.QuoteResponse
+	nonce := digest.Of([]byte("nonce"))
+	c.ok("POST", "/v1/quote", hostapi.QuoteRequest{QualifyingData: nonce}, &rsp)
+	attest, err := tpm2.Unmarshal[tpm2.TPMSAttest](rsp.Quote.Attest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	info, err := attest.Attested.Quote()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := pcr.Composite(pcr.StaticSelection(), pcr.Replay(rsp.Platform.Log))
+	if !bytes.Equal(info.PCRDigest.Buffer, want[:]) || !bytes.Equal(attest.ExtraData.Buffer, nonce[:]) || len(rsp.Platform.Log) != 5 {
+		t.Error("the log does not replay to the quote")
+	}
+	var platform evidence.Platform
+	c.ok("GET", "/v1/platform", nil, &platform)
+	if len(platform.Log) != len(rsp.Platform.Log) {
+		t.Error("two logs differ")
+	}
+	c.refused("POST", "/v1/quote", hostapi.QuoteRequest{}, "bad-request")
+	c.ok("GET", "/v1/inventory", nil, nil)
+}
+
+func TestAgentRefusesWhatWasNotMeasured(t *testing.T) {
+	for _, name := range []string{"qemu", "bios", "kernel", "initramfs", "configuration"} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, nil)
+			switch path := map[string]string{"qemu": w.conf.QEMU, "bios": w.conf.BIOS, "kernel": w.conf.LoaderKernel, "initramfs": w.conf.LoaderInitramfs}[name]; path {
+			case "":
+				w.sum[0] ^= 1
+			default:
+				if err := os.WriteFile(path, []byte("this is "+name+"!"), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := Run(context.Background(), w.conf, w.sum); err == nil || !strings.Contains(err.Error(), "measure") {
+				t.Errorf("it ran: %v", err)
+			}
+		})
+	}
+}
+
+func TestConfigIsChecked(t *testing.T) {
+	good := newWorld(t, nil).conf
+	if _, err := good.check(); err != nil {
+		t.Fatal(err)
+	}
+	for name, change := range map[string]func(*Config){
+		"no tenants":    func(c *Config) { c.Tenants = nil },
+		"tenant twice":  func(c *Config) { c.Tenants = append(c.Tenants, c.Tenants[0]) },
+		"no TPM":        func(c *Config) { c.TPM = "" },
+		"accelerator":   func(c *Config) { c.Accel = "xen" },
+		"negative time": func(c *Config) { c.HoldTimeout = "-1s" },
+		"no duration":   func(c *Config) { c.BootTimeout = "soon" },
+		"name":          func(c *Config) { c.Name = "Host 1" },
+	} {
+		c := good
+		change(&c)
+		if _, err := c.check(); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+}
+
+func TestRestartFindsVMsStopped(t *testing.T) {
+	w := newWorld(t, nil)
+	w.run()
+	c := w.client("acme-orchestrator")
+	c.putTemplate()
+	req := request("web", 1)
+	c.ok("POST", "/v1/vms", req, nil)
+	record, err := os.ReadFile(w.conf.State + "/vms/" + req.Spec.Reservation + ".json")
+	if err != nil || bytes.Contains(record, []byte(req.Token.Reveal())) {
+		t.Fatalf("T1 lies on disk (%v)", err)
+	}
+	w.stop()
+	w.run()
+	c = w.client("acme-orchestrator")
+	var vm hostapi.VM
+	c.ok("GET", "/v1/vms/"+req.Spec.Reservation, nil, &vm)
+	if vm.State != hostapi.Stopped || vm.Reason != "vm-stopped" {
+		t.Errorf("after a restart %+v", vm)
+	}
+	c.refused("POST", "/v1/vms/"+req.Spec.Reservation+"/start", nil, "vm-stopped")
+	c.refused("POST", "/v1/vms", func() hostapi.CreateRequest { r := req; r.Spec.Name = "changed"; return r }(), "bad-request")
+	c.ok("POST", "/v1/vms", request("web", 2), &vm)
+	if vm.State != hostapi.Created || vm.Start != 2 {
+		t.Errorf("the next start %+v", vm)
+	}
+}
