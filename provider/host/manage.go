@@ -39,7 +39,7 @@ func (a *Agent) create(tenant string, req hostapi.CreateRequest) (*vm, error) {
 	}
 	v := a.newVM(tenant, req.Spec, req.Token)
 	// A crash from here on leaves a VM that a restart calls stopped: T1 is not stored.
-	if err := v.save(); err != nil {
+	if err := v.write(v.info); err != nil {
 		return nil, err
 	}
 	a.mu.Lock()

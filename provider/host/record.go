@@ -30,9 +30,9 @@ type record struct {
 
 func (a *Agent) recordPath(id string) string { return filepath.Join(a.conf.State, "vms", id+".json") }
 
-// save writes the VM's file.
-func (v *vm) save() error {
-	data, err := json.Marshal(record{v.tenant, v.spec, v.describe()})
+// write replaces the VM's file.
+func (v *vm) write(info hostapi.VM) error {
+	data, err := json.Marshal(record{v.tenant, v.spec, info})
 	if err != nil {
 		return fmt.Errorf("record vm: %w", err)
 	}

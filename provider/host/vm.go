@@ -121,12 +121,11 @@ func (v *vm) start() error {
 	v.update(func(info *hostapi.VM) {
 		info.State, info.Boot, info.Started = hostapi.Running, hostapi.Waiting, time.Now().UTC()
 	})
+	if err := v.write(v.describe()); err != nil { // a restart calls it stopped all the same
+		v.logger().Error("vm not recorded", "error", err)
+	}
 	v.logger().Info("vm started", "pid", proc.PID())
 	go v.supervise(ctx, end, proc)
-	if err := v.save(); err != nil {
-		end(err)
-		return err
-	}
 	return nil
 }
 
@@ -234,19 +233,21 @@ func (v *vm) supervise(ctx context.Context, end context.CancelCauseFunc, proc *q
 	close(v.done)
 }
 
-// finish records the end.
+// finish records the end, on disk before anybody is told: whoever knows that the VM has
+// stopped may put the next start in its place.
 func (v *vm) finish(reason event.Reason) {
 	v.mu.Lock()
 	v.token = token.Token{}
 	v.mu.Unlock()
-	v.update(func(info *hostapi.VM) {
-		if info.State != hostapi.Stopped {
-			info.State, info.Reason, info.Ended = hostapi.Stopped, reason, time.Now().UTC()
-		}
-	})
-	if err := v.save(); err != nil {
-		v.logger().Error("vm not recorded", "error", err) // a restart finds it running and calls it stopped
+	info := v.describe()
+	if info.State == hostapi.Stopped {
+		return
 	}
+	info.State, info.Reason, info.Ended = hostapi.Stopped, reason, time.Now().UTC()
+	if err := v.write(info); err != nil {
+		v.logger().Error("vm not recorded", "error", err) // a restart calls it stopped all the same
+	}
+	v.update(func(now *hostapi.VM) { *now = info })
 }
 
 // stop ends the VM and waits for its end.
