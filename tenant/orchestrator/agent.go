@@ -34,7 +34,17 @@ type accepted struct {
 	r     ledger.Reservation
 	s     ledger.Start // with the nonce that the answer carries
 	up    agentmsg.Up
-	asked bool // the last answer had asked for an audit
+	asked bool // an answer has asked for an audit that did not come yet
+	again bool // the same message came before; its answer got lost
+}
+
+// audits reports whether the message carries the audit that was asked for. One that
+// answers a question for it and carries none is refused.
+func (m accepted) audits() (bool, error) {
+	if m.asked && !m.again && m.up.Audit == nil {
+		return false, event.Refuse(event.AuditFailed, "the VM was asked for an audit and sent none")
+	}
+	return m.asked && m.up.Audit != nil, nil
 }
 
 // gatewayAgent answers a message of a guest that came through its tunnel: the second
@@ -75,7 +85,7 @@ func (o *Orchestrator) acceptUp(ctx context.Context, in upstream.AgentRequest) (
 		}
 		m.asked = m.s.AuditAsked
 		last := digest.Of(in.Envelope.Payload)
-		if last == m.s.AgentLast {
+		if m.again = last == m.s.AgentLast; m.again {
 			return nil
 		}
 		if m.up.Seq <= m.s.AgentSeq || subtle.ConstantTimeCompare(m.up.Nonce, m.s.AgentNonce) != 1 {
@@ -120,7 +130,9 @@ func (m *accepted) identify(t *ledger.Tx, in upstream.AgentRequest) error {
 
 // hear acts on an accepted message. Its errors end the VM.
 func (o *Orchestrator) hear(ctx context.Context, m accepted) (agentmsg.Down, error) {
-	o.journalSaid(ctx, m)
+	if !m.again {
+		o.journalSaid(ctx, m)
+	}
 	if m.r.Phase == reservation.Connecting {
 		return o.hearConnecting(ctx, m)
 	}
@@ -130,10 +142,11 @@ func (o *Orchestrator) hear(ctx context.Context, m accepted) (agentmsg.Down, err
 // hearConnecting: the first message is answered by asking for the audit of the OS; the
 // next must carry it, and decides.
 func (o *Orchestrator) hearConnecting(ctx context.Context, m accepted) (agentmsg.Down, error) {
-	if !m.asked || m.up.Audit == nil {
-		if m.asked {
-			return agentmsg.Down{}, event.Refuse(event.AuditFailed, "the VM was asked for an audit and sent none")
-		}
+	carried, err := m.audits()
+	if err != nil {
+		return agentmsg.Down{}, err
+	}
+	if !carried {
 		return o.askAudit(ctx, m)
 	}
 	if err := o.judgeOS(ctx, m); err != nil {

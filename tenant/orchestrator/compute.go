@@ -89,10 +89,11 @@ func (o *Orchestrator) keepComputing(r ledger.Reservation) {
 // hearComputing takes a heartbeat: it renews the lease, judges an audit that was asked
 // for, and follows the workload.
 func (o *Orchestrator) hearComputing(ctx context.Context, m accepted) (agentmsg.Down, error) {
-	if m.asked {
-		if m.up.Audit == nil {
-			return agentmsg.Down{}, event.Refuse(event.AuditFailed, "the VM was asked for an audit and sent none")
-		}
+	carried, err := m.audits()
+	if err != nil {
+		return agentmsg.Down{}, err
+	}
+	if carried {
 		if err := o.judgeOS(ctx, m); err != nil {
 			return agentmsg.Down{}, err
 		}
@@ -104,8 +105,8 @@ func (o *Orchestrator) hearComputing(ctx context.Context, m accepted) (agentmsg.
 	if m.r.Workload != nil && m.s.Ready.IsZero() {
 		down.Interval = quickInterval
 	}
-	down.Audit = !m.asked && o.now().Sub(m.s.Audited) >= auditEvery
-	err := o.ledger.Write(ctx, func(t *ledger.Tx) error {
+	down.Audit = !carried && (m.asked || o.now().Sub(m.s.Audited) >= auditEvery)
+	err = o.ledger.Write(ctx, func(t *ledger.Tx) error {
 		if down.Audit {
 			if err := t.ChangeStart(m.r.ID, m.r.Start, func(s *ledger.Start) { s.AuditAsked = true }); err != nil {
 				return err

@@ -73,7 +73,7 @@ func (o *Orchestrator) create(ctx context.Context, id string) error {
 	if err := o.started(ctx, id, r.Start); err != nil {
 		return err
 	}
-	o.task(func() { o.watch(o.run(id).ctx, h, id, r.Start) })
+	o.task(func() { o.watch(o.liveRun(id).ctx, h, id, r.Start) })
 	return nil
 }
 

@@ -57,7 +57,11 @@ func (o *Orchestrator) findAny(ctx context.Context, id string) (r ledger.Reserva
 // It does nothing to one that has ended before.
 func (o *Orchestrator) abort(ctx context.Context, id string, err error) {
 	var why *event.Refusal
-	if !errors.As(err, &why) {
+	switch {
+	case errors.As(err, &why):
+	case errors.Is(err, context.DeadlineExceeded):
+		why = event.Refuse(event.DeadlinePassed, "%v", err)
+	default:
 		why = event.Refuse(event.InternalError, "%v", err)
 	}
 	if err := o.end(ctx, id, reservation.Aborted, *why); err != nil {

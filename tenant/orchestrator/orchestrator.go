@@ -198,6 +198,18 @@ func (o *Orchestrator) run(id string) *run {
 	return r
 }
 
+// liveRun is run for a reservation that may have ended meanwhile: then its context has
+// ended too. The end stores its state before it stops the run, so one of the two sees
+// the other.
+func (o *Orchestrator) liveRun(id string) *run {
+	r := o.run(id)
+	row, err := o.findAny(context.WithoutCancel(r.ctx), id)
+	if err != nil || !row.Live() {
+		o.stopRun(id, errEnded)
+	}
+	return r
+}
+
 // stopRun ends the work on a reservation.
 func (o *Orchestrator) stopRun(id string, why error) {
 	o.mu.Lock()
@@ -216,7 +228,7 @@ func (o *Orchestrator) task(f func()) {
 // drive runs one act of a reservation in the background and ends the reservation if
 // the act fails. A failure that the end itself caused changes nothing.
 func (o *Orchestrator) drive(id, what string, act func(context.Context) error) {
-	r := o.run(id)
+	r := o.liveRun(id)
 	o.task(func() {
 		err := act(r.ctx)
 		if err == nil || r.ctx.Err() != nil {

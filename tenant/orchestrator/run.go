@@ -144,7 +144,7 @@ func (o *Orchestrator) resume(ctx context.Context, r ledger.Reservation) error {
 		o.abort(ctx, r.ID, err)
 		return nil
 	}
-	o.task(func() { o.watch(o.run(r.ID).ctx, h, r.ID, r.Start) })
+	o.task(func() { o.watch(o.liveRun(r.ID).ctx, h, r.ID, r.Start) })
 	o.resumeAct(r)
 	return nil
 }
