@@ -15,12 +15,11 @@ import (
 var loaderModules = []string{"virtio_pci", "virtio_net", "virtio_console", "qemu_fw_cfg"}
 
 // guestModules are what foothold-guest needs, in the order of its steps: network
-// and its own filter; disks, encryption, verity and integrity; the OS's root; the
-// tunnel. The kernel would ask modprobe for algorithms, which an initramfs lacks, so
-// they are named.
+// and its own filter; disks, encryption and verity; the OS's root; the tunnel. The
+// kernel would ask modprobe for algorithms, which an initramfs lacks, so they are named.
 var guestModules = []string{
 	"virtio_pci", "virtio_net", "nf_tables", "nft_ct", "nft_limit", "nft_reject_inet", "nft_log",
-	"virtio_blk", "aesni_intel", "xts", "sha256_ssse3", "hmac", "authenc", "dm_crypt", "dm_verity", "dm_integrity",
+	"virtio_blk", "aesni_intel", "xts", "sha256_ssse3", "dm_crypt", "dm_verity",
 	"erofs", "overlay", "ext4", "wireguard",
 }
 
@@ -34,12 +33,17 @@ const (
 	GuestCmdline  = "console=ttyS0 quiet panic=-1 no_timer_check"
 )
 
+// cpuFlags are the CPU flags that some modules are for. Without SHA instructions the
+// vector code of sha256_ssse3 is what dm-verity would use, and under emulation (TCG)
+// that is five times slower than the kernel's plain code: 20 MiB in 3.9 s, not 1.4 s.
+var cpuFlags = map[string]string{"sha256_ssse3": "sha_ni", "aesni_intel": "aes"}
+
 // GuestModules lists the modules of the guest image by name, without those that
 // they need: the agent loads no other.
 func GuestModules() []string { return slices.Clone(guestModules) }
 
 // guestPrograms are the programs of the guest image, from the template's tree.
-var guestPrograms = []string{"/usr/sbin/cryptsetup", "/usr/sbin/veritysetup", "/usr/sbin/integritysetup", "/usr/sbin/dmsetup", "/usr/sbin/mkfs.ext4"}
+var guestPrograms = []string{"/usr/sbin/cryptsetup", "/usr/sbin/veritysetup", "/usr/sbin/mkfs.ext4"}
 
 // guestCopies are files that guestPrograms read: without this one mkfs.ext4 leaves
 // out the features that make the file system ext4.

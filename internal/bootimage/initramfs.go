@@ -37,6 +37,10 @@ func (s *Spec) Write(w io.Writer) error {
 	if err != nil {
 		return err
 	}
+	return compress(w, entries)
+}
+
+func compress(w io.Writer, entries []cpio.Entry) error {
 	enc, err := zstd.NewWriter(w, zstd.WithEncoderLevel(zstd.SpeedBetterCompression),
 		zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(window))
 	if err != nil {

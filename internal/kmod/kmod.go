@@ -3,7 +3,9 @@
 // The initramfs carries ListFile: one line a module, its name, the path of its file
 // and the names of the modules it needs, separated by blanks. Package bootimage
 // writes it. A module that the kernel has built in is not listed; naming one is no
-// error if it is in the list's "builtin" line.
+// error if it is in the list's "builtin" line. A need "cpu=FLAG" is a flag of
+// /proc/cpuinfo without which the module is left out: loading it is no error and does
+// nothing.
 package kmod
 
 import (
@@ -25,11 +27,15 @@ const ListFile = "/lib/modules.list"
 // builtin starts the line that names wanted modules which the kernel has built in.
 const builtin = "builtin:"
 
+// cpuFlag starts the word of a line that names a CPU's flag.
+const cpuFlag = "cpu="
+
 // Module is one line of the list.
 type Module struct {
 	Name  string   // with underscores, as the kernel shows it
 	Path  string   // of its file
 	Needs []string // names to be loaded before it
+	CPU   string   // flag of /proc/cpuinfo that it is for, or ""
 }
 
 // Set is the modules of an initramfs, and which of them were loaded.
@@ -38,6 +44,7 @@ type Set struct {
 	order   []string
 	builtin map[string]bool
 	insert  func(path string) error
+	cpuHas  func(flag string) (bool, error)
 
 	mu     sync.Mutex
 	loaded map[string]bool // guarded by mu
@@ -61,7 +68,11 @@ func Format(w io.Writer, modules []Module, builtins []string) error {
 	var b strings.Builder
 	fmt.Fprintln(&b, strings.TrimSpace(builtin+" "+strings.Join(builtins, " ")))
 	for _, m := range modules {
-		fmt.Fprintln(&b, strings.Join(append([]string{m.Name, m.Path}, m.Needs...), " "))
+		words := append([]string{m.Name, m.Path}, m.Needs...)
+		if m.CPU != "" {
+			words = append(words, cpuFlag+m.CPU)
+		}
+		fmt.Fprintln(&b, strings.Join(words, " "))
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
@@ -70,7 +81,7 @@ func Format(w io.Writer, modules []Module, builtins []string) error {
 // Parse reads a list and checks that what a module needs is listed before it, so
 // that loading always ends.
 func Parse(r io.Reader) (*Set, error) {
-	s := &Set{modules: map[string]Module{}, builtin: map[string]bool{}, insert: insertFile, loaded: map[string]bool{}}
+	s := &Set{modules: map[string]Module{}, builtin: map[string]bool{}, insert: insertFile, cpuHas: cpuHas, loaded: map[string]bool{}}
 	lines := bufio.NewScanner(r)
 	for lines.Scan() {
 		words := strings.Fields(lines.Text())
@@ -84,6 +95,9 @@ func Parse(r io.Reader) (*Set, error) {
 			return nil, errors.New("module list: a line without name and path")
 		}
 		m := Module{Name: words[0], Path: words[1], Needs: words[2:]}
+		if last := words[len(words)-1]; strings.HasPrefix(last, cpuFlag) && len(words) > 2 {
+			m.CPU, m.Needs = strings.TrimPrefix(last, cpuFlag), words[2:len(words)-1]
+		}
 		if _, ok := s.modules[m.Name]; ok {
 			return nil, fmt.Errorf("module list: %s is there twice", m.Name)
 		}
@@ -122,6 +136,11 @@ func (s *Set) load(name string) error {
 	if !ok {
 		return fmt.Errorf("load module %s: it is not in the initramfs", name)
 	}
+	if m.CPU != "" {
+		if has, err := s.cpuHas(m.CPU); err != nil || !has {
+			return err
+		}
+	}
 	for _, need := range m.Needs {
 		if err := s.load(need); err != nil {
 			return err
@@ -149,3 +168,17 @@ func insertFile(path string) error {
 
 // Names lists the modules in the list's order, as /proc/modules writes them.
 func (s *Set) Names() []string { return slices.Clone(s.order) }
+
+// cpuHas looks for a flag of the first CPU.
+func cpuHas(flag string) (bool, error) {
+	data, err := os.ReadFile("/proc/cpuinfo")
+	if err != nil {
+		return false, fmt.Errorf("read the CPU's flags: %w", err)
+	}
+	for _, line := range strings.Split(string(data), "\n") {
+		if name, flags, _ := strings.Cut(line, ":"); strings.TrimSpace(name) == "flags" {
+			return slices.Contains(strings.Fields(flags), flag), nil
+		}
+	}
+	return false, nil
+}

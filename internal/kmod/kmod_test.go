@@ -40,6 +40,28 @@ func TestLoadTakesNeedsFirstAndOnce(t *testing.T) {
 	}
 }
 
+func TestModuleForAnotherCPUIsLeftOut(t *testing.T) {
+	for _, has := range []bool{false, true} {
+		s, err := Parse(strings.NewReader("crypto /m/crypto.ko\nsha /m/sha.ko crypto cpu=sha_ni\n"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var inserted []string
+		s.insert = func(path string) error { inserted = append(inserted, path); return nil }
+		s.cpuHas = func(flag string) (bool, error) { return has && flag == "sha_ni", nil }
+		if err := s.Load("sha"); err != nil {
+			t.Fatal(err)
+		}
+		want := []string{"/m/crypto.ko", "/m/sha.ko"}
+		if !has {
+			want = nil
+		}
+		if !slices.Equal(inserted, want) {
+			t.Errorf("CPU has the flag: %v; inserted %v", has, inserted)
+		}
+	}
+}
+
 func TestLoadStopsAtFailure(t *testing.T) {
 	s, inserted := parse(t)
 	s.insert = func(path string) error {
@@ -59,12 +81,12 @@ func TestLoadStopsAtFailure(t *testing.T) {
 
 func TestFormatParsesBack(t *testing.T) {
 	var b strings.Builder
-	modules := []Module{{Name: "virtio", Path: "/m/virtio.ko"}, {Name: "dm_mod", Path: "/m/dm-mod.ko", Needs: []string{"virtio"}}}
+	modules := []Module{{Name: "virtio", Path: "/m/virtio.ko"}, {Name: "dm_mod", Path: "/m/dm-mod.ko", Needs: []string{"virtio"}, CPU: "aes"}}
 	if err := Format(&b, modules, []string{"ext4"}); err != nil {
 		t.Fatal(err)
 	}
 	s, err := Parse(strings.NewReader(b.String()))
-	if err != nil || !s.builtin["ext4"] || !slices.Equal(s.order, []string{"virtio", "dm_mod"}) {
+	if err != nil || !s.builtin["ext4"] || !slices.Equal(s.order, []string{"virtio", "dm_mod"}) || s.modules["dm_mod"].CPU != "aes" {
 		t.Errorf("read back %+v: %v", s, err)
 	}
 }

@@ -34,8 +34,7 @@ const epoch = "1700000000"
 // rootFiles are taken from a bootstrap for the guest image: the programs, every
 // library beside them, and the one configuration file that they read.
 var rootFiles = []string{
-	"usr/sbin/cryptsetup", "usr/sbin/veritysetup", "usr/sbin/integritysetup", "usr/sbin/dmsetup",
-	"usr/sbin/mkfs.ext4", "usr/sbin/mke2fs", "etc/mke2fs.conf",
+	"usr/sbin/cryptsetup", "usr/sbin/veritysetup", "usr/sbin/mkfs.ext4", "usr/sbin/mke2fs", "etc/mke2fs.conf",
 	"lib", "lib64", "usr/lib64", "sbin", "usr/lib64/*", "usr/lib/x86_64-linux-gnu/*.so", "usr/lib/x86_64-linux-gnu/*.so.*",
 }
 

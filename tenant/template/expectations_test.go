@@ -41,8 +41,13 @@ func synthetic(t *testing.T) *Template {
 		t.Fatal(err)
 	}
 	return &Template{Name: "debian", Release: "6.1.0", dir: dir, Contents: Contents{
-		Users:    []audit.User{{Name: "root", UID: 0, Shell: "/bin/bash", Locked: true}},
-		Programs: []audit.File{{Path: "/usr/bin/dash", Mode: 0o755, SHA256: digest.Of([]byte("dash"))}},
+		Users: []audit.User{{Name: "root", UID: 0, Shell: "/bin/bash", Locked: true}},
+		Programs: []audit.File{
+			{Path: "/usr/bin/dash", Mode: 0o755, SHA256: digest.Of([]byte("dash"))},
+			{Path: "/usr/bin/systemd-run", Mode: 0o755, SHA256: digest.Of([]byte("run"))},
+			{Path: "/usr/lib/systemd/systemd", Mode: 0o755, SHA256: digest.Of([]byte("systemd"))},
+			{Path: "/usr/lib/systemd/systemd-journald", Mode: 0o755, SHA256: digest.Of([]byte("journald"))},
+		},
 	}}
 }
 
@@ -63,7 +68,8 @@ func TestExpectationsFollowTheInitramfsAndTheImage(t *testing.T) {
 			t.Errorf("%+v is not among %+v", want, e.Initramfs.Files)
 		}
 	}
-	if !slices.Contains(e.OS.Programs, expect.Program{Path: "/usr/bin/dash", SHA256: digest.Of([]byte("dash"))}) || len(e.OS.Users) != 1 {
+	dash := func(p expect.Program) bool { return p.Path == "/usr/bin/dash" }
+	if len(e.OS.Programs) != 3 || slices.ContainsFunc(e.OS.Programs, dash) || len(e.OS.Users) != 1 {
 		t.Errorf("OS %+v", e.OS)
 	}
 	text, err := e.Encode()

@@ -103,7 +103,7 @@ type Template struct {
 	dir string
 }
 
-// Contents is what the OS holds, for the second audit to hold against.
+// Contents is what the OS holds, for Audit to hold against.
 type Contents struct {
 	Packages []Package    `json:"packages"`
 	Users    []audit.User `json:"users"`
