@@ -179,12 +179,12 @@ func (j *judge) files() {
 }
 
 func fileIs(f audit.File, want File) bool {
-	const setID, anyExec = 0o6000, 0o111
+	const typeBits, regular, setID, anyExec = 0o170000, 0o100000, 0o6000, 0o111
 	if !matches(want.Path, f.Path) || f.Mode&setID != 0 {
 		return false
 	}
 	if want.SHA256.IsZero() {
-		return f.Mode&anyExec == 0
+		return f.Mode&typeBits == regular && f.Mode&anyExec == 0
 	}
 	return f.SHA256 == want.SHA256
 }

@@ -63,8 +63,9 @@ type User struct {
 	Shell string `json:"shell"`
 }
 
-// File is a file that may be there. Without a digest its content is the instance's own;
-// then it must not be executable.
+// File is a file that may be there; the digest of a symbolic link is its target's.
+// Without a digest the content is the instance's own; then it must be a regular file
+// that is not executable.
 type File struct {
 	Path   string        `json:"path"` // pattern of path.Match
 	SHA256 digest.SHA256 `json:"sha256"`
