@@ -24,6 +24,7 @@ import (
 	"foothold/protocol/signed"
 	"foothold/protocol/vmspec"
 	"foothold/provider/host"
+	"foothold/provider/qemu"
 )
 
 // RunDir is where a booted host has its platform's files: copied from the release by
@@ -38,6 +39,7 @@ const TPMSocket = "/run/tpm/socket"
 const (
 	Agent           = "foothold-host"
 	QEMU            = "qemu-system-x86_64"
+	QEMUModule      = "qemu-tcg"
 	BIOS            = "bios"
 	LoaderKernel    = "loader-kernel"
 	LoaderInitramfs = "loader-initramfs"
@@ -46,7 +48,7 @@ const (
 
 // PlatformFiles lists the platform's files in the order of measurement.
 func PlatformFiles() []string {
-	return []string{Agent, QEMU, BIOS, LoaderKernel, LoaderInitramfs, HostConfig}
+	return []string{Agent, QEMU, QEMUModule, BIOS, LoaderKernel, LoaderInitramfs, HostConfig}
 }
 
 // ReleaseDir is the installed release; the launcher boots the host from it.
@@ -57,6 +59,9 @@ const loaderCmdline = bootimage.LoaderCmdline
 
 // BIOSFile is the firmware of VMs, as its package installs it.
 const BIOSFile = "/usr/share/qemu/qboot.rom"
+
+// qemuModule is QEMU's TCG accelerator, which Debian builds as a module.
+var qemuModule = filepath.Join(qemu.ModuleDir, qemu.TCGModule)
 
 // releaseLifetime is how long the tenant's reference values for a release hold.
 const releaseLifetime = 365 * 24 * time.Hour
@@ -71,6 +76,7 @@ type sources struct {
 	Agent  digest.SHA256 `json:"agent"`
 	Loader digest.SHA256 `json:"loader"`
 	QEMU   digest.SHA256 `json:"qemu"`
+	Module digest.SHA256 `json:"module"`
 	BIOS   digest.SHA256 `json:"bios"`
 	Config digest.SHA256 `json:"config"`
 }
@@ -84,7 +90,7 @@ func (m *maker) hostConfig() host.Config {
 		TLS:     mtls.Files{Cert: tls("host.crt"), Key: tls("host.key"), CA: tls("tenant-ca.crt")},
 		Tenants: []host.Tenant{{Identity: TenantName, Tenant: TenantName}},
 		TPM:     TPMSocket, Log: m.Provider("measurements.json"), Inventory: m.Provider("inventory.json"),
-		QEMU: filepath.Join(RunDir, QEMU), BIOS: filepath.Join(RunDir, BIOS),
+		QEMU: filepath.Join(RunDir, QEMU), QEMUModule: filepath.Join(RunDir, QEMUModule), BIOS: filepath.Join(RunDir, BIOS),
 		LoaderKernel: filepath.Join(RunDir, LoaderKernel), LoaderInitramfs: filepath.Join(RunDir, LoaderInitramfs),
 		LoaderCmdline: loaderCmdline, Bridge: lab.CloudBridge, Accel: m.Accel,
 		BootTimeout: "60s", HoldTimeout: "5s",
@@ -104,7 +110,7 @@ func (m *maker) installRelease(ctx context.Context) error {
 	}
 	want := sources{Config: digest.Of(conf)}
 	for path, d := range map[string]*digest.SHA256{
-		m.binary(Agent): &want.Agent, m.binary("foothold-loader"): &want.Loader, qemu: &want.QEMU, BIOSFile: &want.BIOS,
+		m.binary(Agent): &want.Agent, m.binary("foothold-loader"): &want.Loader, qemu: &want.QEMU, qemuModule: &want.Module, BIOSFile: &want.BIOS,
 	} {
 		if *d, err = durable.Digest(path); err != nil {
 			return err
@@ -158,7 +164,7 @@ func (m *maker) assemble(ctx context.Context, dir, qemu string, conf []byte) err
 		return err
 	}
 	for name, from := range map[string]string{
-		Agent: m.binary(Agent), QEMU: qemu, BIOS: BIOSFile, LoaderKernel: img.Kernel.Path, LoaderInitramfs: img.Initramfs.Path,
+		Agent: m.binary(Agent), QEMU: qemu, QEMUModule: qemuModule, BIOS: BIOSFile, LoaderKernel: img.Kernel.Path, LoaderInitramfs: img.Initramfs.Path,
 	} {
 		if err := install(from, filepath.Join(dir, name)); err != nil {
 			return err

@@ -132,11 +132,8 @@ func (a *Agent) load() (err error) {
 		{&a.kernel, a.conf.LoaderKernel, maxKernel},
 		{&a.initrd, a.conf.LoaderInitramfs, maxInitramfs},
 	} {
-		if *f.to, err = qemu.SealFile(f.path, f.limit); err != nil {
+		if *f.to, err = a.seal(f.path, f.limit); err != nil {
 			return err
-		}
-		if sum := (*f.to).SHA256; !a.measured(sum) {
-			return fmt.Errorf("%s, SHA-256 %s, is not in the measurement log: it changed after it was measured", f.path, sum)
 		}
 	}
 	if err := a.loadModule(); err != nil {
@@ -146,20 +143,22 @@ func (a *Agent) load() (err error) {
 	return nil
 }
 
-// loadModule makes a folder that holds QEMU's one module, as measured: QEMU can load
-// modules by their names alone.
-func (a *Agent) loadModule() error {
-	if a.modules = qemu.ModuleDir; a.conf.QEMUModule == "" {
-		return nil
-	}
-	m, err := qemu.SealFile(a.conf.QEMUModule, maxProgram)
+// seal copies a measured file into sealed memory.
+func (a *Agent) seal(path string, limit int64) (*qemu.Sealed, error) {
+	s, err := qemu.SealFile(path, limit)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer m.File.Close()
-	if !a.measured(m.SHA256) {
-		return fmt.Errorf("%s, SHA-256 %s, is not in the measurement log: it changed after it was measured", a.conf.QEMUModule, m.SHA256)
+	if !a.measured(s.SHA256) {
+		s.File.Close()
+		return nil, fmt.Errorf("%s, SHA-256 %s, is not in the measurement log: it changed after it was measured", path, s.SHA256)
 	}
+	return s, nil
+}
+
+// loadModule makes the one folder that QEMU loads modules from. It holds the measured
+// module alone: QEMU finds modules by their names.
+func (a *Agent) loadModule() error {
 	a.modules = filepath.Join(a.conf.State, "modules")
 	if err := os.RemoveAll(a.modules); err != nil {
 		return fmt.Errorf("make module folder: %w", err)
@@ -167,6 +166,14 @@ func (a *Agent) loadModule() error {
 	if err := os.Mkdir(a.modules, 0o700); err != nil {
 		return fmt.Errorf("make module folder: %w", err)
 	}
+	if a.conf.QEMUModule == "" {
+		return nil
+	}
+	m, err := a.seal(a.conf.QEMUModule, maxProgram)
+	if err != nil {
+		return err
+	}
+	defer m.File.Close()
 	return durable.Write(filepath.Join(a.modules, qemu.TCGModule), 0o500, func(f *os.File) error {
 		_, err := io.Copy(f, io.NewSectionReader(m.File, 0, m.Size))
 		return err

@@ -165,7 +165,7 @@ func TestStaticQuoteComesWithItsLog(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := pcr.Composite(pcr.StaticSelection(), pcr.Replay(rsp.Platform.Log))
-	if !bytes.Equal(info.PCRDigest.Buffer, want[:]) || !bytes.Equal(attest.ExtraData.Buffer, nonce[:]) || len(rsp.Platform.Log) != 5 {
+	if !bytes.Equal(info.PCRDigest.Buffer, want[:]) || !bytes.Equal(attest.ExtraData.Buffer, nonce[:]) || len(rsp.Platform.Log) != 6 {
 		t.Error("the log does not replay to the quote")
 	}
 	var platform evidence.Platform
@@ -178,10 +178,10 @@ func TestStaticQuoteComesWithItsLog(t *testing.T) {
 }
 
 func TestAgentRefusesWhatWasNotMeasured(t *testing.T) {
-	for _, name := range []string{"qemu", "bios", "kernel", "initramfs", "configuration"} {
+	for _, name := range []string{"qemu", "module", "bios", "kernel", "initramfs", "configuration"} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, nil)
-			switch path := map[string]string{"qemu": w.conf.QEMU, "bios": w.conf.BIOS, "kernel": w.conf.LoaderKernel, "initramfs": w.conf.LoaderInitramfs}[name]; path {
+			switch path := map[string]string{"qemu": w.conf.QEMU, "module": w.conf.QEMUModule, "bios": w.conf.BIOS, "kernel": w.conf.LoaderKernel, "initramfs": w.conf.LoaderInitramfs}[name]; path {
 			case "":
 				w.sum[0] ^= 1
 			default:
@@ -208,6 +208,7 @@ func TestConfigIsChecked(t *testing.T) {
 		"accelerator":   func(c *Config) { c.Accel = "xen" },
 		"negative time": func(c *Config) { c.HoldTimeout = "-1s" },
 		"no duration":   func(c *Config) { c.BootTimeout = "soon" },
+		"no module":     func(c *Config) { c.QEMUModule = "" },
 		"name":          func(c *Config) { c.Name = "Host 1" },
 	} {
 		c := good

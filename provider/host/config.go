@@ -39,8 +39,7 @@ type Config struct {
 	LoaderInitramfs string `yaml:"loader_initramfs"`
 	LoaderCmdline   string `yaml:"loader_cmdline"`
 	// QEMUModule is the file of QEMU's TCG accelerator, which distributions build as a
-	// module of its own; measured as well. Empty: QEMU looks in its package's folder,
-	// and the quote does not say what it finds there.
+	// module of its own; measured as well. KVM needs none.
 	QEMUModule string `yaml:"qemu_module,omitempty"`
 	// Bridge is the cloud network's bridge, to which each VM's tap is added as an isolated port.
 	Bridge string `yaml:"bridge"`
@@ -84,6 +83,8 @@ func (c *Config) check() (limits, error) {
 		return limits{}, errors.New("configuration: listen: want ADDRESS:PORT")
 	case c.Accel != qemu.KVM && c.Accel != qemu.TCG:
 		return limits{}, errors.New("configuration: accel: want kvm or tcg")
+	case c.Accel == qemu.TCG && c.QEMUModule == "":
+		return limits{}, errors.New("configuration: qemu_module: want the file of the TCG accelerator")
 	case len(c.Tenants) == 0:
 		return limits{}, errors.New("configuration: tenants: want at least one")
 	}

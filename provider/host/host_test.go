@@ -110,7 +110,7 @@ func newWorld(t testing.TB, adjust func(*Config, inventory.Host)) *world {
 	w := &world{t: t, tpm: swtpmtest.New(t), provider: newAuthority(t), tenants: newAuthority(t)}
 	dir := t.TempDir()
 	at := func(name string) string { return filepath.Join(dir, name) }
-	for _, name := range []string{"qemu", "bios", "kernel", "initramfs"} {
+	for _, name := range []string{"qemu", "module", "bios", "kernel", "initramfs"} {
 		if err := os.WriteFile(at(name), []byte("this is "+name), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -131,7 +131,7 @@ func newWorld(t testing.TB, adjust func(*Config, inventory.Host)) *world {
 			CA: writePEM(t, at("ca.pem"), "CERTIFICATE", w.tenants.cert.Raw)},
 		Tenants: []Tenant{{"acme-orchestrator", "acme"}, {"other-orchestrator", "other"}},
 		TPM:     w.tpm.Socket, Log: at("log.json"), Inventory: at("inventory.json"),
-		QEMU: at("qemu"), BIOS: at("bios"), LoaderKernel: at("kernel"), LoaderInitramfs: at("initramfs"),
+		QEMU: at("qemu"), QEMUModule: at("module"), BIOS: at("bios"), LoaderKernel: at("kernel"), LoaderInitramfs: at("initramfs"),
 		Bridge: "cloud0", Accel: "tcg",
 	}
 	if err := os.WriteFile(w.conf.Inventory, []byte(`{"payload":"","signature":""}`), 0o600); err != nil {
@@ -150,11 +150,7 @@ func newWorld(t testing.TB, adjust func(*Config, inventory.Host)) *world {
 	}
 	w.sum = digest.Of(encoded)
 	var files []measure.File
-	paths := []string{w.conf.QEMU, w.conf.BIOS, w.conf.LoaderKernel, w.conf.LoaderInitramfs, config}
-	if w.conf.QEMUModule != "" {
-		paths = append(paths, w.conf.QEMUModule)
-	}
-	for _, path := range paths {
+	for _, path := range []string{w.conf.QEMU, w.conf.QEMUModule, w.conf.BIOS, w.conf.LoaderKernel, w.conf.LoaderInitramfs, config} {
 		f, err := os.Open(path)
 		if err != nil {
 			t.Fatal(err)
