@@ -47,7 +47,7 @@ in a network of its own. It needs no root and leaves nothing behind.`,
 		}
 		return lab.Open(dir)
 	}
-	cmd.AddCommand(labUp(state), labDown(state), labStatus(state), labLogs(state), labExec(state), labFetch(state), labRestart(state), labPreflight())
+	cmd.AddCommand(labUp(state), labDown(state), labStatus(state), labLogs(state), labExec(state), labFetch(state), labRestart(state), labFirst(state), labPreflight())
 	cmd.AddCommand(labInner()...)
 	return cmd
 }
