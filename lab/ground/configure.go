@@ -145,7 +145,8 @@ func (m *maker) storeConfig() store.Config {
 	dir := func(file string) string { return m.DMZ(lab.Store, file) }
 	return store.Config{
 		State: dir("state"), Listen: at(lab.Store, lab.DMZLAN, storePort),
-		TLS: mtls.Files{Cert: dir("store.crt"), Key: dir("store.key"), CA: dir("dmz-ca.crt")},
+		TLS:  mtls.Files{Cert: dir("store.crt"), Key: dir("store.key"), CA: dir("dmz-ca.crt")},
+		VMCA: dir("vm-ca.crt"),
 	}
 }
 
