@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"slices"
+	"sync"
 	"syscall"
 	"time"
 
@@ -131,23 +132,37 @@ var (
 	errClosed  = errors.New("the VM takes no connection")
 )
 
-// probe tries every wrong credential of a stage.
+// probe tries every wrong credential of a stage, side by side, since an emulated VM
+// spends most of a handshake waiting. Every outcome is recorded, in the stage's order.
 func (t Target) probe(ctx context.Context, res *Result, stage string) error {
 	trials, err := t.trials(stage)
 	if err != nil {
 		return event.Refuse(event.InternalError, "unlock: %v", err)
 	}
-	for _, tr := range trials {
-		began := time.Now()
-		outcome, err := t.tryUntilClear(ctx, tr, stage)
-		if outcome != "" {
-			res.Probes = append(res.Probes, Probe{stage, tr.kind, outcome, time.Since(began)})
+	probes, failures := make([]Probe, len(trials)), make([]error, len(trials))
+	var all sync.WaitGroup
+	for i, tr := range trials {
+		all.Go(func() {
+			began := time.Now()
+			var outcome string
+			outcome, failures[i] = t.tryUntilClear(ctx, tr, stage)
+			probes[i] = Probe{stage, tr.kind, outcome, time.Since(began)}
+		})
+	}
+	all.Wait()
+	for _, p := range probes {
+		if p.Outcome != "" {
+			res.Probes = append(res.Probes, p)
 		}
+	}
+	for _, p := range probes {
+		if p.Outcome == Accepted {
+			return event.Refuse(event.ProbeAccepted, "the VM accepts a login with %s, %s the right one", p.Kind, stage)
+		}
+	}
+	for _, err := range failures {
 		if err != nil {
 			return err
-		}
-		if outcome == Accepted {
-			return event.Refuse(event.ProbeAccepted, "the VM accepts a login with %s, %s the right one", tr.kind, stage)
 		}
 	}
 	return nil
