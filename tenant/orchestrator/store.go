@@ -44,30 +44,57 @@ func newStoreClient(conf Config) (*storeClient, error) {
 }
 
 // put streams size bytes that must hash to sum. The store checks them, and so do we: an
-// object is recorded only if what we passed on was what we were asked to.
+// object is recorded only if what we passed on was what we were asked to. An object
+// that the store has already is not sent again.
 func (s *storeClient) put(ctx context.Context, sum digest.SHA256, size int64, r io.Reader) error {
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
-	h := sha256.New()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPut, s.base+sum.String(), io.TeeReader(io.LimitReader(r, size), h))
-	if err != nil {
-		return fmt.Errorf("put object: %w", err)
+	if has, err := s.has(ctx, sum, size); err != nil || has {
+		return err
 	}
-	req.ContentLength = size
-	resp, err := s.http.Do(req)
+	h := sha256.New()
+	resp, err := s.do(ctx, http.MethodPut, sum, io.TeeReader(io.LimitReader(r, size), h), size)
 	if err != nil {
-		return event.Refuse(event.HostUnreachable, "the DMZ's store: %v", err)
+		return err
 	}
 	defer resp.Body.Close()
 	io.Copy(io.Discard, io.LimitReader(resp.Body, 64<<10))
 	if resp.StatusCode >= 300 {
 		return event.Refuse(event.DigestMismatch, "the DMZ's store refused object %s: status %d", sum.Short(), resp.StatusCode)
 	}
-	// The store may answer at once for an object that it has; then there is nothing to hash.
-	if got := digest.SHA256(h.Sum(nil)); got != sum && got != digest.Of(nil) {
+	if got := digest.SHA256(h.Sum(nil)); got != sum {
 		return event.Refuse(event.DigestMismatch, "the object hashes to %s", got)
 	}
 	return nil
+}
+
+// has asks whether the store holds the object, and that it has the size.
+func (s *storeClient) has(ctx context.Context, sum digest.SHA256, size int64) (bool, error) {
+	resp, err := s.do(ctx, http.MethodHead, sum, nil, 0)
+	if err != nil {
+		return false, err
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return false, nil // the put says what is wrong, if anything is
+	}
+	if resp.ContentLength != size {
+		return false, event.Refuse(event.DigestMismatch, "object %s has %d bytes, not %d", sum.Short(), resp.ContentLength, size)
+	}
+	return true, nil
+}
+
+func (s *storeClient) do(ctx context.Context, method string, sum digest.SHA256, body io.Reader, size int64) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, method, s.base+sum.String(), body)
+	if err != nil {
+		return nil, fmt.Errorf("call store: %w", err)
+	}
+	req.ContentLength = size
+	resp, err := s.http.Do(req)
+	if err != nil {
+		return nil, event.Refuse(event.HostUnreachable, "the DMZ's store: %v", err)
+	}
+	return resp, nil
 }
 
 // putObject is PUT /v1/objects/SHA256.
