@@ -40,8 +40,7 @@ type Probe struct {
 }
 
 const (
-	// attemptTimeout bounds one connection with its handshake; an emulated VM takes
-	// some 100 ms.
+	// attemptTimeout bounds one connection with its handshake; generous, for emulated VMs.
 	attemptTimeout = 10 * time.Second
 	// maxAttempts bounds connections that break. The VM counts failed logins and
 	// powers off after 16; the probes take 13.
@@ -132,8 +131,8 @@ var (
 	errClosed  = errors.New("the VM takes no connection")
 )
 
-// probe tries every wrong credential of a stage, side by side, since an emulated VM
-// spends most of a handshake waiting. Every outcome is recorded, in the stage's order.
+// probe tries every wrong credential of a stage, side by side to save round trips.
+// Every outcome is recorded, in the stage's order.
 func (t Target) probe(ctx context.Context, res *Result, stage string) error {
 	trials, err := t.trials(stage)
 	if err != nil {

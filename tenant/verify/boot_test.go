@@ -26,7 +26,7 @@ func TestBoot(t *testing.T) {
 		if err := verdict.Err(); err != nil || !verdict.Good() {
 			t.Fatal(err)
 		}
-		if err := admitted.Check(reservation, 1, "booting", w.now); err != nil {
+		if err := admitted.Check(vmID, 1, "booting", w.now); err != nil {
 			t.Error(err)
 		}
 		if verdict.Digest.IsZero() || verdict.Tunnel != a.tunnel || string(verdict.VMKey) != string(w.vmKey) || verdict.Clock == (Clock{}) {
@@ -118,7 +118,7 @@ func TestBoot(t *testing.T) {
 			if admitted != nil || verdict.Good() {
 				t.Fatal("admitted")
 			}
-			if admitted.Check(reservation, 1, "booting", w.now) == nil {
+			if admitted.Check(vmID, 1, "booting", w.now) == nil {
 				t.Fatal("the refused permission holds")
 			}
 			err := verdict.Err()

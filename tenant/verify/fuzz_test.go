@@ -119,7 +119,7 @@ func FuzzJudge(f *testing.F) {
 	settings := a.settings.Digest()
 	regs := plat.static()
 	regs[pcr.VM], regs[pcr.Tunnel] = vm(w.firmware, settings), pcr.Extend(digest.SHA256{}, a.tunnel)
-	a.ev.Quote = softQuote(f, key, evidence.Binding(evidence.RoleBoot, reservation, a.tunnel, settings, a.nonce), pcr.Composite(pcr.BootSelection(), regs))
+	a.ev.Quote = softQuote(f, key, evidence.Binding(evidence.RoleBoot, vmID, a.tunnel, settings, a.nonce), pcr.Composite(pcr.BootSelection(), regs))
 	_, verdict := v.Boot(a.expect, a.ev)
 	if !verdict.Good() {
 		f.Fatal(verdict.Err())

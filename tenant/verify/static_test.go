@@ -8,12 +8,13 @@ import (
 	"foothold/protocol/digest"
 	"foothold/protocol/evidence"
 	"foothold/protocol/pcr"
+	"foothold/tenant/reservation"
 )
 
 // static makes a right static quote after previous.
 func (w *world) static(role string, previous Verdict) (StaticExpectation, StaticEvidence) {
-	x := StaticExpectation{Role: role, Reservation: reservation, Start: 1, Host: "host-1", Previous: previous.Digest, Nonce: nonce(), Clock: previous.Clock}
-	q := w.host.quote(evidence.StaticBinding(role, reservation, x.Previous, x.Nonce), pcr.StaticSelection())
+	x := StaticExpectation{Role: role, Reservation: vmID, Start: 1, Host: "host-1", Previous: previous.Digest, Nonce: nonce(), Clock: previous.Clock}
+	q := w.host.quote(evidence.StaticBinding(role, vmID, x.Previous, x.Nonce), pcr.StaticSelection())
 	return x, StaticEvidence{Quote: q, Log: append([]pcr.Event{}, w.host.log...)}
 }
 
@@ -40,7 +41,7 @@ func TestStaticChain(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, p := range []string{"booting", "unlocking", "connecting", "computing"} {
-			if (admitted.Check(reservation, 1, p, w.now) == nil) != (p == phase) {
+			if (admitted.Check(vmID, 1, p, w.now) == nil) != (p == phase) {
 				t.Errorf("%s: permission for %s", role, p)
 			}
 		}
@@ -110,10 +111,10 @@ func TestReverify(t *testing.T) {
 	if err != nil || again.Digest != verdict.Digest || again.Clock != verdict.Clock {
 		t.Fatalf("reverify: %v", err)
 	}
-	if err := admitted.Check(reservation, 1, "booting", now); err != nil {
+	if err := admitted.Check(vmID, 1, "booting", now); err != nil {
 		t.Error(err)
 	}
-	if admitted.Check(reservation, 1, "booting", w.now.Add(admittedFor)) == nil {
+	if admitted.Check(vmID, 1, "booting", w.now.Add(admittedFor)) == nil {
 		t.Error("verifying again made the permission longer")
 	}
 	x, ev := w.static(evidence.RoleUnlock, verdict)
@@ -150,19 +151,19 @@ func TestReverify(t *testing.T) {
 
 func TestAdmitted(t *testing.T) {
 	now := time.Now()
-	good := Admitted{reservation: reservation, start: 2, phase: "unlocking", expires: now.Add(time.Minute), verdict: digest.Of([]byte("v"))}
-	if err := good.Check(reservation, 2, "unlocking", now); err != nil {
+	good := Admitted{reservation: vmID, start: 2, phase: "unlocking", expires: now.Add(time.Minute), verdict: digest.Of([]byte("v"))}
+	if err := good.Check(vmID, 2, "unlocking", now); err != nil {
 		t.Fatal(err)
 	}
 	var none *Admitted
 	for what, err := range map[string]error{
-		"nil":                none.Check(reservation, 2, "unlocking", now),
+		"nil":                none.Check(vmID, 2, "unlocking", now),
 		"zero":               (&Admitted{}).Check("", 0, "", now),
-		"zero with names":    (&Admitted{}).Check(reservation, 2, "unlocking", now),
+		"zero with names":    (&Admitted{}).Check(vmID, 2, "unlocking", now),
 		"other reservation":  good.Check("x", 2, "unlocking", now),
-		"other start":        good.Check(reservation, 1, "unlocking", now),
-		"other phase":        good.Check(reservation, 2, "connecting", now),
-		"expired":            good.Check(reservation, 2, "unlocking", now.Add(time.Minute)),
+		"other start":        good.Check(vmID, 1, "unlocking", now),
+		"other phase":        good.Check(vmID, 2, "connecting", now),
+		"expired":            good.Check(vmID, 2, "unlocking", now.Add(time.Minute)),
 		"verdict not judged": Verdict{}.Err(),
 	} {
 		if err == nil {
@@ -171,5 +172,20 @@ func TestAdmitted(t *testing.T) {
 	}
 	if (Verdict{}).Good() || admit(Verdict{Role: evidence.RoleBoot}) != nil {
 		t.Error("the zero verdict is good")
+	}
+}
+
+// Permissions name phases of the one closed set.
+func TestPhases(t *testing.T) {
+	for role, want := range map[string]reservation.Phase{
+		evidence.RoleBoot: reservation.Booting, evidence.RoleUnlock: reservation.Unlocking,
+		evidence.RoleConnect: reservation.Connecting, evidence.RoleWatch: reservation.Computing,
+	} {
+		if phase, ok := phaseOf(role); !ok || phase != string(want) {
+			t.Errorf("role %s is for phase %q, want %s", role, phase, want)
+		}
+	}
+	if _, ok := phaseOf("other"); ok {
+		t.Error("an unknown role has a phase")
 	}
 }

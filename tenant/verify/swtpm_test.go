@@ -28,7 +28,7 @@ import (
 	"github.com/google/go-tpm/tpm2"
 )
 
-const reservation = "0b6c2f4e-5a7d-4c1b-9e57-3d2a8f60c911"
+const vmID = "0b6c2f4e-5a7d-4c1b-9e57-3d2a8f60c911"
 
 // host is a hypervisor with a real TPM, driven as foothold-host would drive it. The
 // keys are made here, since places do not import each other.
@@ -275,7 +275,7 @@ func (w *world) verifierAt(now *time.Time) *Verifier {
 
 func (w *world) settings() vmspec.Spec {
 	return vmspec.Spec{
-		Reservation: reservation, Start: 1, Tenant: "bank", Name: "web-1", VCPUs: 1, MemoryMiB: 1024,
+		Reservation: vmID, Start: 1, Tenant: "bank", Name: "web-1", VCPUs: 1, MemoryMiB: 1024,
 		Network: vmspec.Network{MAC: "02:00:00:00:00:0a", Address: netip.MustParsePrefix("10.82.0.10/24"), Gateway: netip.MustParseAddr("10.82.0.1"), MTU: 1500},
 		Boot: vmspec.Boot{URL: "https://10.81.0.10:443", ServerName: "boot.foothold.internal", CA: w.ca.der,
 			ManifestKey: make([]byte, 32), ComponentKey: make([]byte, 32)},
@@ -308,7 +308,7 @@ type attempt struct {
 func (w *world) attempt() *attempt {
 	settings := w.settings()
 	a := &attempt{
-		expect: BootExpectation{Reservation: reservation, Start: 1, Host: "host-1", Settings: settings, Nonce: nonce()},
+		expect: BootExpectation{Reservation: vmID, Start: 1, Host: "host-1", Settings: settings, Nonce: nonce()},
 		ev: BootEvidence{ExporterHash: digest.Of([]byte("exporter")), ServerLeaf: w.server.der, LoaderLeaf: w.loader.der, VMKey: w.vmKey,
 			Log: append([]pcr.Event{}, w.host.log...)},
 		onHost: w.host, firmware: w.firmware, settings: settings,
