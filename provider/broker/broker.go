@@ -81,6 +81,9 @@ func New(dev transport.TPM, timeout time.Duration) (*Broker, error) {
 	return b, nil
 }
 
+// Keys are the host's attestation key and session key.
+func (b *Broker) Keys() (aik, session tpm.Key) { return b.aik, b.session }
+
 // flushAll flushes every loaded session and transient object (handle types of TPM 2.0
 // Library, part 2, "Handles").
 func flushAll(dev transport.TPM) error {

@@ -51,13 +51,14 @@ func Start(m Machine) (*Process, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start QEMU: %w", err)
 	}
-	defer closeAll(m.channel, m.mon, m.console)
 	p := &Process{Channel: channel, console: newRing(consoleSize), complaints: newRing(complaintSize), done: make(chan struct{})}
 	go func() { // ends when QEMU's end closes
 		io.Copy(p.console, consoleEnd)
 		consoleEnd.Close()
 	}()
-	if err := p.run(&m); err != nil {
+	err = p.run(&m)
+	closeAll(m.channel, m.mon, m.console) // QEMU has its own; what QEMU closes must end here
+	if err != nil {
 		channel.Close()
 		mon.Close()
 		return nil, fmt.Errorf("start QEMU: %w", err)
