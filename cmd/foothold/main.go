@@ -25,6 +25,7 @@ var commands = []func() *cobra.Command{
 	versionCommand,
 	firewallCommand,
 	bootserverCommand,
+	gatewayCommand,
 	storeCommand,
 }
 

@@ -2,7 +2,6 @@ package firewall
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -56,7 +55,9 @@ func Run(ctx context.Context, c Config) error {
 	slog.Info("serving", "zone", c.Zone, "adjacent", c.Adjacent)
 
 	var wg sync.WaitGroup
+	outer := ctx
 	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	wg.Go(func() { events.Run(ctx) })
 	wg.Go(func() { watcher.Run(ctx) })
 	wg.Go(func() { fw.sweep(ctx) })
@@ -67,10 +68,10 @@ func Run(ctx context.Context, c Config) error {
 	})
 	<-ctx.Done()
 	wg.Wait()
-	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
-		return err
+	if outer.Err() != nil {
+		return nil
 	}
-	return nil
+	return context.Cause(ctx)
 }
 
 // New reads the configuration's flows; the kernel is untouched until Apply or Start.

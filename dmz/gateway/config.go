@@ -1,4 +1,15 @@
 // Package gateway admits VMs to the tunnel and relays what they say through it.
+//
+// A VM comes to the admission listener with the certificate that the orchestrator
+// issued for this start. The gateway checks that certificate, address and WireGuard
+// key belong together and asks the orchestrator, which decides. An admitted key
+// becomes a WireGuard peer with one tunnel address and a pre-shared key that both ends
+// take from the admission's TLS connection, so a tunnel is bound to its admission.
+//
+// A tunnel is quarantined at first: it reaches the gateway's relay and nothing else.
+// Zone documents open it, by the flows they list, and end it. Every permission is a
+// flow of package ruleset with a deadline in the kernel; a peer whose time is over
+// is removed by the daemon besides.
 package gateway
 
 import (
@@ -21,7 +32,8 @@ type Config struct {
 	Pool netip.Prefix `yaml:"pool"`
 	// RelayPort is the agent API's TCP port on the gateway's tunnel address [8443].
 	RelayPort int `yaml:"relay_port"`
-	// Store is what an open tunnel may reach in the DMZ besides its policy's destinations.
+	// Store is where open tunnels fetch workloads. The zone document's flows decide; the
+	// gateway refuses to start when it lies in Pool.
 	Store    netip.AddrPort  `yaml:"store"`
 	Upstream upstream.Config `yaml:"upstream"`
 }

@@ -70,6 +70,12 @@ func (t *Table) rules(c *nftables.Chain, order []shape, sets map[shape]*nftables
 		append(flagsAll(syn|rst), t.logDrop(c.Name+" flags")...),
 		append(flagsNone(), t.logDrop(c.Name+" flags")...),
 	)
+	if t.tunnel != "" && c.Name == chainInput {
+		inside := t.inside.As4()
+		other := append(ifname(expr.MetaKeyIIFNAME, t.tunnel, expr.CmpOpEq), address(regCompare, ipDestination, 32)...)
+		other = append(other, &expr.Cmp{Op: expr.CmpOpNeq, Register: regCompare, Data: inside[:]})
+		out = append(out, append(other, t.logDrop(c.Name+" tunnel")...))
+	}
 	for _, s := range order {
 		if s.kind.self() == local {
 			out = append(out, t.lookup(s, sets[s]))

@@ -36,6 +36,8 @@ const (
 // Table is the daemon's nftables table in its network namespace.
 type Table struct {
 	adjacent string
+	tunnel   string
+	inside   netip.Addr
 	group    uint16
 	now      func() time.Duration
 
@@ -50,6 +52,8 @@ type Table struct {
 // Config says how the table is made.
 type Config struct {
 	Adjacent string               // interface on which VMs are neighbours; empty: none
+	Tunnel   string               // interface of the tunnels; empty: none
+	Inside   netip.Addr           // all that the tunnels reach of the machine itself
 	LogGroup uint16               // NFLOG group of drops; 0: no log
 	Now      func() time.Duration // boot-time clock
 }
@@ -57,7 +61,7 @@ type Config struct {
 // New describes the table; the kernel is first touched by Apply.
 func New(c Config) *Table {
 	return &Table{
-		adjacent: c.Adjacent, group: c.LogGroup, now: c.Now,
+		adjacent: c.Adjacent, tunnel: c.Tunnel, inside: c.Inside, group: c.LogGroup, now: c.Now,
 		table: &nftables.Table{Name: tableName, Family: nftables.TableFamilyINet},
 		sets:  map[shape]*nftables.Set{},
 	}

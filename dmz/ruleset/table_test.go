@@ -376,3 +376,18 @@ func setMAC(t *testing.T, p *nstest.Place, addr string) {
 		return netlink.LinkSetHardwareAddr(l, mac(addr))
 	})
 }
+
+// Whatever else is permitted to the machine itself, from the tunnel its inside address
+// alone is reached.
+func TestTunnelReachesTheInsideAlone(t *testing.T) {
+	w := newWorld(t)
+	w.table = New(Config{Tunnel: "vpc0", Inside: netip.MustParseAddr("10.82.0.1"), Now: boottime})
+	echo(t, w.fw, "10.81.0.2:8443")
+	echo(t, w.fw, "10.82.0.1:8443")
+	any4 := Endpoint{Prefix: prefix("0.0.0.0/0")}
+	w.apply(t, Flow{ID: "outside", From: any4, To: Endpoint{Prefix: prefix("10.81.0.2/32")}, Proto: "tcp", Port: 8443},
+		Flow{ID: "inside", From: Endpoint{Prefix: prefix("10.82.0.10/32")}, To: Endpoint{Prefix: prefix("10.82.0.1/32")}, Proto: "tcp", Port: 8443})
+	passes(t, w.dmz, "10.81.0.2:8443")
+	passes(t, w.vm, "10.82.0.1:8443")
+	blocked(t, w.vm, "10.81.0.2:8443")
+}

@@ -19,9 +19,9 @@ func Boottime() time.Duration {
 	return time.Duration(ts.Nano())
 }
 
-// bootID names this start of the machine, so that a persisted time is not compared
+// BootID names this start of the machine, so that a persisted time is not compared
 // with the clock of another.
-func bootID() (string, error) {
+func BootID() (string, error) {
 	data, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		return "", fmt.Errorf("read boot id: %w", err)

@@ -57,7 +57,7 @@ type watermark struct {
 }
 
 func openWatermark(dir string) (*watermark, signed.Envelope, error) {
-	boot, err := bootID()
+	boot, err := BootID()
 	if err != nil {
 		return nil, signed.Envelope{}, err
 	}
