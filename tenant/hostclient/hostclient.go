@@ -3,7 +3,8 @@
 // word; what must be proved comes in quotes.
 //
 // Errors are *event.Refusal: host-refused with the host's own reason in the detail
-// when it answered no, host-unreachable when no answer came. Every answer is bounded
+// when it answered no, unknown-vm when it does not know the VM, host-unreachable when
+// no answer came. Every answer is bounded
 // and decoded strictly. Calls are idempotent at the host, so a caller may repeat one.
 package hostclient
 
@@ -212,6 +213,9 @@ func (c *Client) refusal(resp *http.Response) error {
 	var p hostapi.Problem
 	if err := strictjson.Read(resp.Body, hostapi.MaxMessage, &p); err != nil {
 		return event.Refuse(event.HostRefused, "host %s: status %d", c.name, resp.StatusCode)
+	}
+	if p.Reason == event.UnknownVM {
+		return event.Refuse(event.UnknownVM, "host %s does not know it", c.name)
 	}
 	return event.Refuse(event.HostRefused, "host %s: %s: %s", c.name, p.Reason, p.Detail)
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"strings"
 	"time"
@@ -168,7 +167,7 @@ func (o *Orchestrator) awaitWorkload(ctx context.Context, id string) error {
 	url := workloadURL(s.TunnelAddress, r.Workload.Port)
 	late := time.NewTimer(workloadLimit)
 	defer late.Stop()
-	client := &http.Client{Timeout: probeTimeout, Transport: &http.Transport{DisableKeepAlives: true, DialContext: (&net.Dialer{}).DialContext},
+	client := &http.Client{Timeout: probeTimeout, Transport: &http.Transport{DisableKeepAlives: true, DialContext: o.dial},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	for {
 		err := probeWorkload(ctx, client, url)

@@ -125,16 +125,18 @@ func (o *Orchestrator) spec(r ledger.Reservation, template, t1 digest.SHA256) vm
 	}
 }
 
-// chooseHost takes, among the hosts that hold the template and stand well, the one
-// with the fewest VMs.
+// chooseHost takes, among the hosts that hold the template and whose keys are in order,
+// one whose last quote was accepted, with the fewest VMs. Where there is none, one
+// whose last quote was refused gets another chance: nothing is released to its VMs
+// without a new quote, and a boot server that spoils quotes cannot shut a host out.
 func (o *Orchestrator) chooseHost(t *ledger.Tx, holding []string) (string, error) {
 	live, err := t.Live()
 	if err != nil {
 		return "", err
 	}
-	busy := map[string]int{}
+	burden := map[string]int{}
 	for _, r := range live {
-		busy[r.Host]++
+		burden[r.Host]++
 	}
 	best := ""
 	for _, name := range holding {
@@ -145,12 +147,15 @@ func (o *Orchestrator) chooseHost(t *ledger.Tx, holding []string) (string, error
 		if err != nil {
 			return "", err
 		}
-		if h.Standing == "" && (best == "" || busy[name] < busy[best]) {
+		if h.Standing != "" {
+			burden[name] += o.conf.Limits.VMs // behind every good one
+		}
+		if best == "" || burden[name] < burden[best] {
 			best = name
 		}
 	}
 	if best == "" {
-		return "", event.Refuse(event.NoHost, "of %d hosts that hold the template none is in good standing", len(holding))
+		return "", event.Refuse(event.NoHost, "of %d hosts that hold the template none is in the inventory with its keys in order", len(holding))
 	}
 	return best, nil
 }
@@ -204,6 +209,10 @@ func (o *Orchestrator) watch(ctx context.Context, h *hostclient.Client, id strin
 	for ctx.Err() == nil {
 		vm, err := h.VM(ctx, id, hostapi.Stopped)
 		if ctx.Err() != nil {
+			return
+		}
+		if event.ReasonOf(err) == event.UnknownVM {
+			o.abort(context.WithoutCancel(ctx), id, event.Refuse(event.VMStopped, "its host no longer knows it"))
 			return
 		}
 		if err != nil { // the host may be restarting; the deadline or the lease decides

@@ -29,6 +29,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -46,6 +47,9 @@ import (
 	"foothold/tenant/verify"
 )
 
+// dialVMTimeout bounds one try to reach a VM.
+const dialVMTimeout = 3 * time.Second
+
 // Orchestrator is a running orchestrator.
 type Orchestrator struct {
 	conf      Config
@@ -61,6 +65,8 @@ type Orchestrator struct {
 	ground    ground
 	store     *storeClient
 	now       func() time.Time
+	// dial reaches VMs: their SSH port, and their workload through the tunnel.
+	dial func(ctx context.Context, network, address string) (net.Conn, error)
 
 	tasks sync.WaitGroup // goroutines that end with the context of Run
 
@@ -87,7 +93,8 @@ type ground struct {
 // New opens the state and reads what the configuration names. The clock is the
 // machine's; deadlines are compared with it in the ledger.
 func New(ctx context.Context, conf Config) (_ *Orchestrator, err error) {
-	o := &Orchestrator{conf: conf, limits: conf.phaseLimits(), network: conf.policyNetwork(), now: time.Now, runs: map[string]*run{}}
+	o := &Orchestrator{conf: conf, limits: conf.phaseLimits(), network: conf.policyNetwork(), now: time.Now, runs: map[string]*run{},
+		dial: (&net.Dialer{Timeout: dialVMTimeout}).DialContext}
 	if o.vault, o.ca, err = Open(conf.State); err != nil {
 		return nil, err
 	}

@@ -18,9 +18,20 @@ import (
 	"foothold/tenant/reservation"
 )
 
-// Run serves both APIs until ctx ends. It takes up what an earlier run left before it
-// answers anyone.
+// Run serves both APIs until ctx ends.
 func (o *Orchestrator) Run(ctx context.Context) error {
+	operators, dmz, err := o.listen()
+	if err != nil {
+		return err
+	}
+	return o.serve(ctx, operators, dmz)
+}
+
+// serve takes up what an earlier run left, then answers on the two listeners until ctx
+// ends, and waits for its own goroutines.
+func (o *Orchestrator) serve(ctx context.Context, operators, dmz net.Listener) error {
+	defer operators.Close()
+	defer dmz.Close()
 	ctx, cancel := context.WithCancel(ctx)
 	defer func() {
 		cancel()
@@ -29,12 +40,6 @@ func (o *Orchestrator) Run(ctx context.Context) error {
 	o.mu.Lock()
 	o.ctx = ctx
 	o.mu.Unlock()
-	operators, dmz, err := o.listen()
-	if err != nil {
-		return err
-	}
-	defer operators.Close()
-	defer dmz.Close()
 	operatorCert, operatorCA, err := loadTLS(o.conf.OperatorTLS, "operator_tls")
 	if err != nil {
 		return err

@@ -98,9 +98,8 @@ func (o *Orchestrator) unlocked(ctx context.Context, r ledger.Reservation) error
 }
 
 func (o *Orchestrator) dialVM(a netip.Addr) func(context.Context) (net.Conn, error) {
-	dialer := &net.Dialer{Timeout: 3 * time.Second}
 	return func(ctx context.Context) (net.Conn, error) {
-		return dialer.DialContext(ctx, "tcp", netip.AddrPortFrom(a, sshPort).String())
+		return o.dial(ctx, "tcp", netip.AddrPortFrom(a, sshPort).String())
 	}
 }
 

@@ -1,0 +1,315 @@
+package orchestrator
+
+import (
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/json"
+	"io"
+	"maps"
+	"math/big"
+	"net"
+	"net/http"
+	"net/netip"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"foothold/internal/mtls"
+	"foothold/internal/strictjson"
+	"foothold/internal/tpm"
+	"foothold/internal/tpm/swtpmtest"
+	"foothold/protocol/digest"
+	"foothold/protocol/event"
+	"foothold/protocol/evidence"
+	"foothold/protocol/hostapi"
+	"foothold/protocol/inventory"
+	"foothold/protocol/pcr"
+	"foothold/protocol/platform"
+	"foothold/protocol/token"
+	"foothold/protocol/vmspec"
+
+	"github.com/google/go-tpm/tpm2"
+)
+
+var one = big.NewInt(1)
+
+// fakeHost speaks hostapi with a real TPM; its VMs are rows.
+type fakeHost struct {
+	t        testing.TB
+	entry    inventory.Host
+	files    []platform.File
+	firmware vmspec.Firmware
+
+	tpmMu sync.Mutex
+	dev   *tpm.Device
+	aik   tpm.Key
+	log   []pcr.Event
+
+	mu        sync.Mutex
+	vms       map[string]*hostedVM
+	volumes   map[string]bool
+	templates map[digest.SHA256]int64
+	fail      map[string]int // guarded by mu: "METHOD path-prefix" → how many calls fail
+	undead    bool           // guarded by mu: destroys nothing but says so
+	changed   *sync.Cond
+}
+
+type hostedVM struct {
+	hostapi.VM
+	spec vmspec.Spec
+	t1   token.Token
+}
+
+func newFakeHost(t *testing.T, files mtls.Files, clients string) *fakeHost {
+	t.Helper()
+	h := &fakeHost{t: t, vms: map[string]*hostedVM{}, volumes: map[string]bool{}, templates: map[digest.SHA256]int64{}, fail: map[string]int{}}
+	h.changed = sync.NewCond(&h.mu)
+	h.dev = swtpmtest.New(t).Open()
+	h.aik = h.makeKey(inventory.AIKHandle, tpm.AIKTemplate())
+	session := h.makeKey(inventory.SessionHandle, tpm.SessionTemplate())
+	rsp, err := tpm2.Certify{ObjectHandle: session.Auth(tpm2.PasswordAuth(nil)), SignHandle: h.aik.Auth(tpm2.PasswordAuth(nil)),
+		InScheme: tpm2.TPMTSigScheme{Scheme: tpm2.TPMAlgNull}}.Execute(h.dev)
+	check(t, err)
+	for _, name := range []string{"foothold-host", "qemu", "bios", "loader-kernel", "loader-initramfs", "host-config"} {
+		f := platform.File{Name: name, SHA256: digest.Of([]byte(name))}
+		h.files = append(h.files, f)
+		h.extend(pcr.Platform, f.SHA256)
+		h.log = append(h.log, pcr.Event{PCR: pcr.Platform, Digest: f.SHA256, Name: name})
+	}
+	h.firmware = vmspec.Firmware{BIOS: h.files[2].SHA256, LoaderKernel: h.files[3].SHA256, LoaderInitramfs: h.files[4].SHA256, LoaderCmdline: "console=ttyS0"}
+	l := must[net.Listener](t)(net.Listen("tcp", "127.0.0.1:0"))
+	h.entry = inventory.Host{Name: "host-1", API: netip.MustParseAddrPort(l.Addr().String()), Location: "here", Asset: "a1", Software: "release-1",
+		EK: certificateOf(t), AIK: tpm2.Marshal(h.aik.Public), Session: tpm2.Marshal(session.Public),
+		SessionCertify: rsp.CertifyInfo.Bytes(), SessionSignature: tpm2.Marshal(rsp.Signature)}
+	files.CA = clients
+	cert, pool, err := files.Load()
+	check(t, err)
+	srv := &http.Server{Handler: mtls.Allow(h.handler(), mtls.Orchestrator)}
+	go srv.Serve(tls.NewListener(l, mtls.ServerConfig(cert, pool, mtls.Orchestrator)))
+	t.Cleanup(func() { srv.Close() })
+	return h
+}
+
+func certificateOf(t testing.TB) []byte {
+	public, key, err := ed25519.GenerateKey(rand.Reader)
+	check(t, err)
+	now := time.Now()
+	tmpl := &x509.Certificate{SerialNumber: one, Subject: pkix.Name{CommonName: "x"}, NotBefore: now.Add(-time.Hour), NotAfter: now.Add(24 * time.Hour)}
+	return must[[]byte](t)(x509.CreateCertificate(rand.Reader, tmpl, tmpl, public, key))
+}
+
+func (h *fakeHost) makeKey(handle tpm2.TPMHandle, template tpm2.TPMTPublic) tpm.Key {
+	rsp, err := tpm2.CreatePrimary{PrimaryHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHEndorsement, Auth: tpm2.PasswordAuth(nil)},
+		InPublic: tpm2.New2B(template)}.Execute(h.dev)
+	check(h.t, err)
+	_, err = tpm2.EvictControl{Auth: tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth(nil)},
+		ObjectHandle: &tpm2.NamedHandle{Handle: rsp.ObjectHandle, Name: rsp.Name}, PersistentHandle: handle}.Execute(h.dev)
+	check(h.t, err)
+	_, err = tpm2.FlushContext{FlushHandle: rsp.ObjectHandle}.Execute(h.dev)
+	check(h.t, err)
+	return must[tpm.Key](h.t)(tpm.ReadKey(h.dev, handle))
+}
+
+func (h *fakeHost) extend(register int, d digest.SHA256) {
+	_, err := tpm2.PCRExtend{PCRHandle: tpm2.AuthHandle{Handle: tpm2.TPMHandle(register), Auth: tpm2.PasswordAuth(nil)},
+		Digests: tpm2.TPMLDigestValues{Digests: []tpm2.TPMTHA{{HashAlg: tpm2.TPMAlgSHA256, Digest: d[:]}}}}.Execute(h.dev)
+	if err != nil {
+		h.t.Error(err)
+	}
+}
+
+// measureRogue extends the static registers by a file that is no reference value, as a
+// host does that starts other software; the log shows it.
+func (h *fakeHost) measureRogue() {
+	h.tpmMu.Lock()
+	defer h.tpmMu.Unlock()
+	d := digest.Of([]byte("rogue"))
+	h.extend(pcr.Platform, d)
+	h.log = append(h.log, pcr.Event{PCR: pcr.Platform, Digest: d, Name: "rogue"})
+}
+
+// bootQuote holds the TPM for a VM and quotes.
+func (h *fakeHost) bootQuote(spec vmspec.Spec, tunnel, qualifying digest.SHA256) evidence.Quote {
+	h.tpmMu.Lock()
+	defer h.tpmMu.Unlock()
+	for _, i := range []int{pcr.VM, pcr.Tunnel} {
+		if _, err := (tpm2.PCRReset{PCRHandle: tpm2.AuthHandle{Handle: tpm2.TPMHandle(i), Auth: tpm2.PasswordAuth(nil)}}).Execute(h.dev); err != nil {
+			h.t.Error(err)
+		}
+	}
+	for _, e := range vmspec.Measurements(h.firmware, spec.Digest()) {
+		h.extend(e.PCR, e.Digest)
+	}
+	h.extend(pcr.Tunnel, tunnel)
+	return h.quote(qualifying, pcr.BootSelection())
+}
+
+func (h *fakeHost) quote(qualifying digest.SHA256, selection []int) evidence.Quote {
+	bits := make([]byte, 3)
+	for _, i := range selection {
+		bits[i/8] |= 1 << (i % 8)
+	}
+	rsp, err := tpm2.Quote{SignHandle: h.aik.Auth(tpm2.PasswordAuth(nil)), QualifyingData: tpm2.TPM2BData{Buffer: qualifying[:]},
+		InScheme:  tpm2.TPMTSigScheme{Scheme: tpm2.TPMAlgNull},
+		PCRSelect: tpm2.TPMLPCRSelection{PCRSelections: []tpm2.TPMSPCRSelection{{Hash: tpm2.TPMAlgSHA256, PCRSelect: bits}}}}.Execute(h.dev)
+	if err != nil {
+		h.t.Error(err)
+		return evidence.Quote{}
+	}
+	return evidence.Quote{Attest: rsp.Quoted.Bytes(), Signature: tpm2.Marshal(rsp.Signature)}
+}
+
+func (h *fakeHost) has(id string) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.vms[id] != nil
+}
+
+func (h *fakeHost) get(id string) (hostedVM, bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if v := h.vms[id]; v != nil {
+		return *v, true
+	}
+	return hostedVM{}, false
+}
+
+// stop ends a VM by itself.
+func (h *fakeHost) stop(id string, why event.Reason) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if v := h.vms[id]; v != nil {
+		v.State, v.Reason, v.Ended = hostapi.Stopped, why, time.Now()
+	}
+	h.changed.Broadcast()
+}
+
+func (h *fakeHost) failing(what string, times int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.fail[what] = times
+}
+
+func (h *fakeHost) handler() http.Handler {
+	mux := http.NewServeMux()
+	on := func(pattern string, f func(r *http.Request) (any, event.Reason)) {
+		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+			h.mu.Lock()
+			failing := h.fail[pattern] > 0
+			h.fail[pattern]--
+			h.mu.Unlock()
+			var out any
+			why := event.InternalError
+			if !failing {
+				out, why = f(r)
+			}
+			if why != "" {
+				w.WriteHeader(http.StatusConflict)
+				out = hostapi.Problem{Reason: why, Detail: "hook"}
+			}
+			json.NewEncoder(w).Encode(out)
+		})
+	}
+	on("POST /v1/vms", h.create)
+	on("POST /v1/vms/{id}/start", h.start)
+	on("GET /v1/vms", func(*http.Request) (any, event.Reason) {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		list := []hostapi.VM{}
+		for v := range maps.Values(h.vms) {
+			list = append(list, v.VM)
+		}
+		return list, ""
+	})
+	on("GET /v1/vms/{id}", h.show)
+	on("DELETE /v1/vms/{id}", func(r *http.Request) (any, event.Reason) {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		if !h.undead {
+			delete(h.vms, r.PathValue("id"))
+		}
+		h.changed.Broadcast()
+		return struct{}{}, ""
+	})
+	on("DELETE /v1/volumes/{id}", func(r *http.Request) (any, event.Reason) {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		delete(h.volumes, r.PathValue("id"))
+		return struct{}{}, ""
+	})
+	on("POST /v1/quote", func(r *http.Request) (any, event.Reason) {
+		var in hostapi.QuoteRequest
+		if strictjson.Read(r.Body, hostapi.MaxMessage, &in) != nil {
+			return nil, event.BadRequest
+		}
+		h.tpmMu.Lock()
+		defer h.tpmMu.Unlock()
+		return hostapi.QuoteResponse{Quote: h.quote(in.QualifyingData, pcr.StaticSelection()), Platform: evidence.Platform{Log: slices.Clone(h.log)}}, ""
+	})
+	on("GET /v1/platform", func(*http.Request) (any, event.Reason) {
+		h.tpmMu.Lock()
+		defer h.tpmMu.Unlock()
+		return evidence.Platform{Log: slices.Clone(h.log)}, ""
+	})
+	on("PUT /v1/templates/{sum}", func(r *http.Request) (any, event.Reason) {
+		data, _ := io.ReadAll(r.Body)
+		if digest.Of(data).String() != r.PathValue("sum") {
+			return nil, event.DigestMismatch
+		}
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		h.templates[digest.Of(data)] = int64(len(data))
+		return struct{}{}, ""
+	})
+	return mux
+}
+
+func (h *fakeHost) create(r *http.Request) (any, event.Reason) {
+	var in hostapi.CreateRequest
+	if err := strictjson.Read(r.Body, hostapi.MaxMessage, &in); err != nil || in.Spec.Validate() != nil || in.Token.Digest() != in.Spec.TokenDigest {
+		return nil, event.BadRequest
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if _, ok := h.templates[in.Spec.Template]; !ok {
+		return nil, event.UnknownTemplate
+	}
+	h.volumes[in.Spec.Volume.ID] = true
+	v := &hostedVM{VM: hostapi.VM{ID: in.Spec.Reservation, Start: in.Spec.Start, Name: in.Spec.Name, Host: "host-1", State: hostapi.Created,
+		Settings: in.Spec.Digest(), Firmware: h.firmware, Created: time.Now()}, spec: in.Spec, t1: in.Token}
+	h.vms[v.ID] = v
+	return v.VM, ""
+}
+
+func (h *fakeHost) start(r *http.Request) (any, event.Reason) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	v := h.vms[r.PathValue("id")]
+	if v == nil {
+		return nil, event.UnknownVM
+	}
+	v.State, v.Boot, v.Started, v.TPMHeld = hostapi.Running, hostapi.Waiting, time.Now(), 120*time.Millisecond
+	h.changed.Broadcast()
+	return v.VM, ""
+}
+
+func (h *fakeHost) show(r *http.Request) (any, event.Reason) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	defer time.AfterFunc(1100*time.Millisecond, h.changed.Broadcast).Stop()
+	for end := time.Now().Add(time.Second); ; {
+		v := h.vms[r.PathValue("id")]
+		if v == nil {
+			return nil, event.UnknownVM
+		}
+		want := r.URL.Query().Get("wait")
+		if want == "" || v.State == want || !time.Now().Before(end) {
+			return v.VM, ""
+		}
+		h.changed.Wait()
+	}
+}
