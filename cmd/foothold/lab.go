@@ -66,7 +66,7 @@ func defaultLab() (string, error) {
 }
 
 func labUp(open openLab) *cobra.Command {
-	var keepGoing bool
+	var wish supervisor.Wish
 	cmd := &cobra.Command{
 		Use:   "up",
 		Short: "Start the lab, making its keys and configurations the first time",
@@ -81,7 +81,7 @@ func labUp(open openLab) *cobra.Command {
 			}
 			began := time.Now()
 			out := cmd.ErrOrStderr()
-			err = supervisor.Start(cmd.Context(), state, keepGoing, func(s supervisor.Step) {
+			err = supervisor.Start(cmd.Context(), state, wish, func(s supervisor.Step) {
 				fmt.Fprintf(out, "  %-46s %6.1f s\n", s.Text, s.Seconds)
 			})
 			if errors.Is(err, supervisor.ErrUp) {
@@ -97,7 +97,8 @@ func labUp(open openLab) *cobra.Command {
 			return err
 		},
 	}
-	cmd.Flags().BoolVar(&keepGoing, "keep-going", false, "come up without daemons that do not start")
+	cmd.Flags().BoolVar(&wish.KeepGoing, "keep-going", false, "come up without daemons that do not start")
+	cmd.Flags().IntVar(&wish.Patience, "patience", 1, "multiply every phase's time limit by `N`, for a slow or busy machine")
 	return cmd
 }
 

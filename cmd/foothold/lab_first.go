@@ -71,6 +71,11 @@ func (w *walk) all(ctx context.Context, workload string) error {
 		}
 	}
 	if vm, err := api.VM(ctx, firstVM); err != nil || !vm.Ready {
+		if err == nil && (vm.Phase == "aborted" || vm.Phase == "released") {
+			if err := w.run(ctx, "vm", "delete", firstVM, "--yes"); err != nil {
+				return err
+			}
+		}
 		args := []string{"vm", "create", firstVM, "--wait"}
 		if workload != "" {
 			args = append(args, "--workload", workload)

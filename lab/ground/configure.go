@@ -90,14 +90,19 @@ func (m *maker) orchestratorConfig() orchestrator.Config {
 			First: lab.FirstVM, Last: lab.LastVM, MTU: 1500, Self: self,
 		},
 		Limits: orchestrator.Limits{
-			Reserved: 30 * time.Second, Booting: 60 * time.Second, Unlocking: 60 * time.Second, Connecting: 90 * time.Second,
-			Lease: 60 * time.Second, VMs: 64, MemoryMiB: 65536,
+			Reserved: m.limit(30 * time.Second), Booting: m.limit(bootLimit), Unlocking: m.limit(60 * time.Second),
+			Connecting: m.limit(90 * time.Second), Lease: m.limit(60 * time.Second), VMs: 64, MemoryMiB: 65536,
 		},
 		Standing:        standing(self, storeAddress),
 		Destinations:    []orchestrator.Destination{{Prefix: single(lab.Address(lab.Intranet, lab.TenantLAN)), Proto: "tcp", Port: 80}},
 		WorkloadClients: []netip.Prefix{lab.TenantPrefix},
 	}
 }
+
+// bootLimit is how long a VM may take to boot, by the orchestrator's clock and by the host's.
+const bootLimit = 60 * time.Second
+
+func (m *maker) limit(d time.Duration) time.Duration { return d * time.Duration(max(m.Patience, 1)) }
 
 // standing lists the flows between daemons that cross the internal firewall.
 func standing(self netip.Addr, storeAddress netip.AddrPort) []orchestrator.Standing {

@@ -64,6 +64,9 @@ type Options struct {
 	Cache    string // folder that keeps downloaded kernels, shared by all labs of the user
 	API      string // address of the operator API
 	Accel    string // kvm or tcg
+	// Patience multiplies every phase's time limit, for machines that are slow or
+	// busy. 1 is what a real installation has.
+	Patience int
 }
 
 // Report is told of each part: what it was, and how long it took.

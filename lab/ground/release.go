@@ -93,7 +93,7 @@ func (m *maker) hostConfig() host.Config {
 		QEMU: filepath.Join(RunDir, QEMU), QEMUModule: filepath.Join(RunDir, QEMUModule), BIOS: filepath.Join(RunDir, BIOS),
 		LoaderKernel: filepath.Join(RunDir, LoaderKernel), LoaderInitramfs: filepath.Join(RunDir, LoaderInitramfs),
 		LoaderCmdline: loaderCmdline, Bridge: lab.CloudBridge, Accel: m.Accel,
-		BootTimeout: "60s", HoldTimeout: "5s",
+		BootTimeout: m.limit(bootLimit).String(), HoldTimeout: "5s",
 	}
 }
 

@@ -21,10 +21,15 @@ import (
 // portFile remembers the API's address from one start of the lab to the next.
 const portFile = "api-address"
 
+// Wish is what a user may ask of a lab.
+type Wish struct {
+	KeepGoing bool // come up without daemons that do not start
+	Patience  int  // multiplies every phase's time limit
+}
+
 // Start brings a lab up: lock, accelerator, API socket, ground, supervisor. It
-// returns ErrUp when the lab is up already. With keepGoing daemons that do not start are
-// left out.
-func Start(ctx context.Context, state lab.State, keepGoing bool, progress func(Step)) error {
+// returns ErrUp when the lab is up already.
+func Start(ctx context.Context, state lab.State, w Wish, progress func(Step)) error {
 	lock, err := Lock(ctx, state)
 	if err != nil {
 		return err
@@ -49,8 +54,8 @@ func Start(ctx context.Context, state lab.State, keepGoing bool, progress func(S
 		return err
 	}
 	defer api.Close()
-	o := Options{State: state.Dir, Binaries: filepath.Dir(self), API: api.Addr().String(), Accel: accel, KeepGoing: keepGoing}
-	from := ground.Options{Binaries: o.Binaries, Cache: cache, API: o.API, Accel: accel}
+	o := Options{State: state.Dir, Binaries: filepath.Dir(self), API: api.Addr().String(), Accel: accel, KeepGoing: w.KeepGoing}
+	from := ground.Options{Binaries: o.Binaries, Cache: cache, API: o.API, Accel: accel, Patience: w.Patience}
 	if err := ground.Make(ctx, state, from, func(what string, took time.Duration) {
 		progress(Step{Text: what, Seconds: took.Seconds()})
 	}); err != nil {
