@@ -149,23 +149,33 @@ func newWorld(t testing.TB, adjust func(*Config, inventory.Host)) *world {
 		t.Fatal(err)
 	}
 	w.sum = digest.Of(encoded)
+	w.measure(config)
+	return w
+}
+
+// measure adds the platform's files to the TPM, as a launcher does at boot, and
+// replaces the log.
+func (w *world) measure(config string) {
+	w.t.Helper()
+	w.tpm.Restart()
+	dev := w.tpm.Open()
+	defer dev.Close()
 	var files []measure.File
 	for _, path := range []string{w.conf.QEMU, w.conf.QEMUModule, w.conf.BIOS, w.conf.LoaderKernel, w.conf.LoaderInitramfs, config} {
 		f, err := os.Open(path)
 		if err != nil {
-			t.Fatal(err)
+			w.t.Fatal(err)
 		}
 		defer f.Close()
 		files = append(files, measure.File{Name: filepath.Base(path), File: f})
 	}
 	events, err := measure.Launch(dev, files)
 	if err != nil {
-		t.Fatal(err)
+		w.t.Fatal(err)
 	}
 	if err := measure.WriteLog(w.conf.Log, events); err != nil {
-		t.Fatal(err)
+		w.t.Fatal(err)
 	}
-	return w
 }
 
 func freePort(t testing.TB) string {
@@ -185,7 +195,14 @@ func (w *world) run() {
 	w.cancel, w.done = cancel, make(chan error, 1)
 	go func() { w.done <- Run(ctx, w.conf, w.sum) }()
 	w.t.Cleanup(w.stop)
-	for {
+	w.wait()
+}
+
+// wait returns once the agent listens.
+func (w *world) wait() {
+	w.t.Helper()
+	deadline := time.Now().Add(20 * time.Second)
+	for time.Now().Before(deadline) {
 		select {
 		case err := <-w.done:
 			w.done <- err
@@ -197,6 +214,7 @@ func (w *world) run() {
 			return
 		}
 	}
+	w.t.Fatal("the agent does not listen")
 }
 
 func (w *world) stop() {

@@ -214,14 +214,15 @@ func TestVMBootsQuotesAndConnects(t *testing.T) {
 // checkProcess looks at QEMU from outside: no secret among its arguments, no TPM.
 func checkProcess(t *testing.T, w *world, req hostapi.CreateRequest) {
 	t.Helper()
+	if n := running(t, req.Spec.Network.MAC); n != 1 {
+		t.Errorf("%d QEMU processes run this VM", n)
+	}
 	lines, _ := filepath.Glob("/proc/[0-9]*/cmdline")
-	found := 0
 	for _, line := range lines {
 		data, err := os.ReadFile(line)
 		if err != nil || !bytes.HasPrefix(data, []byte("qemu-system-x86_64\x00-L")) || !bytes.Contains(data, []byte(req.Spec.Network.MAC)) {
 			continue
 		}
-		found++
 		if bytes.Contains(data, []byte(req.Token.Reveal())) || bytes.Contains(data, []byte("tpm")) {
 			t.Errorf("QEMU's arguments hold T1 or a TPM")
 		}
@@ -229,9 +230,6 @@ func checkProcess(t *testing.T, w *world, req hostapi.CreateRequest) {
 		if err != nil || !strings.Contains(string(status), "Seccomp:\t2") || !strings.Contains(string(status), "NoNewPrivs:\t1") {
 			t.Errorf("QEMU is not sandboxed (%v)", err)
 		}
-	}
-	if found != 1 {
-		t.Errorf("%d QEMU processes run this VM", found)
 	}
 }
 
