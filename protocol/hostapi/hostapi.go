@@ -10,6 +10,7 @@
 //	DELETE /v1/vms/ID           → {}                   stops it; absent already is success
 //	DELETE /v1/volumes/ID       → {}
 //	POST   /v1/quote            QuoteRequest → QuoteResponse
+//	POST   /v1/activate         ActivateRequest → ActivateResponse
 //	GET    /v1/platform         → evidence.Platform
 //	GET    /v1/inventory        signed.Envelope
 //	PUT    /v1/templates/SHA256 bytes                  refused unless the bytes hash to the name
@@ -78,6 +79,19 @@ type QuoteRequest struct {
 type QuoteResponse struct {
 	Quote    evidence.Quote    `json:"quote"`
 	Platform evidence.Platform `json:"platform"`
+}
+
+// ActivateRequest challenges the host's TPM to prove that it holds the inventory's AIK
+// (TPM 2.0 Library, part 3, TPM2_ActivateCredential). Package internal/tpm makes and
+// answers challenges.
+type ActivateRequest struct {
+	Blob   []byte `json:"blob"`   // TPMS_ID_OBJECT, at most 128 bytes
+	Secret []byte `json:"secret"` // seed, encrypted to the endorsement key, at most 256 bytes
+}
+
+// ActivateResponse carries what only that TPM could recover.
+type ActivateResponse struct {
+	Credential []byte `json:"credential"`
 }
 
 // Template is a stored template image.

@@ -163,3 +163,16 @@ func (b *Broker) StaticQuote(ctx context.Context, qualifying digest.SHA256) (evi
 	}
 	return evidence.Quote{Attest: rsp.Quoted.Bytes(), Signature: tpm2.Marshal(rsp.Signature)}, nil
 }
+
+// Activate answers a challenge that the AIK lies in this TPM.
+func (b *Broker) Activate(ctx context.Context, blob, encrypted []byte) ([]byte, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.failed {
+		return nil, ErrFailed
+	}
+	return tpm.Activate(b.dev, b.aik, blob, encrypted)
+}

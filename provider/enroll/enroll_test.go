@@ -133,3 +133,51 @@ func TestPublish(t *testing.T) {
 		t.Error("a host twice was published")
 	}
 }
+
+func TestCredentialActivationNeedsThatTPMAndThatKey(t *testing.T) {
+	dev, other := swtpmtest.New(t).Open(), swtpmtest.New(t).Open()
+	mine, err := Enroll(dev, inventory.Host{Name: "host-1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	theirs, err := Enroll(other, inventory.Host{Name: "host-2"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	secret := bytes.Repeat([]byte{7}, tpm.SecretLen)
+	challenge := func(host inventory.Host, key []byte) (blob, encrypted []byte) {
+		cert, err := x509.ParseCertificate(host.EK)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pub, err := tpm.ParsePublic(key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if blob, encrypted, err = tpm.Challenge(cert, pub, secret); err != nil {
+			t.Fatal(err)
+		}
+		return blob, encrypted
+	}
+	aik, err := tpm.ReadKey(dev, inventory.AIKHandle)
+	if err != nil {
+		t.Fatal(err)
+	}
+	blob, encrypted := challenge(mine, mine.AIK)
+	if got, err := tpm.Activate(dev, aik, blob, encrypted); err != nil || !bytes.Equal(got, secret) {
+		t.Fatalf("answer %x, %v", got, err)
+	}
+	for name, c := range map[string][2][]byte{
+		"another TPM's endorsement key": func() [2][]byte { b, e := challenge(theirs, mine.AIK); return [2][]byte{b, e} }(),
+		"another TPM's AIK":             func() [2][]byte { b, e := challenge(mine, theirs.AIK); return [2][]byte{b, e} }(),
+		"altered":                       {append([]byte{blob[0] ^ 1}, blob[1:]...), encrypted},
+		"empty":                         {nil, nil},
+	} {
+		if got, err := tpm.Activate(dev, aik, c[0], c[1]); err == nil {
+			t.Errorf("%s: answered %x", name, got)
+		}
+	}
+	if got, err := tpm.Activate(dev, aik, blob, encrypted); err != nil || !bytes.Equal(got, secret) {
+		t.Errorf("after the failures: %x, %v", got, err)
+	}
+}

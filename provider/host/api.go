@@ -49,6 +49,7 @@ func (a *Agent) handler() http.Handler {
 		"DELETE /v1/vms/{id}":        a.callDestroy,
 		"DELETE /v1/volumes/{id}":    a.callDeleteVolume,
 		"POST /v1/quote":             a.callQuote,
+		"POST /v1/activate":          a.callActivate,
 		"GET /v1/platform":           a.callPlatform,
 		"GET /v1/inventory":          a.callInventory,
 		"PUT /v1/templates/{sha}":    a.callPutTemplate,
@@ -232,6 +233,18 @@ func (a *Agent) callQuote(r *http.Request, _ string) (any, error) {
 		return nil, err
 	}
 	return hostapi.QuoteResponse{Quote: quote, Platform: evidence.Platform{Log: a.log}}, nil
+}
+
+func (a *Agent) callActivate(r *http.Request, _ string) (any, error) {
+	var req hostapi.ActivateRequest
+	if err := read(r, &req); err != nil {
+		return nil, err
+	}
+	credential, err := a.broker.Activate(r.Context(), req.Blob, req.Secret)
+	if err != nil {
+		return nil, event.Refuse(event.BadRequest, "%v", err)
+	}
+	return hostapi.ActivateResponse{Credential: credential}, nil
 }
 
 func (a *Agent) callPlatform(*http.Request, string) (any, error) {

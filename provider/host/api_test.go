@@ -3,11 +3,13 @@ package host
 import (
 	"bytes"
 	"context"
+	"crypto/x509"
 	"os"
 	"strings"
 	"testing"
 
 	"foothold/internal/mtls"
+	"foothold/internal/tpm"
 	"foothold/protocol/digest"
 	"foothold/protocol/evidence"
 	"foothold/protocol/hostapi"
@@ -175,6 +177,32 @@ func TestStaticQuoteComesWithItsLog(t *testing.T) {
 	}
 	c.refused("POST", "/v1/quote", hostapi.QuoteRequest{}, "bad-request")
 	c.ok("GET", "/v1/inventory", nil, nil)
+}
+
+func TestActivationProvesTheAIK(t *testing.T) {
+	w := newWorld(t, nil)
+	w.run()
+	c := w.client("acme-orchestrator")
+	cert, err := x509.ParseCertificate(w.entry.EK)
+	if err != nil {
+		t.Fatal(err)
+	}
+	aik, err := tpm.ParsePublic(w.entry.AIK)
+	if err != nil {
+		t.Fatal(err)
+	}
+	secret := bytes.Repeat([]byte{7}, tpm.SecretLen)
+	blob, encrypted, err := tpm.Challenge(cert, aik, secret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var rsp hostapi.ActivateResponse
+	c.ok("POST", "/v1/activate", hostapi.ActivateRequest{Blob: blob, Secret: encrypted}, &rsp)
+	if !bytes.Equal(rsp.Credential, secret) {
+		t.Error("the TPM recovered something else")
+	}
+	blob[0] ^= 1
+	c.refused("POST", "/v1/activate", hostapi.ActivateRequest{Blob: blob, Secret: encrypted}, "bad-request")
 }
 
 func TestAgentRefusesWhatWasNotMeasured(t *testing.T) {
