@@ -116,26 +116,35 @@ func Check(header []byte) error {
 // Inspect reads a header strictly: both copies whole, equal and with good checksums,
 // one key slot, one segment over the whole disk, no token, no flag.
 func Inspect(header []byte) (Params, error) {
+	m, uuid, err := parse(header)
+	if err != nil {
+		return Params{}, err
+	}
+	return m.params(uuid)
+}
+
+// parse reads both copies and returns the metadata that they agree on, and the UUID.
+func parse(header []byte) (*metadata, string, error) {
 	if len(header) != HeaderSize {
-		return Params{}, fmt.Errorf("disk header has %d bytes, want %d", len(header), HeaderSize)
+		return nil, "", fmt.Errorf("disk header has %d bytes, want %d", len(header), HeaderSize)
 	}
 	first, err := area(header[:metadataSize], magicFirst, 0)
 	if err != nil {
-		return Params{}, fmt.Errorf("disk header: %w", err)
+		return nil, "", fmt.Errorf("disk header: %w", err)
 	}
 	second, err := area(header[metadataSize:2*metadataSize], magicSecond, metadataSize)
 	if err != nil {
-		return Params{}, fmt.Errorf("disk header's second copy: %w", err)
+		return nil, "", fmt.Errorf("disk header's second copy: %w", err)
 	}
 	if !bytes.Equal(first, second) || !bytes.Equal(header[offSequence:offSequence+8], header[metadataSize+offSequence:metadataSize+offSequence+8]) {
-		return Params{}, errors.New("disk header: its two copies differ")
+		return nil, "", errors.New("disk header: its two copies differ")
 	}
-	var m metadata
-	if err := strictjson.Unmarshal(first, &m); err != nil {
-		return Params{}, fmt.Errorf("disk header's metadata: %w", err)
+	m := &metadata{}
+	if err := strictjson.Unmarshal(first, m); err != nil {
+		return nil, "", fmt.Errorf("disk header's metadata: %w", err)
 	}
 	uuid, _, _ := bytes.Cut(header[offUUID:offUUID+40], []byte{0})
-	return m.params(string(uuid))
+	return m, string(uuid), nil
 }
 
 // area checks one copy and returns its JSON.
@@ -177,7 +186,7 @@ func (m *metadata) params(uuid string) (Params, error) {
 		return bad("want one key slot, number 0")
 	case len(m.Segments) != 1 || !oneSegment || seg.Type != "crypt" || seg.Size != "dynamic" || seg.IVTweak != "0":
 		return bad("want one segment, encrypted, over the whole disk")
-	case len(m.Digests) != 1 || !oneDigest || dig.Type != "pbkdf2" || dig.Hash != "sha256" || len(dig.Digest) != sha256.Size ||
+	case len(m.Digests) != 1 || !oneDigest || dig.Type != "pbkdf2" || dig.Hash != "sha256" || dig.Iterations != iterations || len(dig.Digest) != sha256.Size ||
 		len(dig.Keyslots) != 1 || dig.Keyslots[0] != "0" || len(dig.Segments) != 1 || dig.Segments[0] != "0":
 		return bad("want one digest, of the key slot and the segment")
 	case len(m.Tokens) != 0:

@@ -9,7 +9,8 @@
 // in memory files and pipes. Inspect is the reader's side: it accepts only a header
 // that Header could have made.
 //
-// dm-crypt opens the pair by
+// A guest opens the pair by Unlock, which gives the volume key, and package devmapper's
+// Crypt; or, the same thing slower, by
 //
 //	cryptsetup open --type luks2 --header HEADER --key-file - DEVICE NAME
 //

@@ -88,6 +88,27 @@ func TestCryptsetupOpensTheHeader(t *testing.T) {
 	}
 }
 
+// The header is cryptsetup's work, so this holds Unlock against another implementation.
+func TestUnlockGivesTheKeyToThePassphraseAlone(t *testing.T) {
+	key, pass := NewKey(), secret.Random(32)
+	header := makeHeader(t, key, pass)
+	got, err := Unlock(header, pass)
+	if err != nil || !got.Equal(key) {
+		t.Fatalf("another key, or none: %v", err)
+	}
+	if _, err := Unlock(header, secret.Random(32)); !errors.Is(err, ErrPassphrase) {
+		t.Errorf("another passphrase: %v", err)
+	}
+	slot := slices.Clone(header)
+	slot[2*metadataSize+100] ^= 1
+	if _, err := Unlock(slot, pass); !errors.Is(err, ErrPassphrase) {
+		t.Errorf("an altered key slot: %v", err)
+	}
+	if _, err := Unlock(rewrite(header, `"offset":"32768"`, `"offset":"557056"`), pass); err == nil || errors.Is(err, ErrPassphrase) {
+		t.Errorf("a key slot outside the header: %v", err)
+	}
+}
+
 // rewrite replaces text in both copies' JSON and mends their checksums, as an attacker would.
 func rewrite(header []byte, old, new string) []byte {
 	h := slices.Clone(header)
@@ -151,7 +172,7 @@ func TestCheckRefusesEveryOtherHeader(t *testing.T) {
 	}
 }
 
-func FuzzInspect(f *testing.F) {
+func FuzzUnlock(f *testing.F) {
 	f.Add(make([]byte, HeaderSize))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		if len(data) < HeaderSize {
@@ -159,6 +180,6 @@ func FuzzInspect(f *testing.F) {
 		}
 		mend(data[:metadataSize])
 		mend(data[metadataSize : 2*metadataSize])
-		Inspect(data)
+		Unlock(data, secret.New([]byte("passphrase")))
 	})
 }

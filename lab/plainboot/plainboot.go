@@ -50,7 +50,6 @@ type Crypt struct {
 	Passphrase secret.Bytes
 	RootHash   digest.SHA256
 	HashOffset int64
-	Tools      string // tree with cryptsetup and veritysetup
 }
 
 // Result of one boot.
@@ -112,7 +111,6 @@ func (o *Options) initramfs() (string, error) {
 		Files: []cpio.Entry{cpio.File("workload", 0o755, workload)}}
 	if c := o.Crypt; c != nil {
 		spec.Modules = bootimage.GuestModules()
-		spec.Root, spec.Programs = c.Tools, []string{"/usr/sbin/cryptsetup", "/usr/sbin/veritysetup"}
 		spec.Files = append(spec.Files, cpio.File("header", 0o600, c.Header), cpio.File("passphrase", 0o600, c.Passphrase.Reveal()),
 			cpio.File("verity", 0o600, fmt.Appendf(nil, "%s %d", c.RootHash, c.HashOffset)))
 	}

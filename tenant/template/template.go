@@ -25,15 +25,14 @@
 // # How a guest mounts it
 //
 // All of this happens before systemd starts, from the initramfs, whose package
-// bootimage carries cryptsetup, veritysetup, mkfs.ext4 and the modules:
+// bootimage carries the modules and mkfs.ext4:
 //
-//  1. mkdir -m 0700 /run/cryptsetup. luks.Check(header).
-//  2. cryptsetup open --type luks2 --header H --key-file - --readonly --perf-no_read_workqueue /dev/vda template
-//     (passphrase on standard input, the header a file in memory).
-//  3. veritysetup open /dev/mapper/template os /dev/mapper/template ROOTHASH --hash-offset=HASHOFFSET
+//  1. key := luks.Unlock(header, passphrase), which checks the header strictly.
+//  2. devmapper.Crypt("template", "/dev/vda", key, true)
+//  3. devmapper.Verity("os", "/dev/mapper/template", ROOTHASH, HASHOFFSET)
 //  4. mount -t erofs -o ro,nodev,nosuid /dev/mapper/os ROOT. There is no udev:
-//     device-mapper's nodes are made by libdevmapper, and systemd sees no .device unit.
-//  5. Volume: cryptsetup open ... /dev/vdb volume; on the first start alone
+//     package devmapper makes its nodes, and systemd sees no .device unit.
+//  5. Volume: the same steps 1 and 2 for /dev/vdb, writable; on the first start alone
 //     mkfs.ext4 -q -E nodiscard /dev/mapper/volume; mount it nodev,nosuid; make its
 //     folders var 0755, home 0755, root 0700, srv 0755; bind each to ROOT/NAME. /var may be empty:
 //     systemd-tmpfiles fills it.

@@ -8,16 +8,19 @@
 package main
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 
+	"foothold/internal/devmapper"
 	"foothold/internal/kmod"
+	"foothold/internal/luks"
+	"foothold/internal/secret"
+	"foothold/protocol/digest"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -65,6 +68,7 @@ func start() error {
 		if err := set.LoadAll(); err != nil {
 			return err
 		}
+		say("modules loaded")
 		if disk, err = open(); err != nil {
 			return err
 		}
@@ -123,26 +127,32 @@ func open() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	verity, err := os.ReadFile("/verity") // ROOTHASH OFFSET
+	header, err := os.ReadFile("/header")
 	if err != nil {
 		return "", err
 	}
-	words := strings.Fields(string(verity))
-	if err := os.MkdirAll("/run/cryptsetup", 0o700); err != nil {
+	text, err := os.ReadFile("/verity") // ROOTHASH OFFSET
+	if err != nil {
 		return "", err
 	}
-	crypt := exec.Command("/usr/sbin/cryptsetup", "open", "--type", "luks2", "--header", "/header", "--key-file", "-", "--readonly",
-		"--perf-no_read_workqueue", "/dev/vda", "template")
-	crypt.Stdin = bytes.NewReader(passphrase)
-	if out, err := crypt.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("cryptsetup open: %w: %s", err, out)
+	hash, offset, _ := strings.Cut(string(text), " ")
+	root, err := digest.Parse(hash)
+	if err != nil {
+		return "", err
 	}
-	say("decrypted")
-	check := exec.Command("/usr/sbin/veritysetup", "open", "/dev/mapper/template", "os", "/dev/mapper/template", words[0], "--hash-offset="+words[1])
-	if out, err := check.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("veritysetup open: %w: %s", err, out)
+	hashOffset, err := strconv.ParseInt(offset, 10, 64)
+	if err != nil {
+		return "", err
 	}
-	return "/dev/mapper/os", nil
+	key, err := luks.Unlock(header, secret.New(passphrase))
+	if err != nil {
+		return "", err
+	}
+	defer key.Wipe()
+	if err := devmapper.Crypt("template", "/dev/vda", key, true); err != nil {
+		return "", err
+	}
+	return devmapper.Dir + "/os", devmapper.Verity("os", devmapper.Dir+"/template", root, hashOffset)
 }
 
 // mountOS mounts the OS as package template's documentation says.
