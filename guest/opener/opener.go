@@ -4,8 +4,9 @@
 // Headers come from memory and are checked against this program's own constants
 // (package luks): a header that names another cipher, another sector size or a second
 // key slot is refused, whoever sent it. The verity root hash comes from the handover,
-// never from the disk. A file system is made only on explicit order. Passphrases and
-// headers reach cryptsetup through pipes and memory files.
+// never from the disk. A file system is made only on explicit order. Passphrases,
+// headers and keys stay in this process; the kernel is asked directly (package
+// devmapper).
 //
 // What stands afterwards, below [Root]:
 //
@@ -16,16 +17,15 @@
 package opener
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
-	"strconv"
 
 	"foothold/internal/command"
+	"foothold/internal/devmapper"
 	"foothold/internal/luks"
 	"foothold/protocol/event"
 	"foothold/protocol/unlockmsg"
@@ -82,20 +82,17 @@ func Open(ctx context.Context, h *unlockmsg.Handover, say func(string, ...any)) 
 	if err := Check(h); err != nil {
 		return err
 	}
-	if err := os.MkdirAll("/run/cryptsetup", 0o700); err != nil {
-		return fmt.Errorf("open disks: %w", err)
-	}
-	if err := crypt(ctx, h.Template, templateName, true); err != nil {
+	if err := crypt(h.Template, templateName, true); err != nil {
 		return event.Refuse(event.DiskRefused, "template: %v", err)
 	}
-	if err := verity(ctx, h.Verity); err != nil {
+	if err := verity(h.Verity); err != nil {
 		return event.Refuse(event.DiskRefused, "template: %v", err)
 	}
 	if err := mount(mapped(rootName), Root, "erofs", unix.MS_RDONLY|unix.MS_NODEV|unix.MS_NOSUID, ""); err != nil {
 		return event.Refuse(event.DiskRefused, "template: %v", err)
 	}
 	say("template open")
-	if err := crypt(ctx, h.Volume, volumeName, false); err != nil {
+	if err := crypt(h.Volume, volumeName, false); err != nil {
 		return event.Refuse(event.DiskRefused, "volume: %v", err)
 	}
 	if h.Volume.Format {
@@ -111,37 +108,25 @@ func Open(ctx context.Context, h *unlockmsg.Handover, say func(string, ...any)) 
 	return memoryLayers()
 }
 
-func mapped(name string) string { return "/dev/mapper/" + name }
+func mapped(name string) string { return filepath.Join(devmapper.Dir, name) }
 
-// crypt opens one disk. The header is cryptsetup's file 3, the passphrase its standard input.
-func crypt(ctx context.Context, d unlockmsg.Disk, name string, readOnly bool) error {
+// crypt opens one disk. The volume key exists for the time of one call to the kernel.
+func crypt(d unlockmsg.Disk, name string, readOnly bool) error {
 	if !deviceForm.MatchString(d.Device) {
 		return errors.New("unknown device")
 	}
-	header, err := memoryFile(d.Header)
+	key, err := luks.Unlock(d.Header, d.Passphrase)
 	if err != nil {
 		return err
 	}
-	defer header.Close()
-	args := []string{"open", "--type", "luks2", "--header", "/proc/self/fd/3", "--key-file", "-", "--tries", "1"}
-	if readOnly {
-		args = append(args, "--readonly")
-	}
-	cmd, err := command.New(ctx, "cryptsetup", append(args, "/dev/"+d.Device, name)...)
-	if err != nil {
-		return err
-	}
-	cmd.Stdin = bytes.NewReader(d.Passphrase.Reveal())
-	cmd.ExtraFiles = []*os.File{header}
-	_, err = command.Wait(cmd)
-	return err
+	defer key.Wipe()
+	return devmapper.Crypt(name, "/dev/"+d.Device, key, readOnly)
 }
 
 // verity opens the template's content under the pinned root hash; a block that does
 // not fit is an I/O error to whoever reads it.
-func verity(ctx context.Context, v unlockmsg.Verity) error {
-	return command.Run(ctx, "veritysetup", "open", mapped(templateName), rootName, mapped(templateName), v.RootHash.String(),
-		"--hash-offset="+strconv.FormatInt(v.HashOffset, 10))
+func verity(v unlockmsg.Verity) error {
+	return devmapper.Verity(rootName, mapped(templateName), v.RootHash, v.HashOffset)
 }
 
 func format(ctx context.Context) error {
@@ -203,21 +188,4 @@ func mount(source, target, kind string, flags uintptr, data string) error {
 		return fmt.Errorf("mount %s: %w", target, err)
 	}
 	return nil
-}
-
-func memoryFile(data []byte) (*os.File, error) {
-	fd, err := unix.MemfdCreate("header", unix.MFD_CLOEXEC)
-	if err != nil {
-		return nil, fmt.Errorf("make memory file: %w", err)
-	}
-	f := os.NewFile(uintptr(fd), "header")
-	if _, err := f.Write(data); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("fill memory file: %w", err)
-	}
-	if _, err := f.Seek(0, 0); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("fill memory file: %w", err)
-	}
-	return f, nil
 }

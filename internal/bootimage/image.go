@@ -42,8 +42,9 @@ var cpuFlags = map[string]string{"sha256_ssse3": "sha_ni", "aesni_intel": "aes"}
 // they need: the agent loads no other.
 func GuestModules() []string { return slices.Clone(guestModules) }
 
-// guestPrograms are the programs of the guest image, from the template's tree.
-var guestPrograms = []string{"/usr/sbin/cryptsetup", "/usr/sbin/veritysetup", "/usr/sbin/mkfs.ext4"}
+// guestPrograms are the programs of the guest image, from the template's tree. The
+// agent opens disks itself.
+var guestPrograms = []string{"/usr/sbin/mkfs.ext4"}
 
 // guestCopies are files that guestPrograms read: without this one mkfs.ext4 leaves
 // out the features that make the file system ext4.

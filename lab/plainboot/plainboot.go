@@ -44,12 +44,17 @@ type Options struct {
 	Crypt     *Crypt // how to open Disk; nil for a plain one
 }
 
-// Crypt opens an encrypted template.
+// Crypt opens an encrypted template and volume.
 type Crypt struct {
+	Template, Volume Opening
+	RootHash         digest.SHA256
+	HashOffset       int64
+}
+
+// Opening opens one disk.
+type Opening struct {
 	Header     []byte
 	Passphrase secret.Bytes
-	RootHash   digest.SHA256
-	HashOffset int64
 }
 
 // Result of one boot.
@@ -111,7 +116,8 @@ func (o *Options) initramfs() (string, error) {
 		Files: []cpio.Entry{cpio.File("workload", 0o755, workload)}}
 	if c := o.Crypt; c != nil {
 		spec.Modules = bootimage.GuestModules()
-		spec.Files = append(spec.Files, cpio.File("header", 0o600, c.Header), cpio.File("passphrase", 0o600, c.Passphrase.Reveal()),
+		spec.Files = append(spec.Files, cpio.File("template.header", 0o600, c.Template.Header), cpio.File("template.passphrase", 0o600, c.Template.Passphrase.Reveal()),
+			cpio.File("volume.header", 0o600, c.Volume.Header), cpio.File("volume.passphrase", 0o600, c.Volume.Passphrase.Reveal()),
 			cpio.File("verity", 0o600, fmt.Appendf(nil, "%s %d", c.RootHash, c.HashOffset)))
 	}
 	path := filepath.Join(o.WorkDir, "plainboot.initramfs")

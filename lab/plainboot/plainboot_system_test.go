@@ -5,14 +5,18 @@ package plainboot_test
 import (
 	"crypto/ed25519"
 	"crypto/rand"
+	"errors"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"foothold/internal/bootimage"
+	"foothold/internal/command"
 	"foothold/internal/luks"
 	"foothold/internal/secret"
 	"foothold/lab/plainboot"
@@ -76,6 +80,65 @@ func flip(t *testing.T, path string, at int64) {
 	}
 }
 
+const volumeSize = 64 << 20 // bytes
+
+// opening makes a fresh header and passphrase.
+func opening(t *testing.T, size int64, key secret.Bytes) plainboot.Opening {
+	t.Helper()
+	pass := secret.Random(32)
+	header, err := luks.Header(t.Context(), size, key, pass)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return plainboot.Opening{Header: header, Passphrase: pass}
+}
+
+// convert encrypts or decrypts one file into another.
+func convert(t *testing.T, step func(io.Writer, io.Reader, secret.Bytes) (int64, error), from, to string, key secret.Bytes) {
+	t.Helper()
+	src, err := os.Open(from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer src.Close()
+	dst, err := os.Create(to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dst.Close()
+	if _, err := step(dst, src, key); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// encryptedVolume is an empty ext4, encrypted.
+func encryptedVolume(t *testing.T) (path string, key secret.Bytes) {
+	t.Helper()
+	plain := filepath.Join(t.TempDir(), "volume")
+	if err := os.WriteFile(plain, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.Truncate(plain, volumeSize), command.Run(t.Context(), "mkfs.ext4", "-q", "-b", "4096", plain)); err != nil {
+		t.Fatal(err)
+	}
+	key = luks.NewKey()
+	convert(t, luks.Encrypt, plain, plain+".enc", key)
+	return plain + ".enc", key
+}
+
+// lookIntoVolume lists the root folder of an encrypted ext4, with its journal replayed.
+func lookIntoVolume(t *testing.T, path string, key secret.Bytes) string {
+	t.Helper()
+	plain := path + ".plain"
+	convert(t, luks.Decrypt, path, plain, key)
+	_ = command.Run(t.Context(), "e2fsck", "-p", plain) // its status says that it mended what the cut left
+	out, err := command.Output(t.Context(), "debugfs", "-R", "ls /", plain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(out)
+}
+
 // TestTemplate builds a template, audits it, boots it encrypted and plain, brings it
 // up to date, and alters it.
 func TestTemplate(t *testing.T) {
@@ -110,13 +173,12 @@ func TestTemplate(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		pass := secret.Random(32)
-		header, err := luks.Header(t.Context(), first.Size, key, pass)
-		if err != nil {
-			t.Fatal(err)
+		volume, volumeKey := encryptedVolume(t)
+		boot(plainboot.Options{Disk: first.Image(), Volume: volume, Crypt: &plainboot.Crypt{
+			Template: opening(t, first.Size, key), Volume: opening(t, volumeSize, volumeKey), RootHash: first.RootHash, HashOffset: first.HashOffset}})
+		if used := lookIntoVolume(t, volume, volumeKey); !strings.Contains(used, "var") {
+			t.Errorf("what the OS wrote does not decrypt: %q", used)
 		}
-		boot(plainboot.Options{Disk: first.Image(), Crypt: &plainboot.Crypt{Header: header, Passphrase: pass,
-			RootHash: first.RootHash, HashOffset: first.HashOffset}})
 	})
 	t.Run("boots plain", func(t *testing.T) {
 		disk := filepath.Join(parent, "plain")

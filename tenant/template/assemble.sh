@@ -7,9 +7,6 @@ mkdir "$tree"
 tar -x -f "$tar" -C "$tree" --numeric-owner --exclude='./dev/*'
 cd "$tree"
 
-# Only the guest image uses these; the OS keeps no tool that opens disks.
-chroot . dpkg --force-unsafe-io --purge cryptsetup-bin libpopt0 >/dev/null
-
 # Nothing of the build, of this machine or of an instance.
 rm -rf var/cache/* var/lib/apt/* var/log/* var/tmp/* tmp/* run/* boot/* root/.??* \
   usr/share/doc/* usr/share/man/* usr/share/info/* usr/share/locale/* usr/share/lintian usr/share/bash-completion usr/share/zsh \

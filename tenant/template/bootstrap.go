@@ -19,9 +19,8 @@ import (
 	"foothold/internal/durable"
 )
 
-// basePackages are in every template beyond minbase (see the package's
-// documentation); cryptsetup-bin serves the guest image and is purged from the OS.
-var basePackages = []string{"usr-is-merged", "systemd", "systemd-sysv", "ca-certificates", "cryptsetup-bin"}
+// basePackages are in every template beyond minbase (see the package's documentation).
+var basePackages = []string{"usr-is-merged", "systemd", "systemd-sysv", "ca-certificates"}
 
 // maxAge is how old a kept bootstrap may grow before it is made anew, so that
 // security updates come in.
@@ -31,10 +30,10 @@ const maxAge = 7 * 24 * time.Hour
 // that the same packages give the same image.
 const epoch = "1700000000"
 
-// rootFiles are taken from a bootstrap for the guest image: the programs, every
-// library beside them, and the one configuration file that they read.
+// rootFiles are taken from a bootstrap for the guest image: the program, every library
+// beside it, and the one configuration file that it reads.
 var rootFiles = []string{
-	"usr/sbin/cryptsetup", "usr/sbin/veritysetup", "usr/sbin/mkfs.ext4", "usr/sbin/mke2fs", "etc/mke2fs.conf",
+	"usr/sbin/mkfs.ext4", "usr/sbin/mke2fs", "etc/mke2fs.conf",
 	"lib", "lib64", "usr/lib64", "sbin", "usr/lib64/*", "usr/lib/x86_64-linux-gnu/*.so", "usr/lib/x86_64-linux-gnu/*.so.*",
 }
 
@@ -51,7 +50,7 @@ func makeBootstrap(ctx context.Context, o *Options, say func(string)) (*bootstra
 	packages := slices.Concat(basePackages, o.Packages)
 	slices.Sort(packages)
 	packages = slices.Compact(packages)
-	key := sha256.Sum256([]byte(strings.Join(slices.Concat([]string{"1", o.Suite, epoch}, packages, []string{""}, o.Mirrors), "\n")))
+	key := sha256.Sum256([]byte(strings.Join(slices.Concat([]string{"2", o.Suite, epoch}, packages, []string{""}, o.Mirrors), "\n")))
 	parent := filepath.Join(o.CacheDir, "bootstrap")
 	place := filepath.Join(parent, hex.EncodeToString(key[:8]))
 	if err := os.MkdirAll(parent, 0o755); err != nil {

@@ -3,8 +3,8 @@
 //
 // Kernel arguments: plainboot.address=IP/PREFIX, plainboot.gateway=IP. Disks: vda is
 // the OS image, vdb (where present) an ext4 volume. /workload is started as a
-// service. With plainboot.crypt=1 vda is opened first as in a real start, from
-// /header, /passphrase and /verity.
+// service. With plainboot.crypt=1 both disks are opened first as in a real start, from
+// /template.header, /template.passphrase, /verity, /volume.header, /volume.passphrase.
 package main
 
 import (
@@ -63,22 +63,25 @@ func start() error {
 	if err := network(args["plainboot.address"], args["plainboot.gateway"]); err != nil {
 		return err
 	}
-	disk := "/dev/vda"
+	disk, volume := "/dev/vda", "/dev/vdb"
 	if args["plainboot.crypt"] == "1" {
 		if err := set.LoadAll(); err != nil {
 			return err
 		}
 		say("modules loaded")
-		if disk, err = open(); err != nil {
+		if disk, volume, err = open(); err != nil {
 			return err
 		}
 		say("disk opened")
 	}
-	if err := mountOS(disk); err != nil {
+	if err := mountOS(disk, volume); err != nil {
 		return err
 	}
 	if err := placeWorkload(); err != nil {
 		return err
+	}
+	if args["plainboot.crypt"] == "1" {
+		unix.Sync() // the test looks for what was written, and ends the machine by force
 	}
 	say("handing over to systemd")
 	return switchRoot(args["plainboot.systemd"])
@@ -121,42 +124,52 @@ func network(address, gateway string) error {
 		netlink.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Gw: net.ParseIP(gateway)}))
 }
 
-// open opens the encrypted, verified disk as the agent does.
-func open() (string, error) {
-	passphrase, err := os.ReadFile("/passphrase")
-	if err != nil {
-		return "", err
-	}
-	header, err := os.ReadFile("/header")
-	if err != nil {
-		return "", err
-	}
+// open opens the encrypted disks as the agent does: the template, verified, and the volume.
+func open() (disk, volume string, err error) {
 	text, err := os.ReadFile("/verity") // ROOTHASH OFFSET
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
 	hash, offset, _ := strings.Cut(string(text), " ")
 	root, err := digest.Parse(hash)
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
 	hashOffset, err := strconv.ParseInt(offset, 10, 64)
 	if err != nil {
-		return "", err
+		return "", "", err
+	}
+	for _, d := range []struct {
+		name, device string
+		readOnly     bool
+	}{{"template", "/dev/vda", true}, {"volume", "/dev/vdb", false}} {
+		if err := decrypt(d.name, d.device, d.readOnly); err != nil {
+			return "", "", fmt.Errorf("open %s: %w", d.name, err)
+		}
+	}
+	return devmapper.Dir + "/os", devmapper.Dir + "/volume", devmapper.Verity("os", devmapper.Dir+"/template", root, hashOffset)
+}
+
+// decrypt opens a disk by /NAME.header and /NAME.passphrase.
+func decrypt(name, device string, readOnly bool) error {
+	passphrase, err := os.ReadFile("/" + name + ".passphrase")
+	if err != nil {
+		return err
+	}
+	header, err := os.ReadFile("/" + name + ".header")
+	if err != nil {
+		return err
 	}
 	key, err := luks.Unlock(header, secret.New(passphrase))
 	if err != nil {
-		return "", err
+		return err
 	}
 	defer key.Wipe()
-	if err := devmapper.Crypt("template", "/dev/vda", key, true); err != nil {
-		return "", err
-	}
-	return devmapper.Dir + "/os", devmapper.Verity("os", devmapper.Dir+"/template", root, hashOffset)
+	return devmapper.Crypt(name, device, key, readOnly)
 }
 
 // mountOS mounts the OS as package template's documentation says.
-func mountOS(disk string) error {
+func mountOS(disk, volumeDisk string) error {
 	if err := unix.Mkdir(root, 0o755); err != nil {
 		return err
 	}
@@ -167,7 +180,7 @@ func mountOS(disk string) error {
 	if err := unix.Mkdir(volume, 0o700); err != nil {
 		return err
 	}
-	if err := unix.Mount("/dev/vdb", volume, "ext4", unix.MS_NODEV|unix.MS_NOSUID, ""); errors.Is(err, unix.ENOENT) {
+	if err := unix.Mount(volumeDisk, volume, "ext4", unix.MS_NODEV|unix.MS_NOSUID, ""); errors.Is(err, unix.ENOENT) {
 		err = unix.Mount("tmpfs", volume, "tmpfs", 0, "mode=0700")
 	} else if err != nil {
 		return fmt.Errorf("mount volume: %w", err)
