@@ -32,16 +32,10 @@ func (o *Orchestrator) operatorAPI() http.Handler {
 	conf.CreateHooks = nil // adds $schema
 	conf.DocsPath, conf.SchemasPath = "", ""
 	conf.RejectUnknownQueryParameters = true
-	conf.Formats = map[string]huma.Format{"application/json": {
-		Marshal:   huma.DefaultJSONFormat.Marshal,
-		Unmarshal: strictjson.Unmarshal,
-	}}
+	strict := huma.Format{Marshal: huma.DefaultJSONFormat.Marshal, Unmarshal: strictjson.Unmarshal}
+	conf.Formats = map[string]huma.Format{"application/json": strict, "json": strict} // "json": application/problem+json
 	conf.Transformers = []huma.Transformer{plainProblem}
-	for from, to := range map[reflect.Type]reflect.Type{
-		reflect.TypeFor[secret.Bytes](): reflect.TypeFor[[]byte](),
-	} {
-		conf.Components.Schemas.RegisterTypeAlias(from, to)
-	}
+	conf.Components.Schemas.RegisterTypeAlias(reflect.TypeFor[secret.Bytes](), reflect.TypeFor[[]byte]())
 	a := humago.New(mux, conf)
 	o.vmOperations(a)
 	o.otherOperations(a)

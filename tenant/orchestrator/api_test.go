@@ -1,0 +1,294 @@
+package orchestrator
+
+import (
+	"encoding/json"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+
+	"foothold/protocol/api"
+	"foothold/protocol/digest"
+	"foothold/protocol/event"
+	"foothold/protocol/token"
+	"foothold/protocol/upstream"
+	"foothold/protocol/zone"
+	"foothold/tenant/ledger"
+	"foothold/tenant/reservation"
+)
+
+// TestOperatorRefusals: what operators send is refused with its own reason, and never
+// sent back.
+func TestOperatorRefusals(t *testing.T) {
+	w := newWorld(t, func(c *Config) { c.Limits.VMs = 3; c.Network.Last = c.Network.First.Next() })
+	const marker = "fht1_should-not-come-back"
+	refused := func(name, method, path, in string, status int, want event.Reason) {
+		t.Helper()
+		got, p := w.call(method, path, []byte(in), nil)
+		if got != status || p.Reason != want || p.Next == "" {
+			t.Errorf("%s: %d %+v, want %d %s", name, got, p, status, want)
+		}
+		if strings.Contains(p.Detail+p.Next, marker) {
+			t.Errorf("%s: what was submitted comes back: %s", name, p.Detail)
+		}
+	}
+	refused("no template at all", "POST", "/v1/vms", `{"name":"a"}`, 404, event.UnknownTemplate)
+	w.template("debian")
+	for name, in := range map[string]string{
+		"no body":        ``,
+		"not JSON":       `{"name":` + marker,
+		"unknown field":  `{"name":"a","` + marker + `":1}`,
+		"duplicate key":  `{"name":"a","Name":"` + marker + `"}`,
+		"trailing data":  `{"name":"a"} {"x":"` + marker + `"}`,
+		"wrong type":     `{"name":["` + marker + `"]}`,
+		"malformed name": `{"name":"` + marker + `!"}`,
+		"deep":           strings.Repeat(`{"a":`, 100) + "1" + strings.Repeat("}", 100),
+		"bad kind":       `{"name":"a","workload":{"sha256":"` + digest.Of(nil).String() + `","size":1,"kind":"` + marker + `"}}`,
+		"path outside":   `{"name":"a","workload":{"sha256":"` + digest.Of(nil).String() + `","size":1,"kind":"tar","entry":"../x"}}`,
+	} {
+		got, p := w.call("POST", "/v1/vms", []byte(in), nil)
+		if got != http.StatusBadRequest && got != http.StatusUnprocessableEntity || p.Reason != event.BadRequest {
+			t.Errorf("%s: %d %+v", name, got, p)
+		}
+		if strings.Contains(p.Detail+p.Next, marker) && name != "duplicate key" && name != "unknown field" { // those name the key
+			t.Errorf("%s: what was submitted comes back: %s", name, p.Detail)
+		}
+	}
+	if got, _ := w.call("POST", "/v1/vms", []byte(`{"name":"`+strings.Repeat("a", 2<<20)+`"}`), nil); got != http.StatusRequestEntityTooLarge {
+		t.Errorf("oversized: %d", got)
+	}
+	refused("size", "POST", "/v1/vms", `{"name":"a","size":"`+marker+`"}`, 400, event.UnknownSize)
+	refused("template", "POST", "/v1/vms", `{"name":"a","template":"other"}`, 404, event.UnknownTemplate)
+	refused("workload", "POST", "/v1/vms", `{"name":"a","workload":{"sha256":"`+digest.Of([]byte("x")).String()+`","size":1,"kind":"executable"}}`, 404, event.UnknownWorkload)
+	refused("VM", "GET", "/v1/vms/none", "", 404, event.UnknownVM)
+	refused("delete", "DELETE", "/v1/vms/none", "", 404, event.UnknownVM)
+	w.create(api.CreateVM{Name: "a"})
+	refused("taken", "POST", "/v1/vms", `{"name":"a"}`, 409, event.NameTaken)
+	refused("template in use", "DELETE", "/v1/templates/debian", "", 409, event.InUse)
+	w.create(api.CreateVM{Name: "b"})
+	refused("pool", "POST", "/v1/vms", `{"name":"c"}`, 409, event.PoolEmpty)
+	if got, _ := w.call("GET", "/v1/vms?nonsense=1", nil, nil); got != http.StatusUnprocessableEntity && got != http.StatusBadRequest {
+		t.Errorf("unknown query: %d", got)
+	}
+}
+
+func TestQuota(t *testing.T) {
+	w := newWorld(t, func(c *Config) { c.Limits.VMs = 1 })
+	w.template("debian")
+	w.create(api.CreateVM{Name: "a"})
+	if status, p := w.call("POST", "/v1/vms", []byte(`{"name":"b"}`), nil); status != http.StatusConflict || p.Reason != event.QuotaExceeded {
+		t.Errorf("over the quota: %d %+v", status, p)
+	}
+}
+
+// TestTemplates: a template counts only with both signed components in the store and
+// its very image at a host.
+func TestTemplates(t *testing.T) {
+	w := newWorld(t)
+	reg, image := w.registration("debian")
+	post := func(r api.RegisterTemplate) (int, api.Problem) {
+		t.Helper()
+		return w.call("POST", "/v1/templates", must[[]byte](t)(json.Marshal(r)), nil)
+	}
+	forged := reg
+	forged.Components.Payload = append([]byte{' '}, reg.Components.Payload...)
+	if status, p := post(forged); p.Reason != event.SignatureInvalid {
+		t.Errorf("components of another signature: %d %+v", status, p)
+	}
+	lax := reg
+	lax.Audit = []byte(`{}`)
+	if status, p := post(lax); p.Reason != event.BadRequest {
+		t.Errorf("expectations that expect nothing: %d %+v", status, p)
+	}
+	if status, p := post(reg); status != http.StatusCreated {
+		t.Fatalf("register: %d %+v", status, p)
+	}
+	if status, p := post(reg); status != http.StatusCreated {
+		t.Errorf("register again: %d %+v", status, p)
+	}
+	other, _ := w.registration("other")
+	other.Name = "debian"
+	if status, p := post(other); p.Reason != event.NameTaken {
+		t.Errorf("another image under the same name: %d %+v", status, p)
+	}
+	if status, p := w.call("POST", "/v1/vms", []byte(`{"name":"a"}`), nil); p.Reason != event.UnknownTemplate {
+		t.Errorf("a VM of a template without image: %d %+v", status, p)
+	}
+	image[0] ^= 1
+	if status, p := w.call("PUT", "/v1/templates/debian/image", image, nil); p.Reason != event.DigestMismatch {
+		t.Errorf("an altered image: %d %+v", status, p)
+	}
+	if status, p := w.call("PUT", "/v1/templates/debian/image", image[1:], nil); p.Reason != event.BadRequest {
+		t.Errorf("a short image: %d %+v", status, p)
+	}
+	image[0] ^= 1
+	if status, p := w.call("PUT", "/v1/templates/debian/image", image, nil); status != http.StatusOK {
+		t.Fatalf("image: %d %+v", status, p)
+	}
+	if status, p := w.call("DELETE", "/v1/templates/debian", nil, nil); status != http.StatusOK {
+		t.Fatalf("delete: %d %+v", status, p)
+	}
+	if has, _ := w.o.vault.Has(templateKeyName("debian")); has {
+		t.Error("the template's key is still in the vault")
+	}
+}
+
+// TestOpenAPI: the description is served, without links elsewhere.
+func TestOpenAPI(t *testing.T) {
+	w := newWorld(t)
+	resp := must[*http.Response](t)(w.operator.Get(w.api + "/openapi.json"))
+	defer resp.Body.Close()
+	data := must[[]byte](t)(io.ReadAll(resp.Body))
+	for _, want := range []string{`"/v1/vms"`, `"/v1/vms/{name}/explain"`, `"/v1/templates/{name}/image"`, `"/v1/objects/{name}"`, `"/v1/events"`} {
+		if !strings.Contains(string(data), want) {
+			t.Errorf("the description lacks %s", want)
+		}
+	}
+	if strings.Contains(string(data), "$schema") {
+		t.Error("answers carry $schema")
+	}
+	if status, _ := w.call("GET", "/v1/status", nil, nil); status != http.StatusOK {
+		t.Errorf("status: %d", status)
+	}
+	for _, path := range []string{"/docs", "/schemas/VM.json"} {
+		resp := must[*http.Response](t)(w.operator.Get(w.api + path))
+		resp.Body.Close()
+		if resp.StatusCode != http.StatusNotFound {
+			t.Errorf("%s: %d", path, resp.StatusCode)
+		}
+	}
+}
+
+// TestWhoMayCallWhat: each upstream call is for its one role, and no daemon reaches the
+// operators' API.
+func TestWhoMayCallWhat(t *testing.T) {
+	w := newWorld(t)
+	may := map[string][]string{
+		upstream.PathBootOpen: {"bootserver"}, upstream.PathBootVerdict: {"bootserver"}, upstream.PathBootDone: {"bootserver"}, upstream.PathBootReady: {"bootserver"},
+		upstream.PathGatewayAdmit: {"gateway"}, upstream.PathGatewayAgent: {"gateway"},
+		upstream.PathZoneReport: {"bootserver", "gateway", "external", "internal"},
+		upstream.PathEvents:     {"bootserver", "gateway", "external", "internal", "store"},
+	}
+	for path, allowed := range may {
+		for daemon := range w.daemons {
+			why := w.postBytes(t.Context(), daemon, path, []byte(`{"nonsense":1}`), nil)
+			want := event.Reason("status 403") // refused before the body is read
+			for _, a := range allowed {
+				if a == daemon {
+					want = event.BadRequest
+				}
+			}
+			if why != want {
+				t.Errorf("%s by %s: %q, want %q", path, daemon, why, want)
+			}
+		}
+	}
+	for daemon, c := range w.daemons {
+		if resp, err := c.Get(w.api + "/v1/vms"); err == nil {
+			resp.Body.Close()
+			t.Errorf("%s reached the operators' API", daemon)
+		}
+	}
+	if why := w.post(t.Context(), "external", upstream.PathZoneReport, zone.Report{Zone: zone.Internal, Epoch: 1}, nil); why != event.NotPermitted {
+		t.Errorf("a report of another's zone: %q", why)
+	}
+	if why := w.post(t.Context(), "external", upstream.PathZoneReport, zone.Report{Zone: zone.External, Epoch: 1, Revision: 1 << 40}, nil); why != event.BadRequest {
+		t.Errorf("a report of a revision that never was: %q", why)
+	}
+	if why := w.post(t.Context(), "bootserver", upstream.PathEvents, []event.Event{{Kind: "boot.x", Source: "operator/root", Seq: 1}}, nil); why != "" {
+		t.Errorf("events: %q", why)
+	}
+	var list []api.JournalEntry
+	w.call("GET", "/v1/events", nil, &list)
+	if last := list[len(list)-1]; last.Event.Source != "bootserver/bootserver" {
+		t.Errorf("an event's source is %q", last.Event.Source)
+	}
+}
+
+// TestUnknownToken: a guess ends the VM that is still booting at that address, and no
+// other.
+func TestUnknownToken(t *testing.T) {
+	w := newWorld(t)
+	w.template("debian")
+	g, other := w.take(w.create(api.CreateVM{Name: "a"}).ID), w.take(w.create(api.CreateVM{Name: "b"}).ID)
+	if _, why := g.open(token.New(token.T1)); why != event.TokenUnknown {
+		t.Errorf("a guess: %q", why)
+	}
+	if got := w.waitPhase("a", reservation.Aborted); got.Reason != event.TokenUnknown {
+		t.Errorf("the VM at that address ended with %q", got.Reason)
+	}
+	if why := other.boot(); why != "" {
+		t.Errorf("the other VM: %q", why)
+	}
+}
+
+// TestHostFails: a host that refuses to create or to start ends the reservation; a host
+// that only says that it destroyed a VM keeps its address taken.
+func TestHostFails(t *testing.T) {
+	w := newWorld(t)
+	w.template("debian")
+	for _, call := range []string{"POST /v1/vms", "POST /v1/vms/{id}/start"} {
+		w.host.failing(call, 1)
+		vm := w.create(api.CreateVM{Name: "a"})
+		if got := w.waitPhase(vm.ID, reservation.Aborted); got.Reason != event.HostRefused {
+			t.Errorf("%s fails: ended with %q", call, got.Reason)
+		}
+		w.waitGone(vm.ID)
+		w.call("DELETE", "/v1/vms/a", nil, nil)
+	}
+	for _, call := range []string{"GET /v1/platform", "POST /v1/quote"} {
+		w.host.failing(call, 1)
+		g := w.take(w.create(api.CreateVM{Name: "a"}).ID)
+		if g.boot() == "" {
+			g.door()
+			g.ready()
+		}
+		if got := w.waitPhase(g.id, reservation.Aborted); got.Reason != event.HostRefused {
+			t.Errorf("%s fails: ended with %q", call, got.Reason)
+		}
+		w.waitGone(g.id)
+		w.call("DELETE", "/v1/vms/a", nil, nil)
+	}
+	g := w.take(w.create(api.CreateVM{Name: "a"}).ID)
+	w.host.mu.Lock()
+	w.host.undead = true
+	w.host.mu.Unlock()
+	w.call("DELETE", "/v1/vms/a", nil, nil)
+	r, err := w.o.findAny(t.Context(), g.id)
+	check(t, err)
+	if r.Phase != reservation.Released || r.Cleanup != ledger.CleanupPending || !r.Deleted.IsZero() {
+		t.Errorf("a VM that its host does not destroy: %+v", r)
+	}
+	if has, err := w.o.vault.Has(volumeKeyName(r.Volume)); err != nil || !has {
+		t.Errorf("the volume's key before the VM is gone: %v %v", has, err)
+	}
+	if status, p := w.call("POST", "/v1/vms", []byte(`{"name":"a"}`), nil); status != http.StatusConflict || p.Reason != event.NameTaken {
+		t.Errorf("its name: %d %+v", status, p)
+	}
+	if other := w.create(api.CreateVM{Name: "b"}); other.Address == r.Address {
+		t.Error("its address was given to another VM")
+	}
+}
+
+// TestRulesNotLive: nothing is tried over a path that a firewall has not opened.
+func TestRulesNotLive(t *testing.T) {
+	w := newWorld(t, func(c *Config) { c.Limits.Unlocking = liveWait * 2 })
+	w.template("debian")
+	g := w.take(w.create(api.CreateVM{Name: "a"}).ID)
+	if why := g.boot(); why != "" {
+		t.Fatal(why)
+	}
+	w.mu.Lock()
+	w.deaf[zone.Internal] = true
+	w.mu.Unlock()
+	g.door()
+	if why := g.ready(); why != "" {
+		t.Fatal(why)
+	}
+	if got := w.waitPhase("a", reservation.Aborted); got.Reason != event.ZoneNotApplied {
+		t.Errorf("ended with %q: %s", got.Reason, got.Explanation)
+	}
+	if g.hand.User != "" {
+		t.Error("secrets were handed over")
+	}
+}
