@@ -39,6 +39,9 @@ func TestCreateIsIdempotentAndBound(t *testing.T) {
 	other.Spec.MemoryMiB = 512
 	c.refused("POST", "/v1/vms", other, "bad-request")
 	c.refused("POST", "/v1/vms", request("web", 2), "in-use")
+	twin := request("twin", 1)
+	twin.Spec.Network.MAC = req.Spec.Network.MAC
+	c.refused("POST", "/v1/vms", twin, "in-use")
 	path := "/v1/vms/" + req.Spec.Reservation
 	var list []hostapi.VM
 	c.ok("GET", "/v1/vms", nil, &list)

@@ -305,10 +305,11 @@ const templateBytes = "template of a test"
 func request(name string, start int) hostapi.CreateRequest {
 	t1 := token.New(token.T1)
 	id := digest.Of([]byte(name)).String()
+	mac := "02:f0:00:00:" + id[:2] + ":" + id[2:4]
 	uuid := id[:8] + "-" + id[8:12] + "-" + id[12:16] + "-" + id[16:20] + "-" + id[20:32]
 	return hostapi.CreateRequest{Token: t1, Spec: vmspec.Spec{
 		Reservation: uuid, Start: start, Tenant: "acme", Name: name, VCPUs: 1, MemoryMiB: 256,
-		Network: vmspec.Network{MAC: "02:f0:00:00:00:01", Address: netip.MustParsePrefix("10.82.0.10/24"), Gateway: netip.MustParseAddr("10.82.0.1"), MTU: 1500},
+		Network: vmspec.Network{MAC: mac, Address: netip.MustParsePrefix("10.82.0.10/24"), Gateway: netip.MustParseAddr("10.82.0.1"), MTU: 1500},
 		Boot: vmspec.Boot{URL: "https://10.81.0.10:443", ServerName: "boot.foothold.internal", CA: []byte{1},
 			ManifestKey: make([]byte, 32), ComponentKey: make([]byte, 32)},
 		TokenDigest: t1.Digest(), Template: digest.Of([]byte(templateBytes)), Volume: vmspec.Volume{ID: uuid, SizeMiB: 64},

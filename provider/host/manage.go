@@ -29,6 +29,9 @@ func (a *Agent) create(tenant string, req hostapi.CreateRequest) (*vm, error) {
 	} else if a.count() >= maxVMs {
 		return nil, event.Refuse(event.QuotaExceeded, "this host has %d VMs", maxVMs)
 	}
+	if a.macTaken(req.Spec) {
+		return nil, event.Refuse(event.InUse, "another VM of this host has the MAC address")
+	}
 	f, err := a.openTemplate(tenant, req.Spec.Template)
 	if err != nil {
 		return nil, err
@@ -47,6 +50,18 @@ func (a *Agent) create(tenant string, req hostapi.CreateRequest) (*vm, error) {
 	a.mu.Unlock()
 	v.logger().Info("vm created", "settings", v.info.Settings)
 	return v, nil
+}
+
+// macTaken reports whether another VM, of any tenant, has the MAC address or will have.
+func (a *Agent) macTaken(spec vmspec.Spec) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for id, v := range a.vms {
+		if id != spec.Reservation && v.spec.Network.MAC == spec.Network.MAC && v.describe().State != hostapi.Stopped {
+			return true
+		}
+	}
+	return false
 }
 
 func checkRequest(tenant string, req hostapi.CreateRequest) error {

@@ -247,6 +247,35 @@ func taps(t *testing.T) (names []string) {
 	return names
 }
 
+// TestVMCannotSpoofItsAddress lets a VM that behaves otherwise change its MAC address.
+func TestVMCannotSpoofItsAddress(t *testing.T) {
+	w := realWorld(t)
+	l, err := net.Listen("tcp", "10.82.0.1:80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	connected := make(chan struct{})
+	go func() {
+		if conn, err := l.Accept(); err == nil {
+			conn.Close()
+			close(connected)
+		}
+	}()
+	w.run()
+	c := w.client("acme-orchestrator")
+	c.putTemplate()
+	path := c.start(request("spoofing", 1))
+	if vm := c.await(path, hostapi.Stopped); !strings.Contains(c.console(path), "PROBE failed: dial") {
+		t.Errorf("%+v\n%s", vm, c.console(path))
+	}
+	select {
+	case <-connected:
+		t.Error("frames of a spoofed address passed")
+	default:
+	}
+}
+
 func TestVMsThatMisbehaveAreStopped(t *testing.T) {
 	w := realWorld(t)
 	w.conf.BootTimeout = "20s"

@@ -153,7 +153,7 @@ func (v *vm) machine() (m qemu.Machine, err error) {
 	if m.Volume, err = a.openVolume(v.tenant, v.spec.Volume); err != nil {
 		return m, err
 	}
-	m.Tap, err = qemu.OpenTap(tapName(), a.conf.Bridge, v.spec.Network.MTU)
+	m.Tap, err = qemu.OpenTap(tapName(), a.conf.Bridge, v.spec.Network.MAC, v.spec.Network.MTU)
 	return m, err
 }
 

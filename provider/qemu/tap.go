@@ -2,21 +2,29 @@ package qemu
 
 import (
 	"fmt"
+	"net"
 	"os"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
-// OpenTap makes the tap device name with the given MTU and adds it to the bridge as an
-// isolated port: it reaches the bridge's other ports that are not isolated, and no
-// neighbour. The device lives as long as the file, here or in QEMU, is open.
-func OpenTap(name, bridge string, mtu int) (*os.File, error) {
+// OpenTap makes the tap device name and adds it to the bridge as an isolated port: it
+// reaches the bridge's other ports that are not isolated, and no neighbour. The bridge
+// takes frames from it with that one source address alone, so that no VM passes for
+// another at a firewall that knows MAC addresses. The device lives as long as the file,
+// here or in QEMU, is open.
+func OpenTap(name, bridge, mac string, mtu int) (*os.File, error) {
+	addr, err := net.ParseMAC(mac)
+	if err != nil {
+		return nil, fmt.Errorf("make tap %s: %w", name, err)
+	}
 	f, err := openTun(name)
 	if err != nil {
 		return nil, fmt.Errorf("make tap %s: %w", name, err)
 	}
-	if err := attach(name, bridge, mtu); err != nil {
+	if err := attach(name, bridge, addr, mtu); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("make tap %s: %w", name, err)
 	}
@@ -41,7 +49,7 @@ func openTun(name string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), name), nil
 }
 
-func attach(name, bridge string, mtu int) error {
+func attach(name, bridge string, mac net.HardwareAddr, mtu int) error {
 	tap, err := netlink.LinkByName(name)
 	if err != nil {
 		return err
@@ -59,8 +67,37 @@ func attach(name, bridge string, mtu int) error {
 	if err := netlink.LinkSetIsolated(tap, true); err != nil { // before it is up
 		return fmt.Errorf("isolate: %w", err)
 	}
+	if err := lockPort(tap, mac); err != nil {
+		return err
+	}
 	if err := netlink.LinkSetUp(tap); err != nil {
 		return fmt.Errorf("set up: %w", err)
+	}
+	return nil
+}
+
+// lockPort lets the bridge take frames from the port only with the source address mac:
+// it learns none there, has one static entry, and drops what has no entry for this port
+// (Linux 5.18, BR_PORT_LOCKED; bridge(8), "locked").
+func lockPort(tap netlink.Link, mac net.HardwareAddr) error {
+	if err := netlink.LinkSetLearning(tap, false); err != nil {
+		return fmt.Errorf("stop learning: %w", err)
+	}
+	err := netlink.NeighSet(&netlink.Neigh{
+		LinkIndex: tap.Attrs().Index, Family: unix.AF_BRIDGE, State: netlink.NUD_NOARP, Flags: netlink.NTF_MASTER, HardwareAddr: mac,
+	})
+	if err != nil {
+		return fmt.Errorf("name its address: %w", err)
+	}
+	req := nl.NewNetlinkRequest(unix.RTM_SETLINK, unix.NLM_F_ACK)
+	msg := nl.NewIfInfomsg(unix.AF_BRIDGE)
+	msg.Index = int32(tap.Attrs().Index)
+	req.AddData(msg)
+	port := nl.NewRtAttr(unix.IFLA_PROTINFO|unix.NLA_F_NESTED, nil)
+	port.AddRtAttr(unix.IFLA_BRPORT_LOCKED, []byte{1})
+	req.AddData(port)
+	if _, err := req.Execute(unix.NETLINK_ROUTE, 0); err != nil {
+		return fmt.Errorf("lock: %w", err)
 	}
 	return nil
 }

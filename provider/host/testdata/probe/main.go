@@ -293,6 +293,12 @@ func network(spec vmspec.Spec) error {
 	if err := netlink.LinkSetUp(link); err != nil {
 		return err
 	}
+	if spec.Name == "spoofing" {
+		other, _ := net.ParseMAC("02:f0:00:00:99:99")
+		if err := netlink.LinkSetHardwareAddr(link, other); err != nil {
+			return err
+		}
+	}
 	conn, err := net.DialTimeout("tcp", net.JoinHostPort(spec.Network.Gateway.String(), "80"), 20*time.Second)
 	if err != nil {
 		return err
