@@ -56,6 +56,7 @@ type world struct {
 	boot   *upstreamtest.CA
 	addr   string
 	state  string
+	conf   Config
 	leaf   []byte // the boot server's
 	t1     token.Token
 	nonce  []byte
@@ -140,10 +141,9 @@ func (w *world) start() {
 		t.Fatal(err)
 	}
 	w.addr, w.state = bootAddr.String(), t.TempDir()
-	w.run(func(ctx context.Context) error {
-		return Run(ctx, Config{State: w.state, Listen: bootAddr, Cert: files.Cert, Key: files.Key, Upstream: w.orch.Config(mtls.BootServer, "boot-1"),
-			Store: storeAddr, StoreName: storeDNS, StoreTLS: w.orch.DMZ.Files(upstreamtest.Leaf{ID: self}, w.orch.DMZ)})
-	})
+	w.conf = Config{State: w.state, Listen: bootAddr, Cert: files.Cert, Key: files.Key, Upstream: w.orch.Config(mtls.BootServer, "boot-1"),
+		Store: storeAddr, StoreName: storeDNS, StoreTLS: w.orch.DMZ.Files(upstreamtest.Leaf{ID: self}, w.orch.DMZ)}
+	w.run(func(ctx context.Context) error { return Run(ctx, w.conf) })
 }
 
 func (w *world) run(f func(context.Context) error) {
@@ -479,8 +479,24 @@ func TestManyVMsGetWholeComponents(t *testing.T) {
 	data[17] ^= 1
 	w.must(os.WriteFile(file+".bad", data, 0o600))
 	w.must(os.Rename(file+".bad", file))
-	if _, err := verified(file, bootmsg.Component{Name: "kernel", SHA256: digest.Of(w.kernel), Size: int64(len(w.kernel))}); err == nil {
-		t.Error("a spoilt file verifies")
+	dir := filepath.Dir(file)
+	kernel := bootmsg.Component{Name: "kernel", SHA256: digest.Of(w.kernel), Size: int64(len(w.kernel))}
+	again, err := openCache(dir, w.conf)
+	w.must(err)
+	f, err := again.open(t.Context(), kernel)
+	w.must(err)
+	defer f.Close()
+	got, err := io.ReadAll(f)
+	w.must(err)
+	if !bytes.Equal(got, w.kernel) {
+		t.Error("the spoilt file was used")
+	}
+	if data, err = os.ReadFile(file); err != nil || !bytes.Equal(data, w.kernel) {
+		t.Errorf("the spoilt file stays (%v)", err)
+	}
+	kernel.Size++
+	if _, err := again.open(t.Context(), kernel); err == nil {
+		t.Error("a component of another size than asked for is given")
 	}
 }
 
@@ -648,8 +664,8 @@ func TestWindowEndsConversations(t *testing.T) {
 	if _, why := g.admit(netip.MustParseAddr("127.0.0.1")); why != "boot window over" {
 		t.Errorf("admitted: %q", why)
 	}
+	g.open[netip.MustParseAddr("127.0.0.1")], g.total = 1, 1
 	c := l.wrap(near, netip.MustParseAddr("127.0.0.1"), boot{reservation, 1})
-	g.open[c.from], g.total = 1, 1
 	select {
 	case <-c.ctx.Done():
 	case <-time.After(5 * time.Second):
@@ -658,7 +674,9 @@ func TestWindowEndsConversations(t *testing.T) {
 	if _, err := far.Read(make([]byte, 1)); err == nil {
 		t.Error("connection is open")
 	}
-	c.Close()
+	c.Close() // a second time
+	g.mu.Lock()
+	defer g.mu.Unlock()
 	if g.total != 0 || len(g.open) != 0 {
 		t.Error(fmt.Sprint("count is wrong: ", g.total, g.open))
 	}

@@ -14,6 +14,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -27,7 +28,7 @@ type CA struct {
 	name string
 	cert *x509.Certificate
 	key  ed25519.PrivateKey
-	next int64
+	next atomic.Int64 // serial number
 }
 
 // NewCA makes an authority whose files lie in a folder of the test.
@@ -41,7 +42,8 @@ func NewCA(t testing.TB, name string) *CA {
 	must(t, err)
 	cert, err := x509.ParseCertificate(der)
 	must(t, err)
-	ca := &CA{t: t, dir: t.TempDir(), name: name, cert: cert, key: key, next: 2}
+	ca := &CA{t: t, dir: t.TempDir(), name: name, cert: cert, key: key}
+	ca.next.Store(2)
 	must(t, os.WriteFile(ca.File(), pemOf("CERTIFICATE", der), 0o600))
 	return ca
 }
@@ -78,10 +80,9 @@ func (ca *CA) Issue(l Leaf) tls.Certificate {
 	}
 	name, err := url.Parse(l.ID.URI())
 	must(ca.t, err)
-	template := &x509.Certificate{SerialNumber: big.NewInt(ca.next), Subject: pkix.Name{CommonName: "ignored"}, URIs: []*url.URL{name},
+	template := &x509.Certificate{SerialNumber: big.NewInt(ca.next.Add(1)), Subject: pkix.Name{CommonName: "ignored"}, URIs: []*url.URL{name},
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), ExtraExtensions: l.Extensions,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}
-	ca.next++
 	if l.Server {
 		template.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
 	}
