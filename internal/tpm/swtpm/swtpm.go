@@ -55,9 +55,15 @@ func Manufacture(ctx context.Context, dir string) error {
 			return fmt.Errorf("make TPM: %w", err)
 		}
 	}
-	err = command.Run(ctx, "swtpm_setup", "--tpm2", "--tpmstate", path(stateDir), "--create-ek-cert",
+	cmd, err := command.New(ctx, "swtpm_setup", "--tpm2", "--tpmstate", path(stateDir), "--create-ek-cert",
 		"--pcr-banks", "sha256", "--lock-nvram", "--config", path("setup.conf"), "--logfile", path("setup.log"))
 	if err != nil {
+		return err
+	}
+	// It starts a TPM of its own, which must not outlive it.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	if _, err := command.Wait(cmd); err != nil {
 		return fmt.Errorf("make TPM: %w", err)
 	}
 	return nil
