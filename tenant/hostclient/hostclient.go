@@ -118,6 +118,11 @@ func (c *Client) Quote(ctx context.Context, qualifying digest.SHA256) (q hostapi
 	return q, c.call(ctx, callTimeout, http.MethodPost, "/v1/quote", hostapi.QuoteRequest{QualifyingData: qualifying}, &q, maxLog)
 }
 
+// Activate challenges the host's TPM to prove that it holds the inventory's AIK.
+func (c *Client) Activate(ctx context.Context, req hostapi.ActivateRequest) (out hostapi.ActivateResponse, err error) {
+	return out, c.call(ctx, callTimeout, http.MethodPost, "/v1/activate", req, &out, hostapi.MaxMessage)
+}
+
 // Platform reads the host's measurement log.
 func (c *Client) Platform(ctx context.Context) (p evidence.Platform, err error) {
 	return p, c.call(ctx, callTimeout, http.MethodGet, "/v1/platform", nil, &p, maxLog)

@@ -135,25 +135,36 @@ type HostState struct {
 	Clock    []byte // JSON of the verifier's clock state; empty: never quoted
 	Standing string // empty: good
 	Quoted   time.Time
+	// Activated is the SHA-256 of the attestation key that the host's TPM has proved to hold.
+	Activated digest.SHA256
 }
 
 // Host reads a host's state; an unknown one has the zero state.
 func (t *Tx) Host(name string) (HostState, error) {
 	var h HostState
 	var quoted int64
-	err := t.tx.QueryRowContext(t.ctx, `SELECT clock, standing, quoted FROM hosts WHERE name = $1`, name).Scan(&h.Clock, &h.Standing, &quoted)
+	var activated string
+	err := t.tx.QueryRowContext(t.ctx, `SELECT clock, standing, quoted, activated FROM hosts WHERE name = $1`, name).
+		Scan(&h.Clock, &h.Standing, &quoted, &activated)
 	if err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return h, fmt.Errorf("read host: %w", err)
 	}
 	h.Quoted = instant(quoted)
+	if err := h.Activated.UnmarshalText([]byte(activated)); err != nil {
+		return h, fmt.Errorf("read host: %w", err)
+	}
 	return h, nil
 }
 
 // PutHost stores a host's state.
 func (t *Tx) PutHost(name string, h HostState) error {
-	return t.one("store host", `INSERT INTO hosts (name, clock, standing, quoted) VALUES ($1,$2,$3,$4)
-		ON CONFLICT (name) DO UPDATE SET clock = excluded.clock, standing = excluded.standing, quoted = excluded.quoted`,
-		name, append([]byte{}, h.Clock...), h.Standing, nanos(h.Quoted))
+	activated, err := h.Activated.MarshalText()
+	if err != nil {
+		return fmt.Errorf("store host: %w", err)
+	}
+	return t.one("store host", `INSERT INTO hosts (name, clock, standing, quoted, activated) VALUES ($1,$2,$3,$4,$5)
+		ON CONFLICT (name) DO UPDATE SET clock = excluded.clock, standing = excluded.standing, quoted = excluded.quoted, activated = excluded.activated`,
+		name, append([]byte{}, h.Clock...), h.Standing, nanos(h.Quoted), string(activated))
 }
 
 // NextRevision counts a zone's document and returns its number, durably, before the

@@ -292,3 +292,21 @@ func TestRulesNotLive(t *testing.T) {
 		t.Error("secrets were handed over")
 	}
 }
+
+// TestKeyNotInTheTPM: a host whose TPM does not prove that it holds the inventoried
+// attestation key gets no VM.
+func TestKeyNotInTheTPM(t *testing.T) {
+	w := newWorld(t)
+	w.template("debian")
+	w.host.tpmMu.Lock()
+	w.host.liar = true
+	w.host.tpmMu.Unlock()
+	check(t, w.o.ledger.Write(t.Context(), func(tx *ledger.Tx) error { return tx.PutHost("host-1", ledger.HostState{}) }))
+	vm := w.create(api.CreateVM{Name: "a"})
+	if got := w.waitPhase(vm.ID, reservation.Aborted); got.Reason != event.NoHost {
+		t.Errorf("ended with %q: %s", got.Reason, got.Explanation)
+	}
+	if w.host.has(vm.ID) {
+		t.Error("the host got the VM")
+	}
+}

@@ -51,7 +51,11 @@ func (o *Orchestrator) create(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	// 3. Create and start, each idempotent by reservation and start. After a crash the
+	// 3. The host's TPM has shown, once, that the inventoried AIK lies in it.
+	if err := o.ensureActivated(ctx, spec.host); err != nil {
+		return err
+	}
+	// 4. Create and start, each idempotent by reservation and start. After a crash the
 	// VM may exist; ending the reservation destroys it.
 	created, err := h.Create(ctx, hostapi.CreateRequest{Spec: spec.Spec, Token: t1})
 	if err != nil {
@@ -69,7 +73,7 @@ func (o *Orchestrator) create(ctx context.Context, id string) error {
 			return err
 		}
 	}
-	// 4. The rules follow from the stored fact.
+	// 5. The rules follow from the stored fact.
 	if err := o.started(ctx, id, r.Start); err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@ package orchestrator
 import (
 	"crypto/ed25519"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -48,6 +49,7 @@ type fakeHost struct {
 	dev   *tpm.Device
 	aik   tpm.Key
 	log   []pcr.Event
+	liar  bool // guarded by tpmMu: answers challenges wrongly
 
 	mu        sync.Mutex
 	vms       map[string]*hostedVM
@@ -83,7 +85,7 @@ func newFakeHost(t *testing.T, files mtls.Files, clients string) *fakeHost {
 	h.firmware = vmspec.Firmware{BIOS: h.files[2].SHA256, LoaderKernel: h.files[3].SHA256, LoaderInitramfs: h.files[4].SHA256, LoaderCmdline: "console=ttyS0"}
 	l := must[net.Listener](t)(net.Listen("tcp", "127.0.0.1:0"))
 	h.entry = inventory.Host{Name: "host-1", API: netip.MustParseAddrPort(l.Addr().String()), Location: "here", Asset: "a1", Software: "release-1",
-		EK: certificateOf(t), AIK: tpm2.Marshal(h.aik.Public), Session: tpm2.Marshal(session.Public),
+		EK: h.endorsement(), AIK: tpm2.Marshal(h.aik.Public), Session: tpm2.Marshal(session.Public),
 		SessionCertify: rsp.CertifyInfo.Bytes(), SessionSignature: tpm2.Marshal(rsp.Signature)}
 	files.CA = clients
 	cert, pool, err := files.Load()
@@ -100,6 +102,17 @@ func certificateOf(t testing.TB) []byte {
 	now := time.Now()
 	tmpl := &x509.Certificate{SerialNumber: one, Subject: pkix.Name{CommonName: "x"}, NotBefore: now.Add(-time.Hour), NotAfter: now.Add(24 * time.Hour)}
 	return must[[]byte](t)(x509.CreateCertificate(rand.Reader, tmpl, tmpl, public, key))
+}
+
+// endorsement certifies the TPM's own endorsement key.
+func (h *fakeHost) endorsement() []byte {
+	ek := must[tpm.Key](h.t)(tpm.ReadKey(h.dev, 0x81010001))
+	rsaKey := must[*tpm2.TPM2BPublicKeyRSA](h.t)(ek.Public.Unique.RSA())
+	public := &rsa.PublicKey{N: new(big.Int).SetBytes(rsaKey.Buffer), E: 65537}
+	_, ca, err := ed25519.GenerateKey(rand.Reader)
+	check(h.t, err)
+	tmpl := &x509.Certificate{SerialNumber: one, NotBefore: time.Now(), NotAfter: time.Now().Add(time.Hour)}
+	return must[[]byte](h.t)(x509.CreateCertificate(rand.Reader, tmpl, tmpl, public, ca))
 }
 
 func (h *fakeHost) makeKey(handle tpm2.TPMHandle, template tpm2.TPMTPublic) tpm.Key {
@@ -249,6 +262,22 @@ func (h *fakeHost) handler() http.Handler {
 		h.tpmMu.Lock()
 		defer h.tpmMu.Unlock()
 		return hostapi.QuoteResponse{Quote: h.quote(in.QualifyingData, pcr.StaticSelection()), Platform: evidence.Platform{Log: slices.Clone(h.log)}}, ""
+	})
+	on("POST /v1/activate", func(r *http.Request) (any, event.Reason) {
+		var in hostapi.ActivateRequest
+		if strictjson.Read(r.Body, hostapi.MaxMessage, &in) != nil {
+			return nil, event.BadRequest
+		}
+		h.tpmMu.Lock()
+		defer h.tpmMu.Unlock()
+		credential, err := tpm.Activate(h.dev, h.aik, in.Blob, in.Secret)
+		if err != nil {
+			return nil, event.BadRequest
+		}
+		if h.liar {
+			credential[0] ^= 1
+		}
+		return hostapi.ActivateResponse{Credential: credential}, ""
 	})
 	on("GET /v1/platform", func(*http.Request) (any, event.Reason) {
 		h.tpmMu.Lock()

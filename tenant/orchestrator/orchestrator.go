@@ -1,5 +1,6 @@
 // Package orchestrator decides. It takes a VM from wish to work, one file an act:
 //
+//	ground.go   0  check that each host's attestation key lies in its TPM
 //	reserve.go  1  store a reservation
 //	create.go   2  ask the provider for the VM, and watch it there
 //	boot.go     4  spend T1, hand out a nonce

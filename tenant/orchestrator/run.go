@@ -52,6 +52,7 @@ func (o *Orchestrator) serve(ctx context.Context, operators, dmz net.Listener) e
 		return fmt.Errorf("take up what was left: %w", err)
 	}
 	o.task(func() { o.keepZones(ctx) })
+	o.task(func() { o.activateAll(ctx) })
 	o.task(func() { o.sweep(ctx) })
 	failed := make(chan error, 2)
 	go func() {
