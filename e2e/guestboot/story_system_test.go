@@ -332,15 +332,21 @@ func TestOneVMFromFirmwareToWorkload(t *testing.T) {
 	}
 }
 
+// get asks until the workload, which has only been started, answers.
 func get(t *testing.T, address string) string {
 	t.Helper()
 	client := &http.Client{Timeout: 10 * time.Second}
-	resp, err := client.Get(address)
-	if err != nil {
-		t.Error(err)
-		return ""
+	for give := time.Now().Add(30 * time.Second); ; {
+		resp, err := client.Get(address)
+		if err == nil {
+			defer resp.Body.Close()
+			body, _ := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
+			return string(body)
+		}
+		if time.Now().After(give) {
+			t.Error(err)
+			return ""
+		}
+		time.Sleep(200 * time.Millisecond)
 	}
-	defer resp.Body.Close()
-	body, _ := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
-	return string(body)
 }
