@@ -32,7 +32,7 @@ const firstMAC = "02:fb:00:00:00:10"
 type passage struct {
 	client  *client.Client
 	probers *probers
-	mac     string // neighbour's
+	macs    addresses
 
 	rounds map[string]int             // by phase, of those that lay wholly in it
 	passed map[string]map[string]bool // phase → allowed attempts that arrived
@@ -42,7 +42,7 @@ type passage struct {
 
 func newPassage(t *testing.T, s *system, c *client.Client) *passage {
 	w := &passage{client: c, probers: startProbers(t, s, buildProbe(t)), rounds: map[string]int{}, passed: map[string]map[string]bool{}, wrong: map[string]int{}}
-	w.mac = w.probers.byPlace[lab.Neighbour].interfaces["vpc0"]
+	w.macs = addresses{w.probers.byPlace[lab.Neighbour].interfaces["vpc0"], w.probers.byPlace[lab.Gateway].interfaces["dmz0"]}
 	w.known = api.VM{Address: firstAddress, TunnelAddress: firstTunnel, MAC: firstMAC}
 	return w
 }
@@ -79,7 +79,7 @@ func (w *passage) look(t *testing.T) (phases []string, vm api.VM) {
 func (w *passage) round(t *testing.T, what string) {
 	t.Helper()
 	before, _ := w.look(t)
-	list := attempts(w.known, w.mac)
+	list := attempts(w.known, w.macs)
 	arrived := w.probers.fire(t, w.known, list)
 	after, _ := w.look(t)
 	phases := slices.Compact(slices.Sorted(slices.Values(append(before, after...))))
@@ -123,7 +123,7 @@ func (w *passage) judge(t *testing.T) {
 			t.Errorf("no round lay wholly in phase %s", phase)
 		}
 	}
-	list := attempts(w.known, w.mac)
+	list := attempts(w.known, w.macs)
 	for _, r := range table {
 		for _, phase := range r.phases {
 			if r.must && !w.arrived(r, phase, list) {

@@ -158,14 +158,17 @@ func (p *probers) read(pr *prober, out io.Reader, ready chan<- error) {
 func (p *probers) fire(t *testing.T, vm api.VM, list []attempt) (passed []attempt) {
 	t.Helper()
 	p.round++
-	dst := p.byPlace[lab.External].interfaces[lab.CloudInterface]
+	external, internal := p.byPlace[lab.External].interfaces[lab.CloudInterface], p.byPlace[lab.Internal].interfaces["dmz0"]
 	commands := map[string][]probe{}
 	for i, a := range list {
 		pr := probe{ID: i, Proto: a.proto, Sport: a.sport, Dport: a.dport, Src: source(a), Dst: receiver(a.to, vm)}
 		if a.forged != nil {
 			pr.Src = a.forged.src
 			if a.forged.iface != "" {
-				pr.Interface, pr.SrcMAC, pr.DstMAC = a.forged.iface, a.forged.mac, dst
+				pr.Interface, pr.SrcMAC, pr.DstMAC = a.forged.iface, a.forged.mac, external
+			}
+			if a.forged.to == lab.Internal {
+				pr.DstMAC = internal
 			}
 		}
 		commands[a.place] = append(commands[a.place], pr)

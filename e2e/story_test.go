@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -201,13 +202,14 @@ func (s *system) volumes(t *testing.T) []string {
 	return found
 }
 
-// machines counts the QEMU processes of this lab, which alone the lab's host place sees.
+// machines counts the QEMU processes of this lab, which alone the lab's places see. The
+// pattern does not match its own command line.
 func (s *system) machines(t *testing.T) int {
 	t.Helper()
-	out := s.must(t, "lab", "exec", "--state", s.state, lab.Host, "--", "sh", "-c", "cat /proc/[0-9]*/comm 2>/dev/null | grep -c '^qemu-system' || true")
-	n := 0
-	for _, c := range strings.TrimSpace(out) {
-		n = n*10 + int(c-'0')
+	out := s.must(t, "lab", "exec", "--state", s.state, lab.Host, "--", "sh", "-c", "grep -al '^qemu-syste[m]' /proc/[0-9]*/cmdline 2>/dev/null | wc -l")
+	n, err := strconv.Atoi(strings.TrimSpace(out))
+	if err != nil {
+		t.Fatalf("count QEMU processes: %v", err)
 	}
 	return n
 }

@@ -77,8 +77,9 @@ type attempt struct {
 
 // forged is how a sender that is not what it seems looks on the link.
 type forged struct {
-	iface, mac string // interface and sender's address; the receiver is the external firewall
+	iface, mac string // interface and sender's address
 	src        netip.Addr
+	to         string // the firewall that receives it; "" is the external one
 }
 
 func (a attempt) String() string {
@@ -123,12 +124,15 @@ var network = map[string]string{
 	"host": "mgmt",
 }
 
+// addresses of places on their links.
+type addresses struct{ neighbour, gateway string }
+
 // strangerMAC belongs to nobody.
 const strangerMAC = "02:de:ad:be:ef:01"
 
 // attempts lists every packet of a round against this VM. Its address, and that of
 // its tunnel, are guesses before they are known.
-func attempts(vm api.VM, neighbourMAC string) []attempt {
+func attempts(vm api.VM, macs addresses) []attempt {
 	var list []attempt
 	all := func(a attempt, receivers ...string) {
 		for _, to := range receivers {
@@ -142,7 +146,7 @@ func attempts(vm api.VM, neighbourMAC string) []attempt {
 			}
 		}
 	}
-	asVM := &forged{lab.CloudBridge, vm.MAC, vm.Address}
+	asVM := &forged{iface: lab.CloudBridge, mac: vm.MAC, src: vm.Address}
 	inside := []string{"bootserver", "gateway", "store", "tenant", "intranet", "host", "tunnel"}
 
 	// Everyone as what they are.
@@ -157,20 +161,23 @@ func attempts(vm api.VM, neighbourMAC string) []attempt {
 			}
 		}
 	}
-	all(attempt{from: "tunnel", place: lab.Gateway, forged: &forged{src: vm.TunnelAddress}}, "tenant", "intranet", "host", "vm")
+	// What leaves the tunnel, as a gateway that has been taken over would send it.
+	all(attempt{from: "tunnel", place: lab.Gateway, forged: &forged{"dmz0", macs.gateway, vm.TunnelAddress, lab.Internal}}, "tenant", "intranet", "host")
 
-	// Forged senders, and packets that pose as answers.
+	// Forged senders; and packets that leave from a service's port, so that they pose as
+	// answers: to the table they are like any other of that sender. No two are answers to
+	// each other, or a firewall that follows connections would rightly pass the second.
 	all(attempt{from: "vm", never: true, how: "from the neighbour's MAC", place: lab.Neighbour,
-		forged: &forged{"vpc0", neighbourMAC, vm.Address}}, inside...)
+		forged: &forged{iface: "vpc0", mac: macs.neighbour, src: vm.Address}}, inside...)
 	all(attempt{from: "stranger", never: true, how: "an address nobody reserved", place: lab.Host,
-		forged: &forged{lab.CloudBridge, strangerMAC, netip.MustParseAddr("10.82.0.149")}}, inside...)
+		forged: &forged{iface: lab.CloudBridge, mac: strangerMAC, src: netip.MustParseAddr("10.82.0.149")}}, inside...)
 	all(attempt{from: "tunnel", never: true, how: "outside the tunnel", place: lab.Host,
-		forged: &forged{lab.CloudBridge, vm.MAC, vm.TunnelAddress}}, inside...)
+		forged: &forged{iface: lab.CloudBridge, mac: vm.MAC, src: vm.TunnelAddress}}, inside...)
 	all(attempt{from: "tenant", never: true, how: "forged by the VM", place: lab.Host,
-		forged: &forged{lab.CloudBridge, vm.MAC, lab.Address(lab.Tenant, lab.TenantLAN)}}, inside...)
-	all(attempt{from: "bootserver", never: true, how: "posing as an answer", place: lab.BootServer, sport: 443}, "vm", "tenant", "host")
-	all(attempt{from: "tenant", never: true, how: "posing as an answer", place: lab.Tenant, sport: 8443}, "vm")
-	all(attempt{from: "vm", never: true, how: "posing as an answer", place: lab.Host, sport: 22, forged: asVM}, "tenant")
-	all(attempt{from: "intranet", never: true, how: "posing as an answer", place: lab.Intranet, sport: 80}, "tunnel")
+		forged: &forged{iface: lab.CloudBridge, mac: vm.MAC, src: lab.Address(lab.Tenant, lab.TenantLAN)}}, inside...)
+	all(attempt{from: "bootserver", how: "posing as an answer", place: lab.BootServer, sport: 443}, "vm", "tenant", "host")
+	all(attempt{from: "tenant", how: "posing as an answer", place: lab.Tenant, sport: 8080}, "vm")
+	all(attempt{from: "vm", how: "posing as an answer", place: lab.Host, sport: 22, forged: asVM}, "tenant")
+	all(attempt{from: "intranet", how: "posing as an answer", place: lab.Intranet, sport: 80}, "tunnel")
 	return list
 }
