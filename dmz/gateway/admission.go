@@ -152,6 +152,11 @@ func (g *Gateway) install(ctx context.Context, p *peer) error {
 	old.Peers = append([]*peer(nil), g.peers.Peers...)
 	gone := g.peers.remove(func(q *peer) bool { return q.Reservation == p.Reservation || q.key() == p.key() })
 	g.peers.Peers = append(g.peers.Peers, p)
+	if g.zone != nil { // the document may have been quicker than the answer
+		if listed := match(g.zone.Document.Peers, p); listed != nil {
+			p.Listed, p.Open, p.Until = true, !listed.Quarantined, g.zone.Until(listed.TTL)
+		}
+	}
 	if err := g.settle(ctx); err != nil {
 		g.peers = old
 		if undo := g.settle(ctx); undo != nil {

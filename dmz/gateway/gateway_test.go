@@ -454,6 +454,21 @@ func TestTunnelSurvivesTheGatewaysRestart(t *testing.T) {
 	w.relays(a, cert)
 }
 
+// The document that names a peer may come before the orchestrator's answer does.
+func TestDocumentBeforeTheAnswer(t *testing.T) {
+	w := newWorld(t)
+	w.echo(w.tenant, "10.80.0.10:80")
+	w.orch.Admit = func(r wire.AdmitRequest) (wire.AdmitResponse, error) {
+		out, err := w.admit(r)
+		a := agentmsg.AdmitResponse{Address: r.Address}
+		w.orch.Publish(w.document(1, a, false, flow("dest", r.Address.String()+"/32", "10.80.0.10/32", 80)))
+		w.orch.WaitReport("document without its peer", live(1))
+		return out, err
+	}
+	w.join(w.certificate())
+	w.passes(w.vm, "10.80.0.10:80")
+}
+
 func TestTimeEndsTheTunnelWithoutTheOrchestrator(t *testing.T) {
 	w := newWorld(t)
 	w.ttl = 8 * time.Second

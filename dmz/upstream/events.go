@@ -19,6 +19,7 @@ const (
 	maxRetry    = 15 * time.Second
 	lastFlush   = 2 * time.Second // at shutdown
 	kindDropped = "events.dropped"
+	maxText     = 480 // bytes of one detail; the journal takes 512
 )
 
 // Events is the queue of a daemon's events to the journal. Emit never blocks; order
@@ -59,6 +60,11 @@ func (e *Events) Emit(ev event.Event) {
 
 // push needs mu.
 func (e *Events) push(ev event.Event) {
+	for k, v := range ev.Detail {
+		if len(v) > maxText {
+			ev.Detail[k] = v[:maxText] + "..."
+		}
+	}
 	e.seq++
 	ev.Seq, ev.Time, ev.Source = e.seq, time.Now().UTC(), e.client.Identity().String()
 	e.queue = append(e.queue, ev)
@@ -84,7 +90,12 @@ func (e *Events) Run(ctx context.Context) {
 func (e *Events) drain(ctx context.Context) {
 	retry := firstRetry
 	for batch := e.head(); len(batch) > 0; batch = e.head() {
-		if err := e.client.sendEvents(ctx, batch); err != nil {
+		err := e.client.sendEvents(ctx, batch)
+		if event.ReasonOf(err) == event.BadRequest {
+			e.discard(batch, err)
+			continue
+		}
+		if err != nil {
 			slog.Warn("events not delivered", "err", err, "waiting", len(batch))
 			if !wait(ctx, retry) {
 				return
@@ -95,6 +106,16 @@ func (e *Events) drain(ctx context.Context) {
 		retry = firstRetry
 		e.remove(len(batch))
 	}
+}
+
+// discard gives up the first event of a batch that the orchestrator will never take as
+// it is, lest it holds up all that follow. The log keeps what the journal does not.
+func (e *Events) discard(batch []event.Event, err error) {
+	slog.Error("event refused by the orchestrator", "event", batch[0], "err", err)
+	e.mu.Lock()
+	e.dropped++
+	e.mu.Unlock()
+	e.remove(1)
 }
 
 func (e *Events) flushLast(ctx context.Context) {

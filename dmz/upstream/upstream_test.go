@@ -9,7 +9,9 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -277,5 +279,33 @@ func TestEventsComeInOrderOnceAndCounted(t *testing.T) {
 	lost, _ := strconv.Atoi(dropped.Detail["count"])
 	if len(all)-1+lost != many {
 		t.Errorf("%d came, %d said to be lost, of %d", len(all)-1, lost, many)
+	}
+}
+
+// An event that the journal will not take holds up no other, and long text is cut.
+func TestRefusedEventsAreGivenUpAlone(t *testing.T) {
+	o, c := start(t)
+	o.Take = func(batch []event.Event) error {
+		for _, e := range batch {
+			if e.Kind == "bad" || len(e.Detail["text"]) > 512 {
+				return event.Refuse(event.BadRequest, "malformed")
+			}
+		}
+		return nil
+	}
+	ev := upstream.NewEvents(c)
+	for _, kind := range []string{"first", "bad", "bad", "last"} {
+		ev.Emit(event.Event{Kind: kind, Detail: map[string]string{"text": strings.Repeat("x", 2000)}})
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go ev.Run(ctx)
+	o.WaitEvent("count of what was given up", func(e event.Event) bool { return e.Kind == "events.dropped" })
+	var got []string
+	for _, e := range o.Events() {
+		got = append(got, e.Kind)
+	}
+	if last := got[len(got)-2]; last != "last" || slices.Contains(got, "bad") {
+		t.Errorf("taken: %v", got)
 	}
 }

@@ -39,6 +39,7 @@ type Orchestrator struct {
 	Ready   func(wire.ReadyRequest) error
 	Admit   func(wire.AdmitRequest) (wire.AdmitResponse, error)
 	Agent   func(wire.AgentRequest) (signed.Envelope, error)
+	Take    func([]event.Event) error // nil takes all events
 
 	mu      sync.Mutex
 	line    []byte            // guarded by mu; newest line of the zone stream
@@ -123,6 +124,11 @@ func (o *Orchestrator) handler() http.Handler {
 		return struct{}{}, nil
 	})
 	handle(mux, wire.PathEvents, func(batch []event.Event) (struct{}, error) {
+		if o.Take != nil {
+			if err := o.Take(batch); err != nil {
+				return struct{}{}, err
+			}
+		}
 		o.mu.Lock()
 		defer o.mu.Unlock()
 		o.events = append(o.events, batch...)
