@@ -73,8 +73,11 @@ func (o *Orchestrator) compute(ctx context.Context, r ledger.Reservation) error 
 	if err := o.publish(ctx); err != nil {
 		return err
 	}
+	if err := o.waitLive(ctx, zone.External, zone.Internal, zone.Gateway); err != nil {
+		return err
+	}
 	o.keepComputing(r)
-	return o.waitLive(ctx, zone.External, zone.Internal, zone.Gateway)
+	return nil
 }
 
 // keepComputing starts what goes on beside the heartbeats.
