@@ -58,6 +58,7 @@ var osMounts = append([]expect.Mount{
 // instanceFiles are what the agent writes into the memory layer of /etc for one VM.
 var instanceFiles = []expect.File{
 	{Path: "/etc/machine-id"}, {Path: "/etc/hostname"}, {Path: "/etc/hosts"}, {Path: "/etc/resolv.conf"},
+	{Path: "/etc/.pwd.lock", SHA256: digest.Of(nil)}, // empty: systemd takes this lock for a workload's own user
 }
 
 // Expectations is what every VM of the template looks like when it runs as it should:
