@@ -244,7 +244,7 @@ func (w *world) relay(rw http.ResponseWriter, r *http.Request) {
 		if up.Audit == nil {
 			down.Audit = true
 		} else {
-			w.judge(up.Audit, up.Nonce)
+			w.judge(up.Audit, up.Nonce, nil)
 			down.Workload = workload
 			close(w.audited)
 		}
@@ -255,14 +255,24 @@ func (w *world) relay(rw http.ResponseWriter, r *http.Request) {
 			close(w.running)
 		}
 	}
+	if closed(w.running) && !closed(w.again) {
+		if up.Audit == nil {
+			down.Audit = true
+		} else {
+			w.judge(up.Audit, up.Nonce, &expect.Workload{SHA256: workload.SHA256, Port: workload.Port})
+			close(w.again)
+		}
+	}
 	down.Stop = closed(w.stop)
 	data, _ := json.Marshal(down)
 	answer(rw, signed.Seal(w.manifest, signed.AgentDown, data))
 }
 
-func (w *world) judge(r *audit.Report, nonce []byte) {
-	for _, f := range expect.OS(w.expected, w.instance(nonce), *r) {
-		w.t.Errorf("second audit: %s", f)
+func (w *world) judge(r *audit.Report, nonce []byte, workload *expect.Workload) {
+	instance := w.instance(nonce)
+	instance.Workload = workload
+	for _, f := range expect.OS(w.expected, instance, *r) {
+		w.t.Errorf("audit of the OS: %s", f)
 	}
 	for _, p := range r.Processes {
 		fmt.Fprintf(os.Stderr, "process %d %s %q\n", p.PID, p.Exe, p.Args)
@@ -316,6 +326,7 @@ func TestOneVMFromFirmwareToWorkload(t *testing.T) {
 		t.Errorf("page: %q", page)
 	}
 	fmt.Fprintf(os.Stderr, "%.1f s: page\n", w.since())
+	w.await("audited again, with the workload", w.again, time.Minute)
 	if c, err := net.DialTimeout("tcp", netip.AddrPortFrom(vmAddr, 8080).String(), time.Second); err == nil {
 		c.Close()
 		t.Error("the workload is reached beside the tunnel")

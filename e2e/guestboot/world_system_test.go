@@ -148,6 +148,7 @@ type world struct {
 	admit   chan struct{} // the VM was admitted
 	audited chan struct{} // the second audit passed
 	running chan struct{} // the workload runs
+	again   chan struct{} // an audit passed while it runs
 	stop    chan struct{} // closed: the VM is told to stop
 	ended   chan struct{} // QEMU is gone
 	console *consoleLog
@@ -205,7 +206,7 @@ func newWorld(t *testing.T) *world {
 	t.Helper()
 	w := &world{t: t, dir: os.Getenv("GUESTBOOT_DIR"), t1: token.New(token.T1), t2: token.New(token.T2), t3: token.New(token.T3), ca: newAuthority(t),
 		volumeKey: secret.Random(64), password: secret.Random(16), began: time.Now(), ready: make(chan struct{}), admit: make(chan struct{}), audited: make(chan struct{}),
-		running: make(chan struct{}), stop: make(chan struct{}), ended: make(chan struct{}), console: &consoleLog{t: t, began: time.Now()}}
+		running: make(chan struct{}), again: make(chan struct{}), stop: make(chan struct{}), ended: make(chan struct{}), console: &consoleLog{t: t, began: time.Now()}}
 	_, w.manifest, _ = ed25519.GenerateKey(rand.Reader)
 	seed, err := os.ReadFile(filepath.Join(w.dir, "component.key"))
 	check(t, err)
