@@ -107,14 +107,7 @@ func (o *Orchestrator) console(ctx context.Context, in *byName) (*huma.StreamRes
 	if err != nil {
 		return nil, problem(err)
 	}
-	if r.Host == "" {
-		return nil, problem(event.Refuse(event.NoHost, "the VM is at no host yet"))
-	}
-	h, err := o.host(r.Host)
-	if err != nil {
-		return nil, problem(err)
-	}
-	text, err := h.Console(ctx, r.ID)
+	text, err := o.consoleText(ctx, r)
 	if err != nil {
 		return nil, problem(err)
 	}

@@ -129,6 +129,9 @@ func (o *Orchestrator) cleanUp(ctx context.Context, id string) error {
 		if err := o.vault.Destroy(volumeKeyName(r.Volume)); err != nil {
 			return fmt.Errorf("crypto-erase: %w", err)
 		}
+		if err := o.forgetConsole(id); err != nil {
+			return err
+		}
 	}
 	err = o.ledger.Write(ctx, func(t *ledger.Tx) error {
 		kind := "vm.gone"
@@ -149,6 +152,7 @@ func (o *Orchestrator) destroy(ctx context.Context, r ledger.Reservation) error 
 	if err != nil {
 		return err
 	}
+	o.keepConsole(ctx, h, r)
 	if err := h.Destroy(ctx, r.ID); err != nil {
 		return err
 	}

@@ -239,6 +239,14 @@ func (h *fakeHost) handler() http.Handler {
 		return list, ""
 	})
 	on("GET /v1/vms/{id}", h.show)
+	mux.HandleFunc("GET /v1/vms/{id}/console", func(w http.ResponseWriter, r *http.Request) {
+		if !h.has(r.PathValue("id")) {
+			w.WriteHeader(http.StatusNotFound)
+			json.NewEncoder(w).Encode(hostapi.Problem{Reason: event.UnknownVM})
+			return
+		}
+		io.WriteString(w, "last words")
+	})
 	on("DELETE /v1/vms/{id}", func(r *http.Request) (any, event.Reason) {
 		h.mu.Lock()
 		defer h.mu.Unlock()
