@@ -35,7 +35,7 @@ const RunDir = "/run/platform"
 // TPMSocket is where the host's TPM listens, in the lab's own /run.
 const TPMSocket = "/run/tpm/socket"
 
-// Names of the platform's files, in the order in which they are measured.
+// Names of the release's files, in the order in which they are measured.
 const (
 	Agent           = "foothold-host"
 	QEMU            = "qemu-system-x86_64"
@@ -46,7 +46,7 @@ const (
 	HostConfig      = "host-config"
 )
 
-// PlatformFiles lists the platform's files in the order of measurement.
+// PlatformFiles lists the files that the release holds, in the order of measurement.
 func PlatformFiles() []string {
 	return []string{Agent, QEMU, QEMUModule, BIOS, LoaderKernel, LoaderInitramfs, HostConfig}
 }
@@ -79,6 +79,7 @@ type sources struct {
 	Module digest.SHA256 `json:"module"`
 	BIOS   digest.SHA256 `json:"bios"`
 	Config digest.SHA256 `json:"config"`
+	System digest.SHA256 `json:"system"` // QEMU's libraries and ROMs
 }
 
 // hostConfig is the host agent's configuration. It is measured, so it names files
@@ -108,7 +109,14 @@ func (m *maker) installRelease(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	system, err := systemFiles(ctx, qemu)
+	if err != nil {
+		return err
+	}
 	want := sources{Config: digest.Of(conf)}
+	if want.System, err = digestOf(system); err != nil {
+		return err
+	}
 	for path, d := range map[string]*digest.SHA256{
 		m.binary(Agent): &want.Agent, m.binary("foothold-loader"): &want.Loader, qemu: &want.QEMU, qemuModule: &want.Module, BIOSFile: &want.BIOS,
 	} {
@@ -125,6 +133,9 @@ func (m *maker) installRelease(ctx context.Context) error {
 		return fmt.Errorf("replace release: %w", err)
 	}
 	if err := m.assemble(ctx, dir, qemu, conf); err != nil {
+		return err
+	}
+	if err := writeFiles(dir, system); err != nil {
 		return err
 	}
 	if err := m.signPlatform(dir); err != nil {
@@ -191,15 +202,23 @@ func install(from, to string) error {
 // signPlatform states what the release's files hash to. In the lab the tenant has
 // examined the release by having built it.
 func (m *maker) signPlatform(dir string) error {
+	measured, err := MeasuredFiles(dir)
+	if err != nil {
+		return err
+	}
 	sums := map[string]digest.SHA256{}
 	var files []platform.File
-	for _, name := range PlatformFiles() {
-		sum, err := durable.Digest(filepath.Join(dir, name))
+	for _, f := range measured {
+		path := f.Path
+		if path == "" {
+			path = filepath.Join(dir, f.Name)
+		}
+		sum, err := durable.Digest(path)
 		if err != nil {
 			return err
 		}
-		sums[name] = sum
-		files = append(files, platform.File{Name: name, SHA256: sum})
+		sums[f.Name] = sum
+		files = append(files, platform.File{Name: f.Name, SHA256: sum})
 	}
 	list, err := json.Marshal(files)
 	if err != nil {

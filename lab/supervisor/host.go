@@ -144,12 +144,16 @@ func (s *supervisor) measure() error {
 			f.File.Close()
 		}
 	}()
-	for _, name := range ground.PlatformFiles() {
-		f, err := os.Open(filepath.Join(ground.RunDir, name))
+	platform, err := ground.MeasuredFiles(ground.ReleaseDir(s.state))
+	if err != nil {
+		return err
+	}
+	for _, p := range platform {
+		f, err := os.Open(p.Place())
 		if err != nil {
 			return fmt.Errorf("measure platform: %w", err)
 		}
-		files = append(files, measure.File{Name: name, File: f})
+		files = append(files, measure.File{Name: p.Name, File: f})
 	}
 	events, err := measure.Launch(dev, files)
 	if err != nil {
