@@ -38,6 +38,13 @@ func TestMain(m *testing.M) {
 		conn.Close()
 		os.Exit(0)
 	}
+	if dir := os.Getenv(quoteVariable); dir != "" {
+		if err := printQuote(dir); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	os.Exit(run(m))
 }
 

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -103,6 +104,10 @@ func load(release string) error {
 	if err := unix.Mount("platform", ground.RunDir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0700,size=512m"); err != nil {
 		return fmt.Errorf("load platform: %w", err)
 	}
+	// A child that is forked meanwhile would hold the files open for writing until it
+	// becomes its program, and the file system could not be made read-only.
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	for _, name := range ground.PlatformFiles() {
 		if err := copyFile(filepath.Join(release, name), filepath.Join(ground.RunDir, name)); err != nil {
 			return fmt.Errorf("load platform: %w", err)
