@@ -40,6 +40,7 @@ import (
 	"foothold/tenant/expect"
 	"foothold/tenant/template"
 
+	"foothold/provider/qemu"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/sys/unix"
@@ -287,7 +288,7 @@ func (w *world) qemu() net.Conn {
 	l, err := net.Listen("unix", socket)
 	check(t, err)
 	defer l.Close()
-	cmd, err := command.New(context.Background(), "qemu-system-x86_64", "-machine", "q35", "-cpu", "max", "-m", "1024", "-bios", "qboot.rom",
+	cmd, err := command.New(context.Background(), "qemu-system-x86_64", "-machine", "q35", "-cpu", qemu.EmulatedCPU, "-m", "1024", "-bios", "qboot.rom",
 		"-nodefaults", "-no-user-config", "-display", "none", "-action", "reboot=shutdown", "-serial", "stdio",
 		"-kernel", filepath.Join(w.dir, "loader", bootimage.KernelFile), "-initrd", filepath.Join(w.dir, "loader", bootimage.InitramfsFile),
 		"-append", "console=ttyS0 quiet panic=-1",

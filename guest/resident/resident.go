@@ -85,7 +85,7 @@ func Main(ctx context.Context) error {
 		gather: func(nonce []byte) (audit.Report, error) { return gatherer.Gather(audit.OS, nonce, scope) },
 		filter: func(w *agentmsg.Workload) error { return filter.Apply(state.Flows(w)...) },
 	}
-	a.workload = newRunner(systemd{}, state, filepath.Join(Dir, "workload"))
+	a.workload = newRunner(systemd{}, state, filepath.Join(Dir, "workload"), console.Say)
 	if err := waitForOS(ctx, notify); err != nil {
 		a.event("the OS did not report its start: %v", err)
 	}

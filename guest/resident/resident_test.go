@@ -151,7 +151,7 @@ func (w *world) agent() *Agent {
 		gather:   func(nonce []byte) (audit.Report, error) { return audit.Report{Stage: audit.OS, Nonce: nonce}, nil },
 		filter:   func(wl *agentmsg.Workload) error { w.filters = append(w.filters, wl); return nil },
 		powerOff: func() error { w.off = true; return nil },
-		workload: newRunner(w.services, w.state, filepath.Join(w.t.TempDir(), "workload"))}
+		workload: newRunner(w.services, w.state, filepath.Join(w.t.TempDir(), "workload"), w.t.Logf)}
 	return a
 }
 
@@ -252,7 +252,7 @@ func TestWorkloadIsVerified(t *testing.T) {
 	} {
 		wl := w.workload()
 		bend(wl)
-		r := newRunner(w.services, w.state, filepath.Join(t.TempDir(), "w"))
+		r := newRunner(w.services, w.state, filepath.Join(t.TempDir(), "w"), t.Logf)
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 		if err := r.run(ctx, wl); err == nil {
 			t.Errorf("%s: run", name)

@@ -71,7 +71,8 @@ type runner struct {
 	services services
 	state    *State
 	dir      string
-	changed  chan struct{} // capacity 1: a state has changed since the last message
+	say      func(string, ...any) // milestones, for the console
+	changed  chan struct{}        // capacity 1: a state has changed since the last message
 
 	mu      sync.Mutex
 	current *agentmsg.Workload // guarded by mu
@@ -80,8 +81,8 @@ type runner struct {
 	done    chan struct{}      // closed when current's goroutine has ended; guarded by mu
 }
 
-func newRunner(s services, state *State, dir string) *runner {
-	return &runner{services: s, state: state, dir: dir, changed: make(chan struct{}, 1), cancel: func() {}}
+func newRunner(s services, state *State, dir string, say func(string, ...any)) *runner {
+	return &runner{services: s, state: state, dir: dir, say: say, changed: make(chan struct{}, 1), cancel: func() {}}
 }
 
 // status is nil while there is no workload.
@@ -156,9 +157,11 @@ func (r *runner) run(ctx context.Context, w *agentmsg.Workload) error {
 	if err != nil {
 		return err
 	}
+	r.say("workload fetched, %d bytes", w.Size)
 	if err := r.services.Start(ctx, program, w, r.state.Address.String()); err != nil {
 		return err
 	}
+	r.say("workload started")
 	r.set(w, running, "")
 	tick := time.NewTicker(watchPace)
 	defer tick.Stop()

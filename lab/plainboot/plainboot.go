@@ -25,6 +25,7 @@ import (
 	"foothold/internal/cpio"
 	"foothold/internal/secret"
 	"foothold/protocol/digest"
+	"foothold/provider/qemu"
 )
 
 // poll is the time between two looks for the workload's first answer.
@@ -134,7 +135,7 @@ func (o *Options) arguments(initramfs string, port int) []string {
 	if memory == 0 {
 		memory = 512
 	}
-	accel, cpu := "tcg", "max"
+	accel, cpu := "tcg", qemu.EmulatedCPU
 	if o.Accel == "kvm" {
 		accel, cpu = "kvm", "host"
 	}
