@@ -19,6 +19,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"foothold/client"
 	"foothold/lab"
 	"foothold/lab/control"
 	"foothold/lab/preflight"
@@ -37,8 +38,18 @@ in a network of its own. It needs no root and leaves nothing behind.`,
   foothold lab exec tenant -- ip route
   foothold lab down`,
 	}
-	cmd.PersistentFlags().StringVar(&dir, "state", "", "the lab's directory (default $XDG_STATE_HOME/foothold/lab, or ~/.local/state/foothold/lab)")
+	cmd.PersistentFlags().StringVar(&dir, "state", "", `the lab's `+"`DIR`"+` (default: that of the current context, if a lab made it; for up and else
+~/.local/state/foothold/lab, or below $XDG_STATE_HOME)`)
 	state := func() (lab.State, error) {
+		if dir == "" {
+			var err error
+			if dir, err = currentLab(); err != nil {
+				return lab.State{}, err
+			}
+		}
+		return lab.Open(dir)
+	}
+	fresh := func() (lab.State, error) {
 		if dir == "" {
 			var err error
 			if dir, err = defaultLab(); err != nil {
@@ -47,12 +58,26 @@ in a network of its own. It needs no root and leaves nothing behind.`,
 		}
 		return lab.Open(dir)
 	}
-	cmd.AddCommand(labUp(state), labDown(state), labStatus(state), labLogs(state), labExec(state), labFetch(state), labRestart(state), labFirst(state), labPreflight())
+	cmd.AddCommand(labUp(fresh), labDown(state), labStatus(state), labLogs(state), labExec(state), labFetch(state), labRestart(state), labFirst(state), labPreflight())
 	cmd.AddCommand(labInner()...)
 	return cmd
 }
 
 type openLab func() (lab.State, error)
+
+// currentLab is the lab that made the current context, so that after `lab up` commands
+// need no --state; without one it is the default.
+func currentLab() (string, error) {
+	if c, err := client.Find(""); err == nil {
+		dir := filepath.Dir(c.File)
+		if (lab.State{Dir: dir}).Context() == c.File {
+			if info, err := os.Stat((lab.State{Dir: dir}).Run()); err == nil && info.IsDir() {
+				return dir, nil
+			}
+		}
+	}
+	return defaultLab()
+}
 
 func defaultLab() (string, error) {
 	if base := os.Getenv("XDG_STATE_HOME"); filepath.IsAbs(base) {
