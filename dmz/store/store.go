@@ -196,6 +196,7 @@ func (s *store) put(w http.ResponseWriter, r *http.Request) {
 		slog.Error("object not stored", "sha256", sum.String(), "err", err)
 		http.Error(w, "failed", http.StatusInternalServerError)
 	default:
+		s.pack(path)
 		slog.Info("object stored", "sha256", sum.String(), "bytes", r.ContentLength)
 		w.WriteHeader(http.StatusCreated)
 	}
@@ -227,7 +228,7 @@ func (s *store) get(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer func() { <-s.gets }()
-	f, err := os.Open(filepath.Join(s.dir, sum.String()))
+	f, encoding, err := s.open(sum, r.Header.Get("Accept-Encoding"))
 	if errors.Is(err, fs.ErrNotExist) {
 		http.NotFound(w, r)
 		return
@@ -249,6 +250,9 @@ func (s *store) get(w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set("Content-Type", "application/octet-stream")
 	w.Header().Set("Content-Length", strconv.FormatInt(info.Size(), 10))
+	if encoding != "" {
+		w.Header().Set("Content-Encoding", encoding)
+	}
 	if r.Method == http.MethodHead {
 		return
 	}

@@ -197,7 +197,7 @@ func (c *Conn) Post(ctx context.Context, path string, in, out any, limit int64) 
 	}
 	defer clear(body) // it may hold a token
 	var answer bytes.Buffer
-	if err := c.exchange(ctx, http.MethodPost, path, body, limit, &answer); err != nil {
+	if err := c.exchange(ctx, http.MethodPost, path, Coding{}, body, limit, &answer); err != nil {
 		return err
 	}
 	return strictjson.Unmarshal(answer.Bytes(), out)
@@ -205,8 +205,14 @@ func (c *Conn) Post(ctx context.Context, path string, in, out any, limit int64) 
 
 // Get writes an answer of exactly size bytes to w.
 func (c *Conn) Get(ctx context.Context, path string, size int64, w io.Writer) error {
+	return c.GetCoded(ctx, path, Coding{}, size, w)
+}
+
+// GetCoded is Get, but lets the server send the content in a coding. What comes out
+// has exactly size bytes; that they are the right ones is for the caller to see.
+func (c *Conn) GetCoded(ctx context.Context, path string, coding Coding, size int64, w io.Writer) error {
 	counted := &counter{w: w}
-	if err := c.exchange(ctx, http.MethodGet, path, nil, size, counted); err != nil {
+	if err := c.exchange(ctx, http.MethodGet, path, coding, nil, size, counted); err != nil {
 		return err
 	}
 	if counted.n != size {
@@ -228,7 +234,7 @@ func (c *counter) Write(p []byte) (int, error) {
 
 // exchange is one request and its whole answer. Any error leaves the connection
 // unusable and closed.
-func (c *Conn) exchange(ctx context.Context, method, path string, body []byte, limit int64, w io.Writer) (err error) {
+func (c *Conn) exchange(ctx context.Context, method, path string, coding Coding, body []byte, limit int64, w io.Writer) (err error) {
 	stop := context.AfterFunc(ctx, func() { c.tls.NetConn().Close() })
 	defer func() {
 		if !stop() && err != nil {
@@ -244,6 +250,9 @@ func (c *Conn) exchange(ctx context.Context, method, path string, body []byte, l
 		return err
 	}
 	req.Header.Set("User-Agent", "foothold-guest")
+	if coding.Name != "" {
+		req.Header.Set("Accept-Encoding", coding.Name)
+	}
 	if body != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
@@ -262,7 +271,12 @@ func (c *Conn) exchange(ctx context.Context, method, path string, body []byte, l
 	if resp.StatusCode != http.StatusOK {
 		return fmt.Errorf("the server answers with status %d", resp.StatusCode)
 	}
-	n, err := io.Copy(w, io.LimitReader(resp.Body, limit+1))
+	content, err := coding.decode(resp)
+	if err != nil {
+		return err
+	}
+	defer content.Close()
+	n, err := io.Copy(w, io.LimitReader(content, limit+1))
 	switch {
 	case err != nil:
 		return err
@@ -272,6 +286,23 @@ func (c *Conn) exchange(ctx context.Context, method, path string, body []byte, l
 		return c.finish(in.Buffered() > 0)
 	}
 	return nil
+}
+
+// Coding is a content coding that a request may ask for (RFC 9110, section 8.4).
+type Coding struct {
+	Name string
+	Open func(io.Reader) (io.ReadCloser, error) // bounds the memory that it takes
+}
+
+// decode is the answer's content. A coding that was not asked for is refused.
+func (c Coding) decode(resp *http.Response) (io.ReadCloser, error) {
+	switch resp.Header.Get("Content-Encoding") {
+	case "":
+		return io.NopCloser(resp.Body), nil
+	case c.Name:
+		return c.Open(resp.Body)
+	}
+	return nil, errors.New("the answer has a coding that was not asked for")
 }
 
 // finish handles an answer after which no other can follow.

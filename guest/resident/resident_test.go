@@ -30,6 +30,8 @@ import (
 	"foothold/protocol/audit"
 	"foothold/protocol/digest"
 	"foothold/protocol/signed"
+
+	"github.com/klauspost/compress/zstd"
 )
 
 const reservation = "0f0e0d0c-0b0a-4908-8706-050403020100"
@@ -41,6 +43,7 @@ type world struct {
 	vm       ed25519.PublicKey
 	state    *State
 	object   []byte
+	send     http.HandlerFunc // of the store
 	storeAt  netip.AddrPort
 	services *fakeServices
 
@@ -114,7 +117,8 @@ func newWorld(t *testing.T) *world {
 	w.vm = vmPub
 	w.state = &State{Reservation: reservation, Start: 1, ManifestKey: manifestPub, Seed: secret.New(vmKey.Seed()), CertSeed: secret.New(certKey.Seed()), Certificate: vmCert.Certificate[0],
 		CA: caDER, ServerName: "gateway.test", Relay: serve(mtls.Gateway, w.relay), Address: netip.MustParseAddr("10.84.0.2")}
-	w.storeAt = serve(mtls.Store, func(rw http.ResponseWriter, r *http.Request) { rw.Write(w.object) })
+	w.send = func(rw http.ResponseWriter, r *http.Request) { rw.Write(w.object) }
+	w.storeAt = serve(mtls.Store, func(rw http.ResponseWriter, r *http.Request) { w.send(rw, r) })
 	return w
 }
 
@@ -261,6 +265,57 @@ func TestWorkloadIsVerified(t *testing.T) {
 	}
 	if len(w.services.started) > 0 {
 		t.Error("a program was started")
+	}
+}
+
+func packed(t *testing.T, data []byte) []byte {
+	z, err := zstd.NewWriter(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer z.Close()
+	return z.EncodeAll(data, nil)
+}
+
+// The store may send a compressed copy; what comes out is held to size and digest.
+func TestWorkloadMayComeCompressed(t *testing.T) {
+	w := newWorld(t)
+	w.object = bytes.Repeat([]byte("#!program"), 10_000)
+	for name, tc := range map[string]struct {
+		coding  string
+		content []byte
+		good    bool
+	}{
+		"zstd":            {"zstd", packed(t, w.object), true},
+		"none":            {"", w.object, true},
+		"other content":   {"zstd", packed(t, bytes.Repeat([]byte("#!Program"), 10_000)), false},
+		"unpacks to more": {"zstd", packed(t, make([]byte, 256<<20)), false},
+		"unpacks to less": {"zstd", packed(t, w.object[:1000]), false},
+		"not zstd":        {"zstd", w.object, false},
+		"cut":             {"zstd", packed(t, w.object)[:20], false},
+		"unasked coding":  {"gzip", w.object, false},
+		"two codings":     {"zstd, zstd", packed(t, packed(t, w.object)), false},
+	} {
+		w.send = func(rw http.ResponseWriter, r *http.Request) {
+			if got := r.Header.Get("Accept-Encoding"); got != "zstd" {
+				t.Errorf("%s: the agent accepts %q", name, got)
+			}
+			if tc.coding != "" {
+				rw.Header().Set("Content-Encoding", tc.coding)
+			}
+			rw.Write(tc.content)
+		}
+		var out bytes.Buffer
+		r := newRunner(w.services, w.state, t.TempDir(), t.Logf)
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		err := r.download(ctx, w.workload(), &out)
+		cancel()
+		if good := err == nil; good != tc.good || good && !bytes.Equal(out.Bytes(), w.object) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if out.Len() > len(w.object)+1 {
+			t.Errorf("%s: %d bytes were written", name, out.Len())
+		}
 	}
 }
 
