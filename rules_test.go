@@ -169,6 +169,45 @@ func TestTreeStandsAlone(t *testing.T) {
 	}
 }
 
+// A direct dependency has its reason in a decision record, and no record outlives its
+// dependency.
+func TestDependenciesAreReasoned(t *testing.T) {
+	out, err := exec.Command("go", "mod", "edit", "-json").Output()
+	if err != nil {
+		t.Fatalf("go mod edit: %v", err)
+	}
+	var mod struct {
+		Require []struct {
+			Path     string
+			Indirect bool
+		}
+	}
+	if err := json.Unmarshal(out, &mod); err != nil {
+		t.Fatal(err)
+	}
+	var direct []string
+	for _, r := range mod.Require {
+		if !r.Indirect {
+			direct = append(direct, r.Path)
+		}
+	}
+	var reasoned []string
+	for line := range strings.Lines(string(read(t, "docs/decisions/002-dependencies.md"))) {
+		cells := strings.Split(line, "|")
+		if len(cells) < 5 || !strings.Contains(cells[1], ".") {
+			continue
+		}
+		for _, m := range strings.Split(cells[1], ",") {
+			reasoned = append(reasoned, strings.TrimSpace(m))
+		}
+	}
+	slices.Sort(direct)
+	slices.Sort(reasoned)
+	if len(direct) == 0 || !slices.Equal(direct, reasoned) {
+		t.Errorf("go.mod requires directly\n%q,\nthe record gives reasons for\n%q", direct, reasoned)
+	}
+}
+
 // measured caps what the measured and the delivered binaries consist of. A new module
 // here is a new author whom every host or VM trusts.
 var measured = map[string]struct {

@@ -39,8 +39,7 @@ func Able() bool {
 // program is something that a Debian package brings.
 type program struct{ name, pkg string }
 
-// programs is what the lab, the template's build and the tests run. The packages'
-// list in the Makefile is the same; a test compares them.
+// programs is what the lab, the template's build and the tests run.
 var programs = []program{
 	{"qemu-system-x86_64", "qemu-system-x86"},
 	{"/usr/share/qemu/qboot.rom", "qemu-system-data"},
