@@ -33,7 +33,7 @@ func (e *Ended) Error() string {
 	if e.VM.Explanation != "" {
 		text += ": " + e.VM.Explanation
 	}
-	return text
+	return text + "; next: foothold vm explain " + e.VM.Name
 }
 
 // Wait watches a VM by id or name until it is ready or ended. It hands every

@@ -37,6 +37,9 @@ const exitHelp = `Every command ends with one of these codes. They are stable.
   7    --timeout passed while the VM was still on its way; it goes on without you
   130  interrupted; a VM that was being waited for goes on
 
+foothold lab exec ends as the command does that it ran: with its code, with 128 and the
+number of the signal that ended it, or with 127 if there is no such place or command.
+
 Reasons are listed in docs/errors.md.
 `
 
@@ -122,11 +125,15 @@ func group(use, short, long string, subs ...*cobra.Command) *cobra.Command {
 	return c
 }
 
-// strictArgs makes every argument error of the tree one of usage.
+// strictArgs makes every argument error of the tree one of usage, a required flag that
+// is missing included.
 func strictArgs(c *cobra.Command) {
 	if check := c.Args; check != nil {
 		c.Args = func(cmd *cobra.Command, args []string) error {
 			err := check(cmd, args)
+			if err == nil {
+				err = cmd.ValidateRequiredFlags()
+			}
 			var coded *exitError
 			if err == nil || errors.As(err, &coded) {
 				return err

@@ -28,16 +28,13 @@ import (
 
 func labCommand() *cobra.Command {
 	var dir string
-	cmd := &cobra.Command{
-		Use:   "lab",
-		Short: "Run the whole system on this machine, in namespaces",
-		Long: `Run the whole system on this machine, in namespaces: the tenant's data centre, the
+	cmd := group("lab", "Run the whole system on this machine, in namespaces",
+		`Run the whole system on this machine, in namespaces: the tenant's data centre, the
 DMZ with its firewalls, and a provider's hypervisor with a TPM, each daemon a process
-in a network of its own. It needs no root and leaves nothing behind.`,
-		Example: `  foothold lab up
+in a network of its own. It needs no root and leaves nothing behind.`)
+	cmd.Example = `  foothold lab up
   foothold lab exec tenant -- ip route
-  foothold lab down`,
-	}
+  foothold lab down`
 	cmd.PersistentFlags().StringVar(&dir, "state", "", `the lab's `+"`DIR`"+` (default: that of the current context, if a lab made it; for up and else
 ~/.local/state/foothold/lab, or below $XDG_STATE_HOME)`)
 	state := func() (lab.State, error) {
@@ -113,7 +110,7 @@ func labUp(open openLab) *cobra.Command {
 				fmt.Fprintf(out, "the lab in %s is up already\n", state.Dir)
 				err = nil
 			} else if err == nil {
-				fmt.Fprintf(out, "the lab is up after %.1f s; `foothold lab status` shows it\n", time.Since(began).Seconds())
+				fmt.Fprintf(out, "the lab is up after %.1f s; `foothold lab status --state %s` shows it\n", time.Since(began).Seconds(), state.Dir)
 			}
 			if err != nil {
 				return fmt.Errorf("lab up: %w", err)

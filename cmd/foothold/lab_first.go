@@ -71,16 +71,12 @@ func (w *walk) all(ctx context.Context, workload string) error {
 		}
 	}
 	if vm, err := api.VM(ctx, firstVM); err != nil || !vm.Ready {
-		if err == nil && (vm.Phase == "aborted" || vm.Phase == "released") {
+		if err == nil && (vm.Phase == client.PhaseAborted || vm.Phase == client.PhaseReleased) {
 			if err := w.run(ctx, "vm", "delete", firstVM, "--yes"); err != nil {
 				return err
 			}
 		}
-		args := []string{"vm", "create", firstVM, "--wait"}
-		if workload != "" {
-			args = append(args, "--workload", workload)
-		}
-		if err := w.run(ctx, args...); err != nil {
+		if err := w.run(ctx, createArgs(firstVM, workload)...); err != nil {
 			return err
 		}
 	}
@@ -98,7 +94,7 @@ func (w *walk) all(ctx context.Context, workload string) error {
 		"export " + client.Variable + "=" + w.state.Context(),
 		"bin/foothold vm show " + firstVM + "        # phases, components, the rules that are live for it",
 		"bin/foothold vm explain " + firstVM,
-		"bin/foothold vm create web --workload " + workload + " --wait",
+		"bin/foothold " + strings.Join(createArgs("web", workload), " "),
 		"bin/foothold events",
 		"bin/foothold lab exec external --state " + w.state.Dir + " -- nft list ruleset",
 		"bin/foothold vm delete " + firstVM,
@@ -107,6 +103,15 @@ func (w *walk) all(ctx context.Context, workload string) error {
 		fmt.Fprintln(w.out, "  "+line)
 	}
 	return nil
+}
+
+// createArgs is the command that makes a VM, with a workload or without.
+func createArgs(name, workload string) []string {
+	args := []string{"vm", "create", name, "--wait"}
+	if workload != "" {
+		args = append(args, "--workload", workload)
+	}
+	return args
 }
 
 // run shows a command of this program and runs it.

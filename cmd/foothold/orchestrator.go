@@ -2,7 +2,6 @@ package main
 
 import (
 	"encoding/json"
-	"fmt"
 	"log/slog"
 	"os"
 
@@ -13,14 +12,10 @@ import (
 )
 
 func orchestratorCommand() *cobra.Command {
-	c := &cobra.Command{
-		Use:   "orchestrator",
-		Short: "The tenant's deciding daemon",
-		Long: `The orchestrator holds reservations, keys and decisions. It runs in the tenant's data
+	return group("orchestrator", "The tenant's deciding daemon",
+		`The orchestrator holds reservations, keys and decisions. It runs in the tenant's data
 centre. init makes its state once; run serves operators and the DMZ's daemons.`,
-	}
-	c.AddCommand(orchestratorInit(), orchestratorRun())
-	return c
+		orchestratorInit(), orchestratorRun())
 }
 
 func orchestratorInit() *cobra.Command {
@@ -35,7 +30,7 @@ into the DMZ daemons' configurations, the authorities' files to those who check 
 		Example: "  foothold orchestrator init --state /var/lib/foothold | jq -r .zone_key",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			unix.Umask(0o077)
+			unix.Umask(privateUmask)
 			res, err := orchestrator.Init(cmd.Context(), state)
 			if err != nil {
 				return err
@@ -58,12 +53,10 @@ func orchestratorRun() *cobra.Command {
 		Example: "  foothold orchestrator run --config /etc/foothold/orchestrator.yaml",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			unix.Umask(0o077)
-			slog.SetDefault(slog.New(slog.NewJSONHandler(os.Stderr, nil)))
-			// Its memory holds keys: no other process of this user may read it.
-			if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
-				return fmt.Errorf("become undumpable: %w", err)
+			if err := shieldProcess(); err != nil {
+				return err
 			}
+			slog.SetDefault(slog.New(slog.NewJSONHandler(os.Stderr, nil)).With("daemon", "orchestrator"))
 			return orchestrator.Main(cmd.Context(), file)
 		},
 	}

@@ -109,8 +109,9 @@ func vmLogs() *cobra.Command {
 	raw := false
 	c := &cobra.Command{
 		Use: "logs NAME", Short: "Print what a VM wrote to its console",
-		Long: `Print what a VM wrote to its console, as its host keeps it (the last 1 MiB). The console
-is output only: nobody can log in there. Control characters are removed, since a VM
+		Long: `Print what a VM wrote to its console: as its host keeps it, or, of a VM that failed,
+what the orchestrator kept of it. The console is output only: nobody can log in there.
+Control characters are removed, since a VM
 could steer your terminal with them.`,
 		Example: "  foothold vm logs web | tail",
 		Args:    cobra.ExactArgs(1),

@@ -8,6 +8,7 @@ import (
 
 	"foothold/client"
 	"foothold/protocol/api"
+	"foothold/protocol/event"
 
 	"github.com/spf13/cobra"
 )
@@ -51,7 +52,7 @@ its tunnel once the VM computes; it runs as an unprivileged user.`,
 func create(cmd *cobra.Command, name string, f createFlags) error {
 	s, err := open(cmd)
 	if err != nil {
-		return err
+		return failed(cmd, api.VM{Name: name}, err)
 	}
 	ctx := cmd.Context()
 	if f.timeout > 0 {
@@ -61,7 +62,7 @@ func create(cmd *cobra.Command, name string, f createFlags) error {
 	}
 	req := api.CreateVM{Name: name, Template: f.template, Size: f.size}
 	if f.workload.file == "" && (f.workload.entry != "" || cmd.Flags().Changed("workload-port")) {
-		return usage("--entry and --workload-port belong to a --workload")
+		return failed(cmd, api.VM{Name: name}, usage("--entry and --workload-port belong to a --workload"))
 	}
 	if f.workload.file != "" {
 		if req.Workload, err = s.putWorkload(ctx, f.workload); err != nil {
@@ -95,8 +96,8 @@ func (s *session) follow(ctx context.Context, name string) (api.VM, error) {
 	return s.Wait(ctx, name, d.see)
 }
 
-// failed prints, with --json, the object that scripts expect also of a failure; err
-// still decides the exit code.
+// failed prints, with --json, the object that scripts expect also of a failure, with a
+// stable reason; err still decides the exit code.
 func failed(cmd *cobra.Command, vm api.VM, err error) error {
 	if !wantsJSON(cmd) {
 		return err
@@ -105,13 +106,31 @@ func failed(cmd *cobra.Command, vm api.VM, err error) error {
 	switch {
 	case errors.As(err, &refusal):
 		vm.Phase, vm.Reason, vm.Explanation = "refused", refusal.Reason, refusal.Detail
-	case vm.Explanation == "":
-		vm.Explanation = err.Error()
+	case vm.Reason == "":
+		vm.Reason, vm.Explanation = ownReason(err), err.Error()
 	}
 	if err := printJSON(cmd.OutOrStdout(), complete(vm)); err != nil {
 		return err
 	}
 	return err
+}
+
+// ownReason is the reason for a failure that the orchestrator has not named.
+func ownReason(err error) event.Reason {
+	switch exitCode(err) {
+	case exitUsage:
+		return event.BadRequest
+	case exitTimeout:
+		return event.WaitTimeout
+	case exitInterrupted:
+		return event.Interrupted
+	case exitUnreachable:
+		if errors.Is(err, client.ErrUntrusted) {
+			return event.OrchestratorUntrusted
+		}
+		return event.OrchestratorAway
+	}
+	return event.InternalError
 }
 
 // watchJSON prints every change of a VM as one line.

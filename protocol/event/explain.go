@@ -61,6 +61,11 @@ func Explanations() map[Reason]Explanation {
 		WorkloadFailed:     {"the workload could not be fetched or started, or ended", "run it in a VM of the same template; see `foothold vm logs NAME`"},
 		ZoneNotApplied:     {"a firewall, the gateway or the boot server did not make the wanted rules so", "see `foothold status` for which, and its log"},
 
+		OrchestratorAway:      {"no answer came from the orchestrator; nothing is known of the request", "check that it runs and that the context names its address: `foothold context show`, in a lab `foothold lab status`; then `foothold vm list`"},
+		OrchestratorUntrusted: {"the tool and the orchestrator do not trust each other's certificates", "use the context that belongs to this orchestrator: `foothold context show`"},
+		WaitTimeout:           {"--timeout passed while the VM was on its way; it goes on", "`foothold vm watch NAME` waits on, `foothold vm explain NAME` says for what"},
+		Interrupted:           {"the command was interrupted; a VM that was created goes on", "`foothold vm watch NAME` waits on"},
+
 		Released:      {"it was released by wish", "nothing is left to do"},
 		InternalError: {"the orchestrator itself failed", "see its log: `foothold lab logs orchestrator`; create the VM again"},
 	}

@@ -51,6 +51,12 @@ const (
 	WorkloadFailed     Reason = "workload-failed"
 	ZoneNotApplied     Reason = "zone-not-applied"
 
+	// Said by the operator's own tool, which knows nothing more.
+	OrchestratorAway      Reason = "orchestrator-away"
+	OrchestratorUntrusted Reason = "orchestrator-untrusted"
+	WaitTimeout           Reason = "wait-timeout"
+	Interrupted           Reason = "interrupted"
+
 	// Ends.
 	Released      Reason = "released"
 	InternalError Reason = "internal-error"
