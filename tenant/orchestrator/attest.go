@@ -14,6 +14,7 @@ import (
 	"foothold/protocol/upstream"
 	"foothold/tenant/hostclient"
 	"foothold/tenant/ledger"
+	"foothold/tenant/reservation"
 	"foothold/tenant/verify"
 )
 
@@ -128,6 +129,23 @@ func (o *Orchestrator) keepVerdict(ctx context.Context, r ledger.Reservation, v 
 	}
 	o.zones.journalled()
 	return refused
+}
+
+// permitted is asked in the transaction that releases something: the quote has admitted
+// this start for the phase, and the reservation is in it now, before its deadline. A
+// reservation that ended while its quote was judged gets nothing.
+func permitted(t *ledger.Tx, admitted *verify.Admitted, r ledger.Reservation, phase reservation.Phase) (ledger.Reservation, error) {
+	if err := admitted.Check(r.ID, r.Start, string(phase), t.Now); err != nil {
+		return r, err
+	}
+	now, err := t.Reservation(r.ID)
+	if err != nil {
+		return now, err
+	}
+	if now.Phase != phase || now.Start != r.Start || !now.Deadline.After(t.Now) {
+		return now, event.Refuse(event.DeadlinePassed, "the VM is %s by now", now.Phase)
+	}
+	return now, nil
 }
 
 func laterClock(stored []byte, c verify.Clock) ([]byte, error) {

@@ -101,15 +101,9 @@ func (o *Orchestrator) admitAttested(ctx context.Context, r ledger.Reservation, 
 func (o *Orchestrator) admitTunnel(ctx context.Context, admitted *verify.Admitted, r ledger.Reservation, info vmcert.Info, serial string, address netip.Addr) (upstream.AdmitResponse, error) {
 	var out upstream.AdmitResponse
 	err := o.ledger.Write(ctx, func(t *ledger.Tx) error {
-		if err := admitted.Check(r.ID, r.Start, string(reservation.Connecting), t.Now); err != nil {
-			return err
-		}
-		now, err := t.Reservation(r.ID)
+		now, err := permitted(t, admitted, r, reservation.Connecting)
 		if err != nil {
 			return err
-		}
-		if now.Phase != reservation.Connecting || now.Start != r.Start || !now.Deadline.After(t.Now) {
-			return event.Refuse(event.DeadlinePassed, "the VM is %s by now", now.Phase)
 		}
 		if err := o.checkTunnelAddress(t, r.ID, address); err != nil {
 			return err

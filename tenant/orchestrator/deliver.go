@@ -44,7 +44,7 @@ func (o *Orchestrator) releaseComponents(ctx context.Context, admitted *verify.A
 		return out, err
 	}
 	err = o.ledger.Write(ctx, func(t *ledger.Tx) error {
-		if err := admitted.Check(r.ID, r.Start, string(reservation.Booting), t.Now); err != nil {
+		if _, err := permitted(t, admitted, r, reservation.Booting); err != nil {
 			return err
 		}
 		s, err := t.Start(r.ID, r.Start)
