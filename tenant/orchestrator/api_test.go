@@ -259,8 +259,8 @@ func TestHostFails(t *testing.T) {
 	if r.Phase != reservation.Released || r.Cleanup != ledger.CleanupPending || !r.Deleted.IsZero() {
 		t.Errorf("a VM that its host does not destroy: %+v", r)
 	}
-	if has, err := w.o.vault.Has(volumeKeyName(r.Volume)); err != nil || !has {
-		t.Errorf("the volume's key before the VM is gone: %v %v", has, err)
+	if has, err := w.o.vault.Has(volumeKeyName(r.Volume)); err != nil || has {
+		t.Errorf("the host keeps the volume's key alive: %v %v", has, err)
 	}
 	if status, p := w.call("POST", "/v1/vms", []byte(`{"name":"a"}`), nil); status != http.StatusConflict || p.Reason != event.NameTaken {
 		t.Errorf("its name: %d %+v", status, p)

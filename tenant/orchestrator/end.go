@@ -110,9 +110,11 @@ func (o *Orchestrator) end(ctx context.Context, id string, to reservation.Phase,
 	return o.publish(ctx)
 }
 
-// cleanUp asks the host to destroy the VM, checks its absence in the host's listing,
-// and, if erase was wished, destroys the volume's key and then its ciphertext. Every
-// step may be repeated; the row says what is still to do.
+// cleanUp destroys the volume's key, if erase was wished, then asks the host to destroy
+// the VM, checks its absence in the host's listing, and has the ciphertext deleted. The
+// key goes first and whatever the host does: a provider that does not answer, or
+// refuses, must not keep it alive. Every step may be repeated; the row says what is
+// still to do.
 func (o *Orchestrator) cleanUp(ctx context.Context, id string) error {
 	ctx, cancel := context.WithTimeout(ctx, cleanupLimit)
 	defer cancel()
@@ -120,15 +122,10 @@ func (o *Orchestrator) cleanUp(ctx context.Context, id string) error {
 	if err != nil || r.Cleanup != ledger.CleanupPending {
 		return err
 	}
-	if r.Host != "" {
-		if err := o.destroy(ctx, r); err != nil {
-			return err
-		}
+	if err := errors.Join(o.erase(r), o.destroy(ctx, r)); err != nil {
+		return err
 	}
 	if r.Erase {
-		if err := o.vault.Destroy(volumeKeyName(r.Volume)); err != nil {
-			return fmt.Errorf("crypto-erase: %w", err)
-		}
 		if err := o.forgetConsole(id); err != nil {
 			return err
 		}
@@ -147,7 +144,21 @@ func (o *Orchestrator) cleanUp(ctx context.Context, id string) error {
 	return err
 }
 
+// erase makes the volume unreadable wherever its ciphertext lies.
+func (o *Orchestrator) erase(r ledger.Reservation) error {
+	if !r.Erase {
+		return nil
+	}
+	if err := o.vault.Destroy(volumeKeyName(r.Volume)); err != nil {
+		return fmt.Errorf("crypto-erase: %w", err)
+	}
+	return nil
+}
+
 func (o *Orchestrator) destroy(ctx context.Context, r ledger.Reservation) error {
+	if r.Host == "" {
+		return nil
+	}
 	h, err := o.host(r.Host)
 	if err != nil {
 		return err
