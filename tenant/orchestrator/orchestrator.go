@@ -71,6 +71,8 @@ type Orchestrator struct {
 
 	tasks sync.WaitGroup // goroutines that end with the context of Run
 
+	registering sync.Mutex // a template's row and key change together
+
 	mu   sync.Mutex
 	ctx  context.Context // of Run; runs are made under it
 	runs map[string]*run // guarded by mu; live reservations by id

@@ -146,10 +146,13 @@ func (o *Orchestrator) registerTemplate(ctx context.Context, in api.RegisterTemp
 	}
 	tpl := ledger.Template{Name: in.Name, SHA256: in.SHA256, Size: in.Size, RootHash: in.RootHash, HashOffset: in.HashOffset,
 		Release: c.Release, Components: in.Components, Audit: in.Audit, Created: in.Created}
-	if err := o.checkNewTemplate(ctx, tpl, c); err != nil {
+	o.registering.Lock()
+	defer o.registering.Unlock()
+	exists, err := o.checkNewTemplate(ctx, tpl, c)
+	if err != nil {
 		return api.Template{}, err
 	}
-	if err := o.putTemplateKey(in); err != nil {
+	if err := o.putTemplateKey(in, exists); err != nil {
 		return api.Template{}, err
 	}
 	var view api.Template
@@ -173,10 +176,11 @@ func (o *Orchestrator) registerTemplate(ctx context.Context, in api.RegisterTemp
 }
 
 // checkNewTemplate refuses a name that means another image, and components that are
-// not in the store.
-func (o *Orchestrator) checkNewTemplate(ctx context.Context, tpl ledger.Template, c bootmsg.Components) error {
-	return o.ledger.Read(ctx, func(t *ledger.Tx) error {
+// not in the store. It reports whether this very image has the name already.
+func (o *Orchestrator) checkNewTemplate(ctx context.Context, tpl ledger.Template, c bootmsg.Components) (exists bool, err error) {
+	err = o.ledger.Read(ctx, func(t *ledger.Tx) error {
 		old, err := t.Template(tpl.Name)
+		exists = err == nil
 		if err == nil && old.SHA256 != tpl.SHA256 {
 			return event.Refuse(event.NameTaken, "template %s is registered with another image", tpl.Name)
 		}
@@ -197,9 +201,12 @@ func (o *Orchestrator) checkNewTemplate(ctx context.Context, tpl ledger.Template
 		}
 		return nil
 	})
+	return exists, err
 }
 
-func (o *Orchestrator) putTemplateKey(in api.RegisterTemplate) error {
+// putTemplateKey stores the key. One that a registered template has is never replaced:
+// its image would open no more.
+func (o *Orchestrator) putTemplateKey(in api.RegisterTemplate, exists bool) error {
 	name := templateKeyName(in.Name)
 	err := o.vault.Put(name, in.VolumeKey)
 	if !errors.Is(err, vault.ErrExists) {
@@ -212,6 +219,9 @@ func (o *Orchestrator) putTemplateKey(in api.RegisterTemplate) error {
 	defer old.Wipe()
 	if old.Equal(in.VolumeKey) {
 		return nil
+	}
+	if exists {
+		return event.Refuse(event.NameTaken, "template %s is registered with another key", in.Name)
 	}
 	// A registration that did not come to its end left it: checkNewTemplate has seen that
 	// no other image has this name.
@@ -312,7 +322,27 @@ func (o *Orchestrator) deleteTemplate(ctx context.Context, name, by string) erro
 	if err != nil {
 		return err
 	}
-	err = o.ledger.Write(ctx, func(t *ledger.Tx) error {
+	if err := o.forgetTemplate(ctx, name, by); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	for _, host := range tpl.Hosts {
+		if h, err := o.host(host); err == nil {
+			if err := h.DeleteTemplate(ctx, tpl.SHA256); err != nil {
+				slog.Warn("delete template at host", "host", host, "error", err)
+			}
+		}
+	}
+	return nil
+}
+
+// forgetTemplate removes the row and destroys the key before another template can have
+// the name.
+func (o *Orchestrator) forgetTemplate(ctx context.Context, name, by string) error {
+	o.registering.Lock()
+	defer o.registering.Unlock()
+	err := o.ledger.Write(ctx, func(t *ledger.Tx) error {
 		users, err := t.TemplateUsers(name)
 		if err != nil {
 			return err
@@ -328,15 +358,6 @@ func (o *Orchestrator) deleteTemplate(ctx context.Context, name, by string) erro
 	o.zones.journalled()
 	if err := o.vault.Destroy(templateKeyName(name)); err != nil {
 		return fmt.Errorf("destroy template key: %w", err)
-	}
-	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
-	defer cancel()
-	for _, host := range tpl.Hosts {
-		if h, err := o.host(host); err == nil {
-			if err := h.DeleteTemplate(ctx, tpl.SHA256); err != nil {
-				slog.Warn("delete template at host", "host", host, "error", err)
-			}
-		}
 	}
 	return nil
 }
