@@ -78,7 +78,7 @@ type Start struct {
 	AgentSeq   int           `json:"agent_seq,omitempty"` // of the last accepted message
 	AgentLast  digest.SHA256 `json:"agent_last"`          // of its payload: the same one again is answered again
 	AgentNonce []byte        `json:"agent_nonce,omitempty"`
-	AuditAsked bool          `json:"audit_asked,omitempty"` // with that nonce
+	AuditNonce []byte        `json:"audit_nonce,omitempty"` // that the audit asked for must answer; empty: none is awaited
 	Audited    time.Time     `json:"audited,omitzero"`      // last passed audit of the OS
 	Workload   string        `json:"workload,omitempty"`    // state, as the guest says
 	Ready      time.Time     `json:"ready,omitzero"`        // the workload answered through the tunnel

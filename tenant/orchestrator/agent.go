@@ -34,17 +34,24 @@ type accepted struct {
 	r     ledger.Reservation
 	s     ledger.Start // with the nonce that the answer carries
 	up    agentmsg.Up
-	asked bool // an answer has asked for an audit that did not come yet
 	again bool // the same message came before; its answer got lost
 }
 
-// audits reports whether the message carries the audit that was asked for. One that
-// answers a question for it and carries none is refused.
+// asked reports whether an answer has asked for an audit that did not come yet.
+func (m accepted) asked() bool { return len(m.s.AuditNonce) > 0 }
+
+// audits reports whether the message carries the audit that was asked for: it answers
+// the very question. One that answers it and carries none is refused. A repeated message
+// may be older than the question, which its answer then repeats.
 func (m accepted) audits() (bool, error) {
-	if m.asked && !m.again && m.up.Audit == nil {
+	if !m.asked() {
+		return false, nil
+	}
+	carried := m.up.Audit != nil && subtle.ConstantTimeCompare(m.up.Nonce, m.s.AuditNonce) == 1
+	if !carried && !m.again {
 		return false, event.Refuse(event.AuditFailed, "the VM was asked for an audit and sent none")
 	}
-	return m.asked && m.up.Audit != nil, nil
+	return carried, nil
 }
 
 // gatewayAgent answers a message of a guest that came through its tunnel: the second
@@ -83,7 +90,6 @@ func (o *Orchestrator) acceptUp(ctx context.Context, in upstream.AgentRequest) (
 		if m.up.Reservation != m.r.ID || m.up.Start != m.r.Start {
 			return event.Refuse(event.ReportRefused, "the agent's message is of another VM or start")
 		}
-		m.asked = m.s.AuditAsked
 		last := digest.Of(in.Envelope.Payload)
 		if m.again = last == m.s.AgentLast; m.again {
 			return nil
@@ -160,7 +166,7 @@ func (o *Orchestrator) hearConnecting(ctx context.Context, m accepted) (agentmsg
 
 func (o *Orchestrator) askAudit(ctx context.Context, m accepted) (agentmsg.Down, error) {
 	err := o.ledger.Write(ctx, func(t *ledger.Tx) error {
-		return t.ChangeStart(m.r.ID, m.r.Start, func(s *ledger.Start) { s.AuditAsked = true })
+		return t.ChangeStart(m.r.ID, m.r.Start, func(s *ledger.Start) { s.AuditNonce = m.s.AgentNonce })
 	})
 	return agentmsg.Down{Audit: true, Interval: quickInterval}, err
 }

@@ -42,7 +42,7 @@ func (o *Orchestrator) judgeOS(ctx context.Context, m accepted) error {
 	}
 	err = o.ledger.Write(ctx, func(t *ledger.Tx) error {
 		return errors.Join(
-			t.ChangeStart(m.r.ID, m.r.Start, func(s *ledger.Start) { s.AuditAsked, s.Audited = false, t.Now }),
+			t.ChangeStart(m.r.ID, m.r.Start, func(s *ledger.Start) { s.AuditNonce, s.Audited = nil, t.Now }),
 			t.Journal(event.Event{Kind: "audit.passed", Reservation: m.r.ID, Detail: map[string]string{"stage": m.up.Audit.Stage}}))
 	})
 	o.zones.journalled()
@@ -89,7 +89,8 @@ func (o *Orchestrator) keepComputing(r ledger.Reservation) {
 }
 
 // hearComputing takes a heartbeat: it renews the lease, judges an audit that was asked
-// for, and follows the workload.
+// for, and follows the workload. The same message again gets its answer again and no
+// more: neither a VM that has frozen nor a gateway that repeats it lives on by it.
 func (o *Orchestrator) hearComputing(ctx context.Context, m accepted) (agentmsg.Down, error) {
 	carried, err := m.audits()
 	if err != nil {
@@ -107,10 +108,14 @@ func (o *Orchestrator) hearComputing(ctx context.Context, m accepted) (agentmsg.
 	if m.r.Workload != nil && m.s.Ready.IsZero() {
 		down.Interval = quickInterval
 	}
-	down.Audit = !carried && (m.asked || o.now().Sub(m.s.Audited) >= auditEvery)
+	if m.again {
+		down.Audit = !carried && m.asked()
+		return down, nil
+	}
+	down.Audit = !carried && o.now().Sub(m.s.Audited) >= auditEvery
 	err = o.ledger.Write(ctx, func(t *ledger.Tx) error {
 		if down.Audit {
-			if err := t.ChangeStart(m.r.ID, m.r.Start, func(s *ledger.Start) { s.AuditAsked = true }); err != nil {
+			if err := t.ChangeStart(m.r.ID, m.r.Start, func(s *ledger.Start) { s.AuditNonce = m.s.AgentNonce }); err != nil {
 				return err
 			}
 		}
