@@ -22,7 +22,8 @@ const (
 	PhaseReleased = "released"
 )
 
-// Ended is returned by [Client.Wait] for a VM that will not become ready.
+// Ended is returned by [Client.Wait] for a VM that will not become ready: it was
+// aborted or released, or its workload has ended.
 type Ended struct{ VM api.VM }
 
 func (e *Ended) Error() string {
@@ -54,7 +55,7 @@ func (c *Client) Wait(ctx context.Context, name string, seen func(api.VM)) (api.
 			if vm.Ready {
 				return vm, nil
 			}
-			if vm.Phase == PhaseAborted || vm.Phase == PhaseReleased {
+			if vm.Phase == PhaseAborted || vm.Phase == PhaseReleased || vm.Reason != "" {
 				return vm, &Ended{vm}
 			}
 		case errors.Is(err, ErrUnreachable) && time.Since(answered) < patience:

@@ -55,7 +55,7 @@ type VM struct {
 	Start         int                 `json:"start"`
 	Phase         string              `json:"phase"`
 	Ready         bool                `json:"ready"`
-	Reason        event.Reason        `json:"reason,omitempty"`
+	Reason        event.Reason        `json:"reason,omitempty"` // why it ended, or, while it computes, why it is not ready any more
 	Explanation   string              `json:"explanation,omitempty"`
 	Template      string              `json:"template"`
 	Size          string              `json:"size"`

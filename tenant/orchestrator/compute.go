@@ -27,6 +27,12 @@ const (
 	watchEvery    = time.Minute            // static quotes of a computing VM's host
 )
 
+// States of a workload, as guests report them, that end it.
+const (
+	workloadFailed = "failed"
+	workloadExited = "exited"
+)
+
 // judgeOS judges an audit of the running OS that answers the nonce we gave.
 func (o *Orchestrator) judgeOS(ctx context.Context, m accepted) error {
 	tpl, err := o.template(ctx, m.r.Template)
@@ -136,14 +142,14 @@ func (o *Orchestrator) hearWorkload(ctx context.Context, m accepted) error {
 		return nil
 	}
 	switch w.State {
-	case "fetching", "running", "failed", "exited":
+	case "fetching", "running", workloadFailed, workloadExited:
 	default:
 		return event.Refuse(event.WorkloadFailed, "the VM reports an unknown state")
 	}
 	if w.SHA256 != m.r.Workload.SHA256 {
 		return event.Refuse(event.WorkloadFailed, "the VM runs %s instead of %s", w.SHA256.Short(), m.r.Workload.SHA256.Short())
 	}
-	ended := w.State == "failed" || w.State == "exited"
+	ended := w.State == workloadFailed || w.State == workloadExited
 	err := o.ledger.Write(ctx, func(t *ledger.Tx) error {
 		e := event.Event{Kind: "workload." + w.State, Reservation: m.r.ID, Detail: map[string]string{"detail": clip(w.Detail, maxText)}}
 		if ended {

@@ -39,6 +39,11 @@ func (o *Orchestrator) explain(ctx context.Context, r ledger.Reservation) (api.E
 		e.Awaited = awaitedNow(r, s)
 		e.What = "as it should be"
 		e.Next = fmt.Sprintf("foothold vm watch %s", r.Name)
+		if workloadEnded(r, s) {
+			known := event.Explain(event.WorkloadFailed)
+			e.Reason, e.Awaited = event.WorkloadFailed, "nothing: the VM goes on computing without its workload"
+			e.What, e.Next = known.Cause, known.Next
+		}
 		for _, z := range o.zones.states() {
 			if z.Live < z.Wanted || z.Error != "" {
 				e.Findings = append(e.Findings, fmt.Sprintf("zone %s: revision %d is wanted, %d is live %s", z.Zone, z.Wanted, z.Live, z.Error))
@@ -46,6 +51,12 @@ func (o *Orchestrator) explain(ctx context.Context, r ledger.Reservation) (api.E
 		}
 	}
 	return e, nil
+}
+
+// workloadEnded reports whether a VM computes whose workload has ended after its first
+// answer. One that ends before it aborts the VM.
+func workloadEnded(r ledger.Reservation, s ledger.Start) bool {
+	return r.Phase == reservation.Computing && (s.Workload == workloadFailed || s.Workload == workloadExited)
 }
 
 // awaitedNow is finer than the phase: which step of it comes next.

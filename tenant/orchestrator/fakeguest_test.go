@@ -243,9 +243,8 @@ func (g *guest) visit(raw net.Conn, conf *ssh.ServerConfig) {
 		if err != nil {
 			return
 		}
-		for r := range requests {
+		if r, ok := <-requests; ok {
 			r.Reply(r.Type == "subsystem", nil)
-			break
 		}
 		go ssh.DiscardRequests(requests)
 		g.converse(channel)

@@ -89,6 +89,9 @@ func (o *Orchestrator) view(t *ledger.Tx, r ledger.Reservation) (api.VM, error) 
 			vm.Explanation += " (" + r.Detail + ")"
 		}
 	}
+	if workloadEnded(r, s) {
+		vm.Reason, vm.Explanation = event.WorkloadFailed, "its workload has ended; the VM itself goes on computing"
+	}
 	if r.Workload != nil && s.TunnelAddress.IsValid() {
 		vm.WorkloadURL = workloadURL(s.TunnelAddress, r.Workload.Port)
 	}

@@ -1,0 +1,76 @@
+package orchestrator
+
+import (
+	"testing"
+
+	"foothold/protocol/agentmsg"
+	"foothold/protocol/api"
+	"foothold/protocol/event"
+	"foothold/tenant/reservation"
+)
+
+// TestHostChangesAfterBoot: a host that starts other software after the VM's boot was
+// attested gets neither disk keys nor a tunnel for it.
+func TestHostChangesAfterBoot(t *testing.T) {
+	for name, act := range map[string]func(*testing.T, *world, *guest){
+		"before unlock": func(_ *testing.T, w *world, g *guest) {
+			w.host.measureRogue()
+			g.door()
+			g.ready()
+		},
+		"before connect": func(t *testing.T, w *world, g *guest) {
+			g.door()
+			if why := g.ready(); why != "" {
+				t.Fatalf("ready: %s", why)
+			}
+			w.waitPhase(g.id, reservation.Connecting)
+			w.host.measureRogue()
+			if why := g.admit(); why != event.QuoteRefused {
+				t.Errorf("the gateway was told %q, want %q", why, event.QuoteRefused)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.template("debian")
+			g := w.take(w.create(api.CreateVM{Name: "web"}).ID)
+			if why := g.boot(); why != "" {
+				t.Fatalf("boot: %s", why)
+			}
+			act(t, w, g)
+			if vm := w.waitPhase(g.id, reservation.Aborted); vm.Reason != event.QuoteRefused {
+				t.Errorf("ended with %q (%s), want %q", vm.Reason, vm.Explanation, event.QuoteRefused)
+			}
+			if name == "before unlock" && len(g.hand.Certificate) != 0 {
+				t.Error("the VM was handed secrets")
+			}
+			w.waitGone(g.id)
+			w.waitFlows(g.id)
+		})
+	}
+}
+
+// TestWorkloadThatEnds: a VM whose workload ends after its first answer goes on, is no
+// longer ready, and says why.
+func TestWorkloadThatEnds(t *testing.T) {
+	w := newWorld(t)
+	w.template("debian")
+	object := w.putObject([]byte("workload"))
+	g := w.take(w.create(api.CreateVM{Name: "web", Workload: &api.Workload{SHA256: object.SHA256, Size: object.Size, Kind: "executable"}}).ID)
+	g.serveWorkload(8080)
+	g.pass()
+	w.wait("web", "ready", func(vm api.VM) bool { return vm.Ready })
+	if _, why := g.say(func(u *agentmsg.Up) {
+		u.Workload = &agentmsg.Status{SHA256: object.SHA256, State: "exited", Detail: "exit code 1"}
+	}); why != "" {
+		t.Fatalf("the VM was told %s", why)
+	}
+	if vm := w.vm("web"); vm.Phase != "computing" || vm.Ready || vm.Reason != event.WorkloadFailed || vm.Explanation == "" {
+		t.Errorf("VM %+v", vm)
+	}
+	var e api.Explanation
+	w.call("GET", "/v1/vms/web/explain", nil, &e)
+	if e.Reason != event.WorkloadFailed || e.What != event.Explain(event.WorkloadFailed).Cause || e.Next == "" {
+		t.Errorf("explanation %+v", e)
+	}
+}
