@@ -19,8 +19,8 @@ import (
 
 // Messages, commands and attributes of nfnetlink_log.
 const (
-	msgPacket = unix.NFNL_SUBSYS_ULOG<<8 | 0
-	msgConfig = unix.NFNL_SUBSYS_ULOG<<8 | 1
+	msgPacket = unix.NFNL_SUBSYS_ULOG << 8
+	msgConfig = unix.NFNL_SUBSYS_ULOG<<8 + 1
 
 	cfgCmd     = 1 // struct nfulnl_msg_config_cmd
 	cfgMode    = 2 // struct nfulnl_msg_config_mode

@@ -69,10 +69,11 @@ func (a *Agent) boot(t *testing.T, name string) *loader {
 	return l
 }
 
+// say may run beside the test: the host may close the channel while it is spoken to.
 func (l *loader) say(m channel.Message) {
 	l.t.Helper()
 	if err := frame.Write(l.conn, channel.MaxFrame, m); err != nil && !errors.Is(err, io.ErrClosedPipe) {
-		l.t.Fatal(err)
+		l.t.Error(err)
 	}
 }
 

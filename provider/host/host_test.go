@@ -6,7 +6,6 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
 	"io"
@@ -320,5 +319,3 @@ func (c *client) putTemplate() {
 	c.t.Helper()
 	c.ok("PUT", "/v1/templates/"+digest.Of([]byte(templateBytes)).String(), templateBytes, nil)
 }
-
-func encodeKey(public []byte) string { return base64.RawURLEncoding.EncodeToString(public) }
