@@ -20,7 +20,7 @@ import (
 
 // fakeAPI is an orchestrator that takes a VM one phase further each time it is asked
 // for. The VM's name decides what becomes of it: "taken" exists, "doomed" fails its
-// quote, "stuck" stays in booting.
+// quote, "stuck" stays in booting, the workload of "brief" has ended when it is looked at.
 type fakeAPI struct {
 	mu        sync.Mutex
 	vms       map[string]*fakeVM       // by name; mu
@@ -116,6 +116,10 @@ func (vm *fakeVM) advance() {
 	if vm.Name == "doomed" && vm.Phase == "booting" {
 		vm.Phase, vm.Reason = "aborted", event.QuoteRefused
 		vm.Explanation = "the host runs a QEMU that is not in the reference values"
+		return
+	}
+	if vm.step == len(fakePhases) && vm.Name == "brief" {
+		vm.Reason, vm.Explanation = event.WorkloadFailed, "its workload has ended"
 		return
 	}
 	if vm.step == len(fakePhases) {

@@ -1,16 +1,12 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"net"
-	"net/http"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -22,7 +18,6 @@ import (
 	"foothold/client"
 	"foothold/lab"
 	"foothold/lab/control"
-	"foothold/lab/preflight"
 	"foothold/lab/supervisor"
 )
 
@@ -210,84 +205,6 @@ func labRestart(open openLab) *cobra.Command {
 	return cmd
 }
 
-func labExec(open openLab) *cobra.Command {
-	return &cobra.Command{
-		Use:     "exec PLACE -- COMMAND [ARGUMENT...]",
-		Short:   "Run a command from a place of the lab",
-		Example: "  foothold lab exec external -- nft list ruleset",
-		Args:    cobra.MinimumNArgs(2),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			state, err := open()
-			if err != nil {
-				return err
-			}
-			return execIn(cmd.Context(), state, args[0], args[1:])
-		},
-	}
-}
-
-func labFetch(open openLab) *cobra.Command {
-	var from string
-	cmd := &cobra.Command{
-		Use:     "fetch URL",
-		Short:   "Fetch a page from a place of the lab",
-		Example: "  foothold lab fetch http://10.80.0.20/",
-		Args:    cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			state, err := open()
-			if err != nil {
-				return err
-			}
-			self, err := os.Executable()
-			if err != nil {
-				return fmt.Errorf("find own program: %w", err)
-			}
-			return execIn(cmd.Context(), state, from, []string{self, "lab", "get", args[0]})
-		},
-	}
-	cmd.Flags().StringVar(&from, "from", lab.Tenant, "the place that asks")
-	return cmd
-}
-
-// execIn runs a command in a place with this process's standard files, passes
-// signals on, and ends with the command's exit code.
-func execIn(ctx context.Context, state lab.State, place string, args []string) error {
-	cwd, err := os.Getwd()
-	if err != nil {
-		return fmt.Errorf("find working directory: %w", err)
-	}
-	if strings.Contains(args[0], "/") && !filepath.IsAbs(args[0]) {
-		args[0] = filepath.Join(cwd, args[0])
-	}
-	c, err := control.Dial(state.Run())
-	if err != nil {
-		return fmt.Errorf("%w: `foothold lab up --state %s` starts it", err, state.Dir)
-	}
-	defer c.Close()
-	req := control.Request{Op: control.OpExec, Name: place, Args: args, Env: os.Environ(), Dir: cwd}
-	if err := c.Send(req, os.Stdin, os.Stdout, os.Stderr); err != nil {
-		return err
-	}
-	signals := make(chan os.Signal, 8)
-	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT)
-	go func() {
-		for sig := range signals {
-			c.Send(control.Signal{Signal: int(sig.(syscall.Signal))})
-		}
-	}()
-	var reply control.Reply
-	if _, err := c.Receive(&reply); err != nil {
-		return fmt.Errorf("the lab ended: %w", err)
-	}
-	if reply.Error != "" {
-		return &exitError{max(reply.Code, exitFailure), errors.New(reply.Error)}
-	}
-	if reply.Code != 0 {
-		return &exitError{reply.Code, nil}
-	}
-	return nil
-}
-
 func labLogs(open openLab) *cobra.Command {
 	var follow bool
 	var lines int
@@ -329,99 +246,4 @@ func labLogs(open openLab) *cobra.Command {
 	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on as the logs grow")
 	cmd.Flags().IntVarP(&lines, "lines", "n", 50, "lines of each log")
 	return cmd
-}
-
-func labPreflight() *cobra.Command {
-	var mend bool
-	cmd := &cobra.Command{
-		Use:   "preflight",
-		Short: "Say what this machine lacks, with the line that mends it",
-		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if mend && preflight.Able() {
-				if err := mendAll(cmd.Context(), cmd.ErrOrStderr()); err != nil {
-					return err
-				}
-			}
-			return checkPreflight(cmd.ErrOrStderr())
-		},
-	}
-	cmd.Flags().BoolVar(&mend, "mend", false, "run those lines that need nothing but root")
-	return cmd
-}
-
-// mendAll runs the lines of what is missing, and shows them.
-func mendAll(ctx context.Context, w io.Writer) error {
-	for _, f := range preflight.Check() {
-		if !f.Root {
-			continue
-		}
-		fmt.Fprintf(w, "missing: %s\n+ %s\n", f.What, f.Mend)
-		sh := exec.CommandContext(ctx, "sh", "-c", f.Mend)
-		sh.Stdin, sh.Stdout, sh.Stderr = os.Stdin, w, w
-		if err := sh.Run(); err != nil {
-			return fmt.Errorf("mend %s: %w", f.What, err)
-		}
-	}
-	return nil
-}
-
-func checkPreflight(w io.Writer) error {
-	findings := preflight.Check()
-	for _, f := range findings {
-		fmt.Fprintf(w, "missing: %s\n    %s\n", f.What, f.Mend)
-	}
-	if len(findings) > 0 {
-		return &exitError{exitMissing, fmt.Errorf("preflight: %d thing(s) missing; run the lines above", len(findings))}
-	}
-	return nil
-}
-
-// labInner are the commands that the lab runs inside itself.
-func labInner() []*cobra.Command {
-	hidden := func(use string, args cobra.PositionalArgs, run func(ctx context.Context, w io.Writer, args []string) error) *cobra.Command {
-		return &cobra.Command{Use: use, Hidden: true, Args: args, DisableFlagParsing: true,
-			RunE: func(cmd *cobra.Command, args []string) error {
-				return run(cmd.Context(), cmd.OutOrStdout(), args)
-			}}
-	}
-	return []*cobra.Command{
-		hidden("init", cobra.ExactArgs(1), func(_ context.Context, _ io.Writer, args []string) error { return supervisor.Init(args) }),
-		hidden("supervise", cobra.ExactArgs(1), func(_ context.Context, _ io.Writer, args []string) error {
-			return supervisor.Run(args[0])
-		}),
-		hidden("confine", cobra.ExactArgs(1), func(_ context.Context, _ io.Writer, args []string) error { return supervisor.Confine(args[0]) }),
-		hidden("page", cobra.NoArgs, func(ctx context.Context, _ io.Writer, _ []string) error { return intranetPage(ctx) }),
-		hidden("get", cobra.ExactArgs(1), func(ctx context.Context, w io.Writer, args []string) error { return getPage(ctx, w, args[0]) }),
-	}
-}
-
-// intranetPage serves the page that stands for the tenant's intranet.
-func intranetPage(ctx context.Context) error {
-	return lab.ServePage(ctx)
-}
-
-// fetchLimit bounds a fetched page in bytes.
-const fetchLimit = 16 << 20
-
-func getPage(ctx context.Context, w io.Writer, url string) error {
-	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		return &exitError{exitUsage, fmt.Errorf("fetch: %w", err)}
-	}
-	client := &http.Client{Transport: &http.Transport{DialContext: (&net.Dialer{Timeout: 10 * time.Second}).DialContext}}
-	rsp, err := client.Do(req)
-	if err != nil {
-		return fmt.Errorf("fetch: %w", err)
-	}
-	defer rsp.Body.Close()
-	if _, err := io.Copy(w, io.LimitReader(rsp.Body, fetchLimit)); err != nil {
-		return fmt.Errorf("fetch %s: %w", url, err)
-	}
-	if rsp.StatusCode != http.StatusOK {
-		return fmt.Errorf("fetch %s: %s", url, rsp.Status)
-	}
-	return nil
 }
