@@ -25,11 +25,7 @@ first. With --json every entry is one JSON object on a line of its own.`,
   foothold events --follow
   foothold events --json | jq -r 'select(.event.reason) | .event.kind + " " + .event.reason'`,
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			s, err := open(cmd)
-			if err != nil {
-				return err
-			}
+		RunE: inSession(func(cmd *cobra.Command, _ []string, s *session) error {
 			asJSON := wantsJSON(cmd)
 			return s.Events(cmd.Context(), q, func(e api.JournalEntry) error {
 				if !asJSON {
@@ -38,7 +34,7 @@ first. With --json every entry is one JSON object on a line of its own.`,
 				}
 				return json.NewEncoder(cmd.OutOrStdout()).Encode(e)
 			})
-		},
+		}),
 	})
 	c.Flags().StringVar(&q.VM, "vm", "", "only of this VM (`NAME` or id)")
 	c.Flags().Int64Var(&q.After, "after", 0, "only entries after this sequence `NUMBER`")

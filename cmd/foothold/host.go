@@ -17,11 +17,7 @@ func hostList() *cobra.Command {
 		Use: "list", Aliases: []string{"ls"}, Short: "List the inventoried hosts and their standing",
 		Example: "  foothold host list",
 		Args:    cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			s, err := open(cmd)
-			if err != nil {
-				return err
-			}
+		RunE: inSession(func(cmd *cobra.Command, _ []string, s *session) error {
 			hosts, err := s.Hosts(cmd.Context())
 			if err != nil {
 				return err
@@ -40,6 +36,6 @@ func hostList() *cobra.Command {
 			}
 			s.out.Table([]string{"host", "standing", "location", "asset", "software", "vms", "last quote"}, rows)
 			return nil
-		},
+		}),
 	})
 }

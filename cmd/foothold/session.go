@@ -36,6 +36,17 @@ func open(cmd *cobra.Command) (*session, error) {
 	return &session{api, c, term.New(cmd.OutOrStdout()), term.New(cmd.ErrOrStderr())}, nil
 }
 
+// inSession is the RunE of a command that calls the orchestrator.
+func inSession(run func(*cobra.Command, []string, *session) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		s, err := open(cmd)
+		if err != nil {
+			return err
+		}
+		return run(cmd, args, s)
+	}
+}
+
 func findContext(cmd *cobra.Command) (client.Context, error) {
 	c, err := client.Find(cmd.Flag("context").Value.String())
 	if err != nil {

@@ -17,11 +17,7 @@ func statusCommand() *cobra.Command {
 orchestrator wants and the one that the daemon has read back from its kernel.`,
 		Example: "  foothold status",
 		Args:    cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			s, err := open(cmd)
-			if err != nil {
-				return err
-			}
+		RunE: inSession(func(cmd *cobra.Command, _ []string, s *session) error {
 			st, err := s.Status(cmd.Context())
 			if err != nil {
 				return err
@@ -54,7 +50,7 @@ orchestrator wants and the one that the daemon has read back from its kernel.`,
 			s.out.Line("")
 			s.out.Table([]string{"zone", "state", "wanted", "live", "last report"}, rows)
 			return nil
-		},
+		}),
 	}))
 }
 

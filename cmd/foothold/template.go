@@ -20,11 +20,7 @@ func templateList() *cobra.Command {
 		Use: "list", Aliases: []string{"ls"}, Short: "List the registered templates",
 		Example: "  foothold template list",
 		Args:    cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			s, err := open(cmd)
-			if err != nil {
-				return err
-			}
+		RunE: inSession(func(cmd *cobra.Command, _ []string, s *session) error {
 			list, err := s.Templates(cmd.Context())
 			if err != nil {
 				return err
@@ -45,7 +41,7 @@ func templateList() *cobra.Command {
 			}
 			s.out.Table([]string{"name", "sha256", "size", "release", "created", "hosts", "vms"}, rows)
 			return nil
-		},
+		}),
 	})
 }
 
@@ -57,11 +53,7 @@ func templateDelete() *cobra.Command {
 that a VM uses is refused.`,
 		Example: "  foothold template delete debian --yes",
 		Args:    cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			s, err := open(cmd)
-			if err != nil {
-				return err
-			}
+		RunE: inSession(func(cmd *cobra.Command, args []string, s *session) error {
 			if !yes {
 				if err := confirm(cmd, fmt.Sprintf("Delete template %s? Its key is destroyed.", args[0])); err != nil {
 					return err
@@ -72,7 +64,7 @@ that a VM uses is refused.`,
 			}
 			s.log.Line("template %s is gone", args[0])
 			return nil
-		},
+		}),
 	}
 	c.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
 	return c

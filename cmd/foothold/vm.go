@@ -29,11 +29,7 @@ func vmList() *cobra.Command {
 		Use: "list", Aliases: []string{"ls"}, Short: "List the VMs",
 		Example: "  foothold vm list\n  foothold vm list --json | jq -r '.[] | select(.ready) | .workload_url'",
 		Args:    cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			s, err := open(cmd)
-			if err != nil {
-				return err
-			}
+		RunE: inSession(func(cmd *cobra.Command, _ []string, s *session) error {
 			vms, err := s.VMs(cmd.Context())
 			if err != nil {
 				return err
@@ -54,7 +50,7 @@ func vmList() *cobra.Command {
 			}
 			s.out.Table([]string{"name", "phase", "size", "template", "host", "tunnel", "age"}, rows)
 			return nil
-		},
+		}),
 	})
 }
 
@@ -63,11 +59,7 @@ func vmExplain() *cobra.Command {
 		Use: "explain NAME", Short: "Say where a VM stands, what is awaited or went wrong, and what to do",
 		Example: "  foothold vm explain web",
 		Args:    cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			s, err := open(cmd)
-			if err != nil {
-				return err
-			}
+		RunE: inSession(func(cmd *cobra.Command, args []string, s *session) error {
 			e, err := s.Explain(cmd.Context(), args[0])
 			if err != nil {
 				return err
@@ -78,7 +70,7 @@ func vmExplain() *cobra.Command {
 			}
 			explain(s.out, e)
 			return nil
-		},
+		}),
 	})
 }
 
@@ -115,17 +107,13 @@ Control characters are removed, since a VM
 could steer your terminal with them.`,
 		Example: "  foothold vm logs web | tail",
 		Args:    cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			s, err := open(cmd)
-			if err != nil {
-				return err
-			}
+		RunE: inSession(func(cmd *cobra.Command, args []string, s *session) error {
 			var w io.Writer = term.Cleaner{W: cmd.OutOrStdout()}
 			if raw {
 				w = cmd.OutOrStdout()
 			}
 			return s.Console(cmd.Context(), args[0], w)
-		},
+		}),
 	}
 	c.Flags().BoolVar(&raw, "raw", false, "keep control characters")
 	return c
@@ -140,11 +128,7 @@ asked to destroy it and its absence is checked. Its volume's key is destroyed, s
 the VM stored is gone for good, wherever copies of the volume lie.`,
 		Example: "  foothold vm delete web\n  foothold vm delete web --yes",
 		Args:    cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			s, err := open(cmd)
-			if err != nil {
-				return err
-			}
+		RunE: inSession(func(cmd *cobra.Command, args []string, s *session) error {
 			vm, err := s.VM(cmd.Context(), args[0])
 			if err != nil {
 				return err
@@ -164,7 +148,7 @@ the VM stored is gone for good, wherever copies of the volume lie.`,
 			}
 			s.log.Line("VM %s is %s, its volume's key destroyed", vm.Name, vm.Phase)
 			return nil
-		},
+		}),
 	})
 	c.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
 	return c

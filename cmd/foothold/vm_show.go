@@ -25,11 +25,7 @@ func vmShow() *cobra.Command {
 not what they were told to do.`,
 		Example: "  foothold vm show web\n  foothold vm show web --json | jq .components",
 		Args:    cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			s, err := open(cmd)
-			if err != nil {
-				return err
-			}
+		RunE: inSession(func(cmd *cobra.Command, args []string, s *session) error {
 			vm, err := s.VM(cmd.Context(), args[0])
 			if err != nil {
 				return err
@@ -44,7 +40,7 @@ not what they were told to do.`,
 			showVM(s.out, vm)
 			showRules(s.out, rules)
 			return nil
-		},
+		}),
 	})
 }
 
@@ -131,11 +127,7 @@ func vmWatch() *cobra.Command {
 object on a line of its own.`,
 		Example: "  foothold vm watch web",
 		Args:    cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			s, err := open(cmd)
-			if err != nil {
-				return err
-			}
+		RunE: inSession(func(cmd *cobra.Command, args []string, s *session) error {
 			if wantsJSON(cmd) {
 				return watchJSON(cmd, s, args[0])
 			}
@@ -145,7 +137,7 @@ object on a line of its own.`,
 			}
 			s.log.Line("%s", readyText(vm))
 			return nil
-		},
+		}),
 	})
 }
 
