@@ -111,7 +111,7 @@ func (g *Gateway) decide(w http.ResponseWriter, r *http.Request, v caller) (agen
 		Detail: map[string]string{"source": p.Source.String(), "address": p.Address.String(), "serial": p.Serial}})
 	public := g.wg.PublicKey()
 	return agentmsg.AdmitResponse{Address: address, GatewayKey: public[:], Endpoint: g.conf.WireGuard,
-		Relay: netip.AddrPortFrom(g.self, uint16(g.conf.RelayPort)), MTU: tunnelMTU, Keepalive: keepalive}, nil
+		Relay: netip.AddrPortFrom(g.self, uint16(g.conf.RelayPort)), MTU: g.conf.MTU - overhead, Keepalive: keepalive}, nil
 }
 
 // agree: the orchestrator decided about the very VM that is connected, and its key.

@@ -30,6 +30,9 @@ type Config struct {
 	WireGuard netip.AddrPort `yaml:"wireguard"`
 	// Pool is the prefix of tunnel addresses; its first address is the gateway's own.
 	Pool netip.Prefix `yaml:"pool"`
+	// MTU is the path's between gateway and VMs, in bytes [1500]. No ICMP error passes the
+	// firewalls, so every network on the way must carry it.
+	MTU int `yaml:"mtu"`
 	// RelayPort is the agent API's TCP port on the gateway's tunnel address [8443].
 	RelayPort int `yaml:"relay_port"`
 	// Store is where open tunnels fetch workloads. The zone document's flows decide; the

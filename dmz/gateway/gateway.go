@@ -26,8 +26,11 @@ import (
 
 const (
 	device       = "wg0"
-	tunnelMTU    = 1420 // of 1500 on the cloud network, less WireGuard's 60 and room for IPv6 outside
-	keepalive    = 20   // seconds; shorter than any conntrack timeout of UDP
+	defaultMTU   = 1500
+	minMTU       = 1280 + overhead // what a tunnel must carry
+	maxMTU       = 9000
+	overhead     = 80 // bytes of WireGuard, UDP and an outer IPv6 header in each packet
+	keepalive    = 20 // seconds; shorter than any conntrack timeout of UDP
 	defaultRelay = 8443
 	sweepEvery   = time.Second
 	minPoolBits  = 8
@@ -57,6 +60,9 @@ type Gateway struct {
 func Run(ctx context.Context, c Config) error {
 	if c.RelayPort == 0 {
 		c.RelayPort = defaultRelay
+	}
+	if c.MTU == 0 {
+		c.MTU = defaultMTU
 	}
 	g, tlsConf, err := open(c)
 	if err != nil {
@@ -128,6 +134,9 @@ func open(c Config) (*Gateway, *tls.Config, error) {
 	if pool.Contains(c.Admission.Addr()) || pool.Contains(c.WireGuard.Addr()) || pool.Contains(c.Store.Addr()) {
 		return nil, nil, errors.New("pool: it holds an address of the gateway or the store")
 	}
+	if c.MTU < minMTU || c.MTU > maxMTU {
+		return nil, nil, fmt.Errorf("mtu: %d, want %d to %d", c.MTU, minMTU, maxMTU)
+	}
 	client, err := upstream.New(c.Upstream)
 	if err != nil {
 		return nil, nil, err
@@ -166,7 +175,7 @@ func (g *Gateway) start(ctx context.Context) error {
 		return err
 	}
 	defer key.Wipe()
-	g.wg, err = wg.Open(wg.Config{Name: device, PrivateKey: key, ListenPort: int(g.conf.WireGuard.Port()), MTU: tunnelMTU,
+	g.wg, err = wg.Open(wg.Config{Name: device, PrivateKey: key, ListenPort: int(g.conf.WireGuard.Port()), MTU: g.conf.MTU - overhead,
 		Address: []netip.Prefix{netip.PrefixFrom(g.self, g.conf.Pool.Bits())}, Fallback: userspace.Start})
 	if err != nil {
 		return err

@@ -87,7 +87,7 @@ func (m *maker) orchestratorConfig() orchestrator.Config {
 		Store: orchestrator.Store{Address: storeAddress, ServerName: storeDNS},
 		Network: orchestrator.Network{
 			Prefix: lab.CloudPrefix, Gateway: lab.Address(lab.External, lab.CloudLAN),
-			First: lab.FirstVM, Last: lab.LastVM, MTU: 1500, Self: self,
+			First: lab.FirstVM, Last: lab.LastVM, MTU: lab.MTU, Self: self,
 		},
 		Limits: orchestrator.Limits{
 			Reserved: m.limit(30 * time.Second), Booting: m.limit(bootLimit), Unlocking: m.limit(60 * time.Second),
@@ -141,7 +141,7 @@ func (m *maker) gatewayConfig() gateway.Config {
 	return gateway.Config{
 		State: dir("state"), Admission: at(lab.Gateway, lab.DMZLAN, admissionPort), WireGuard: at(lab.Gateway, lab.DMZLAN, wireguardPort),
 		TLS:  mtls.Files{Cert: dir("gateway.crt"), Key: dir("gateway.key"), CA: dir("vm-ca.crt")},
-		Pool: lab.TunnelPrefix, RelayPort: relayPort, Store: at(lab.Store, lab.DMZLAN, storePort),
+		Pool: lab.TunnelPrefix, MTU: lab.MTU, RelayPort: relayPort, Store: at(lab.Store, lab.DMZLAN, storePort),
 		Upstream: m.upstreamConfig(lab.Gateway),
 	}
 }

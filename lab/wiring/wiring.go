@@ -107,7 +107,7 @@ func cable(port lab.Port, bridgeName, near string, place Namespace) error {
 		return fmt.Errorf("find bridge %s: %w", bridgeName, err)
 	}
 	link := &netlink.Veth{
-		LinkAttrs:     netlink.LinkAttrs{Name: near, MasterIndex: master.Attrs().Index, TxQLen: 1000},
+		LinkAttrs:     netlink.LinkAttrs{Name: near, MasterIndex: master.Attrs().Index, TxQLen: 1000, MTU: lab.MTU},
 		PeerName:      port.Name,
 		PeerNamespace: netlink.NsFd(place.handle),
 	}
@@ -123,7 +123,7 @@ func cable(port lab.Port, bridgeName, near string, place Namespace) error {
 }
 
 func bridge(name string) error {
-	link := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name}}
+	link := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name, MTU: lab.MTU}}
 	if err := netlink.LinkAdd(link); err != nil {
 		return fmt.Errorf("add bridge %s: %w", name, err)
 	}
