@@ -29,8 +29,33 @@ func Start(name string, mtu int) (wg.Backend, error) {
 		return nil, err
 	}
 	quiet := &device.Logger{Verbosef: device.DiscardLogf, Errorf: device.DiscardLogf}
-	return &backend{device.NewDevice(t, conn.NewDefaultBind(), quiet)}, nil
+	return &backend{device.NewDevice(steady(t), conn.NewDefaultBind(), quiet)}, nil
 }
+
+// ours is a TUN interface whose device goes up and down by this package alone.
+type ours struct {
+	tun.Device
+	events chan tun.Event
+}
+
+// steady keeps the interface's own ups and downs from the device. It would answer a
+// late "down" of the interface's making by closing its UDP socket, and the "up" behind
+// it by opening another on whichever thread reads the event, which may be in another
+// network namespace.
+func steady(t tun.Device) tun.Device {
+	o := ours{t, make(chan tun.Event, 1)}
+	go func() { // ends with the interface
+		defer close(o.events)
+		for e := range t.Events() {
+			if e &^= tun.EventUp | tun.EventDown; e != 0 {
+				o.events <- e
+			}
+		}
+	}()
+	return o
+}
+
+func (o ours) Events() <-chan tun.Event { return o.events }
 
 // Configure speaks the text form of wireguard.com/xplatform.
 func (b *backend) Configure(private secret.Bytes, listenPort int) error {
