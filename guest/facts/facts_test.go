@@ -14,6 +14,7 @@ import (
 	"foothold/protocol/digest"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 func TestMain(m *testing.M) { os.Exit(nstest.Main(m)) }
@@ -36,10 +37,26 @@ func gather(t *testing.T, g *Gatherer, scopes ...Scope) audit.Report {
 	return r
 }
 
+// cover puts a text in a file's place, in this test's own mounts: an ordinary user
+// cannot read the machine's shadow file, even as root of a namespace.
+func cover(t *testing.T, path, text string) {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "cover")
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount(file, path, "", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Unmount(path, unix.MNT_DETACH) })
+}
+
 // Each thing that appears on the machine appears in the report.
 func TestEveryChangeShows(t *testing.T) {
 	g := &Gatherer{}
 	dir := t.TempDir()
+	cover(t, "/etc/passwd", "root:x:0:0:root:/root:/bin/bash\nopen:x:1000:1000::/:/bin/sh\nold:*:5:5::/:/bin/sh\nnone:x:6:6::/:/bin/false\n")
+	cover(t, "/etc/shadow", "root:!:1::::::\nopen:$y$j9T$:1::::::\n")
 	scope := Scope{dir, "/etc"}
 	before := gather(t, g, scope)
 
@@ -96,6 +113,10 @@ func TestEveryChangeShows(t *testing.T) {
 		return i.Name == "extra0" && i.Up && slices.Contains(i.Addresses, "192.0.2.1/24")
 	}) {
 		t.Errorf("interfaces: %+v", after.Interfaces)
+	}
+	if want := []audit.User{{Name: "root", Shell: "/bin/bash", Locked: true}, {Name: "open", UID: 1000, Shell: "/bin/sh"},
+		{Name: "old", UID: 5, Shell: "/bin/sh", Locked: true}, {Name: "none", UID: 6, Shell: "/bin/false"}}; !slices.Equal(after.Users, want) {
+		t.Errorf("users: %+v", after.Users)
 	}
 	exe, _ := os.ReadFile("/proc/self/exe")
 	// Others' executables cannot be read from this namespace.
