@@ -1,9 +1,15 @@
 package qemu
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
+	"path/filepath"
+
+	"foothold/protocol/event"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -13,8 +19,10 @@ import (
 // OpenTap makes the tap device name and adds it to the bridge as an isolated port: it
 // reaches the bridge's other ports that are not isolated, and no neighbour. The bridge
 // takes frames from it with that one source address alone, so that no VM passes for
-// another at a firewall that knows MAC addresses. The device lives as long as the file,
-// here or in QEMU, is open.
+// another at a firewall that knows MAC addresses. An address that the bridge knows
+// elsewhere, the firewall's own above all, is refused: its frames would come here. The
+// bridge is a wire: through it nobody reaches the host itself. The device lives as long
+// as the file, here or in QEMU, is open.
 func OpenTap(name, bridge, mac string, mtu int) (*os.File, error) {
 	addr, err := net.ParseMAC(mac)
 	if err != nil {
@@ -58,6 +66,12 @@ func attach(name, bridge string, mac net.HardwareAddr, mtu int) error {
 	if err != nil {
 		return fmt.Errorf("find bridge %s: %w", bridge, err)
 	}
+	if err := shield(bridge); err != nil {
+		return err
+	}
+	if err := free(br, mac); err != nil {
+		return err
+	}
 	if err := netlink.LinkSetMTU(tap, mtu); err != nil {
 		return fmt.Errorf("set MTU %d: %w", mtu, err)
 	}
@@ -72,6 +86,39 @@ func attach(name, bridge string, mac net.HardwareAddr, mtu int) error {
 	}
 	if err := netlink.LinkSetUp(tap); err != nil {
 		return fmt.Errorf("set up: %w", err)
+	}
+	return nil
+}
+
+// shield makes the bridge no interface of the host's: no IPv6, no answer to ARP, and no
+// IPv4 packet is taken, since by its routes none can come from there (Linux kernel
+// documentation, networking/ip-sysctl).
+func shield(bridge string) error {
+	for _, s := range []struct{ path, value string }{
+		{"ipv6/conf/" + bridge + "/disable_ipv6", "1"},
+		{"ipv4/conf/" + bridge + "/arp_ignore", "8"},
+		{"ipv4/conf/" + bridge + "/rp_filter", "1"},
+	} {
+		err := os.WriteFile(filepath.Join("/proc/sys/net", s.path), []byte(s.value), 0)
+		if err != nil && !(s.path[:4] == "ipv6" && errors.Is(err, fs.ErrNotExist)) {
+			return fmt.Errorf("shield the host: %w", err)
+		}
+	}
+	return nil
+}
+
+// free refuses an address that is the bridge's own or that it knows at a port.
+func free(br netlink.Link, mac net.HardwareAddr) error {
+	entries, err := netlink.NeighList(0, unix.AF_BRIDGE)
+	if err != nil {
+		return fmt.Errorf("list the bridge's addresses: %w", err)
+	}
+	known := bytes.Equal(br.Attrs().HardwareAddr, mac)
+	for _, e := range entries {
+		known = known || e.MasterIndex == br.Attrs().Index && bytes.Equal(e.HardwareAddr, mac)
+	}
+	if known {
+		return event.Refuse(event.InUse, "the network has the MAC address %s already", mac)
 	}
 	return nil
 }
