@@ -4,6 +4,8 @@ package foothold_test
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -149,6 +151,26 @@ func read(t *testing.T, file string) []byte {
 }
 
 // What the repository says must hold outside the machine that it was written on.
+func TestTreeHoldsSourceOnly(t *testing.T) {
+	const limit = 256 << 10 // bytes; go.sum and the longest page are far below
+	out, err := exec.Command("git", "ls-files", "-z").Output()
+	if err != nil {
+		t.Fatalf("git ls-files: %v", err)
+	}
+	for _, file := range strings.Split(strings.TrimSuffix(string(out), "\x00"), "\x00") {
+		info, err := os.Stat(file)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // removed, not yet committed
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if info.Size() > limit {
+			t.Errorf("%s has %d bytes: what is built or fetched is not kept", file, info.Size())
+		}
+	}
+}
+
 func TestTreeStandsAlone(t *testing.T) {
 	out, err := exec.Command("git", "ls-files", "-z").Output()
 	if err != nil {
