@@ -173,13 +173,37 @@ func vmPath(name string) string { return "/v1/vms/" + url.PathEscape(name) }
 type EventQuery struct {
 	VM     string // name or id; empty: all
 	After  int64  // sequence number
-	Limit  int    // 0: the server's default
+	Limit  int    // 0: all
 	Follow bool   // stay and stream
 }
 
 // Events hands each selected journal entry to f, until the end of the list, or, when
 // following, until ctx ends or f fails.
 func (c *Client) Events(ctx context.Context, q EventQuery, f func(api.JournalEntry) error) error {
+	if q.Follow {
+		return c.followEvents(ctx, q, f)
+	}
+	for {
+		var page []api.JournalEntry
+		if err := c.call(ctx, http.MethodGet, "/v1/events?"+q.encode(), nil, &page); err != nil {
+			return err
+		}
+		for _, e := range page {
+			if e.Seq <= q.After {
+				return fmt.Errorf("read journal: entry %d comes after entry %d", e.Seq, q.After)
+			}
+			q.After = e.Seq
+			if err := f(e); err != nil {
+				return err
+			}
+		}
+		if len(page) == 0 || q.Limit > 0 {
+			return nil
+		}
+	}
+}
+
+func (q EventQuery) encode() string {
 	v := url.Values{}
 	if q.VM != "" {
 		v.Set("vm", q.VM)
@@ -190,20 +214,14 @@ func (c *Client) Events(ctx context.Context, q EventQuery, f func(api.JournalEnt
 	if q.Limit > 0 {
 		v.Set("limit", strconv.Itoa(q.Limit))
 	}
-	if !q.Follow {
-		var list []api.JournalEntry
-		if err := c.call(ctx, http.MethodGet, "/v1/events?"+v.Encode(), nil, &list); err != nil {
-			return err
-		}
-		for _, e := range list {
-			if err := f(e); err != nil {
-				return err
-			}
-		}
-		return nil
+	if q.Follow {
+		v.Set("follow", "true")
 	}
-	v.Set("follow", "true")
-	resp, err := c.do(ctx, http.MethodGet, "/v1/events?"+v.Encode(), nil, 0)
+	return v.Encode()
+}
+
+func (c *Client) followEvents(ctx context.Context, q EventQuery, f func(api.JournalEntry) error) error {
+	resp, err := c.do(ctx, http.MethodGet, "/v1/events?"+q.encode(), nil, 0)
 	if err != nil {
 		return err
 	}

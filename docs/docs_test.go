@@ -1,6 +1,7 @@
 package docs
 
 import (
+	"bytes"
 	"flag"
 	"fmt"
 	"io/fs"
@@ -126,6 +127,39 @@ func TestNamedPlacesExist(t *testing.T) {
 				t.Errorf("%s names %s, which does not exist", path, m[1])
 			}
 		}
+	}
+}
+
+// TestArchitectureNamesEveryPackage: a folder with code, but tests' own, is named in
+// ARCHITECTURE.md, by the last element of its path or more of it.
+func TestArchitectureNamesEveryPackage(t *testing.T) {
+	page, err := os.ReadFile(filepath.Join(root, "ARCHITECTURE.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := 0
+	for _, pattern := range []string{"[a-z]*/*/*.go", "[a-z]*/*/*/*.go"} {
+		files, err := filepath.Glob(filepath.Join(root, pattern))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range files {
+			dir, err := filepath.Rel(root, filepath.Dir(f))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if strings.HasSuffix(f, "_test.go") || strings.HasSuffix(dir, "test") || filepath.Base(filepath.Dir(dir)) == "plainboot" {
+				continue
+			}
+			seen++
+			name := filepath.Base(dir) + "`"
+			if !bytes.Contains(page, []byte("`"+name)) && !bytes.Contains(page, []byte("/"+name)) {
+				t.Errorf("ARCHITECTURE.md does not name %s", dir)
+			}
+		}
+	}
+	if seen < 100 {
+		t.Errorf("only %d files found", seen)
 	}
 }
 

@@ -137,6 +137,7 @@ func (s *system) told(t *testing.T) {
 		{[]string{"vm", "explain", "web"}, []string{"computing"}},
 		{[]string{"vm", "logs", "web"}, []string{"foothold-loader", "foothold-guest"}},
 		{[]string{"events", "--vm", "web"}, []string{"component.delivered"}},
+		{[]string{"events"}, []string{"firewall.dropped"}}, // what the probers tried
 		{[]string{"host", "list"}, []string{"good"}},
 		{[]string{"status"}, []string{"external", "internal", "gateway", "live"}},
 		{[]string{"template", "list"}, []string{"debian"}},

@@ -38,7 +38,7 @@ first. With --json every entry is one JSON object on a line of its own.`,
 	})
 	c.Flags().StringVar(&q.VM, "vm", "", "only of this VM (`NAME` or id)")
 	c.Flags().Int64Var(&q.After, "after", 0, "only entries after this sequence `NUMBER`")
-	c.Flags().IntVar(&q.Limit, "limit", 0, "at most this `NUMBER` of entries (default: the server's)")
+	c.Flags().IntVar(&q.Limit, "limit", 0, "at most this `NUMBER` of entries, at most 10000 (default: all)")
 	c.Flags().BoolVarP(&q.Follow, "follow", "f", false, "stay and print new entries as they come")
 	return jsonFlag(c)
 }

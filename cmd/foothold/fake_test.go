@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/netip"
+	"strconv"
 	"sync"
 	"time"
 
@@ -244,14 +245,18 @@ func (f *fakeAPI) status(*http.Request) (any, *api.Problem) {
 		Zones: []api.ZoneState{{Zone: zone.External, Wanted: 4, Live: 3, Seen: time.Now()}}}, nil
 }
 
-// events answers two entries, and when following two more.
+// events holds two entries and answers them one at a time; when following, two more.
 func (f *fakeAPI) events(w http.ResponseWriter, r *http.Request) {
 	entry := func(seq int64) api.JournalEntry {
 		return api.JournalEntry{Seq: seq, VM: r.URL.Query().Get("vm"), Event: event.Event{Seq: seq, Time: time.Now(),
 			Source: "orchestrator/main", Kind: "vm.reserved", Detail: map[string]string{"address": "10.82.0.10"}}}
 	}
 	if r.URL.Query().Get("follow") != "true" {
-		json.NewEncoder(w).Encode([]api.JournalEntry{entry(1), entry(2)})
+		page := []api.JournalEntry{}
+		if after, _ := strconv.ParseInt(r.URL.Query().Get("after"), 10, 64); after < 2 {
+			page = append(page, entry(after+1))
+		}
+		json.NewEncoder(w).Encode(page)
 		return
 	}
 	for seq := int64(1); seq <= 4; seq++ {

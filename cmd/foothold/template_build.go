@@ -183,6 +183,7 @@ func (s *session) register(ctx context.Context, log *term.Out, t *template.Templ
 	if err != nil {
 		return api.Template{}, err
 	}
+	defer req.VolumeKey.Wipe()
 	for _, o := range []struct {
 		what, path string
 		sum        digest.SHA256

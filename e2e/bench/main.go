@@ -43,7 +43,7 @@ const (
 	aimCreate  = 25.0  // seconds from create to ready, on an idle machine
 	aimUnique  = 10.0  // ms: it is made while a VM waits
 	aimSpends  = 1000  // a second, durable; a boot storm of 10,000 VMs in half a minute
-	aimLoader  = 16.0  // MiB; it is sent nowhere but measured and unpacked at each start
+	aimLoader  = 8.0   // MiB; it is sent nowhere but measured and unpacked at each start
 	aimTPMHeld = 2000. // ms; VMs that boot at once queue for it
 )
 

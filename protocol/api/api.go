@@ -21,6 +21,7 @@
 package api
 
 import (
+	"encoding/json"
 	"net/netip"
 	"time"
 
@@ -73,12 +74,26 @@ type VM struct {
 	TPMHeld       float64             `json:"tpm_held_seconds,omitempty"`
 }
 
-// Phase is one phase of the latest start.
+// Phase is one phase of the latest start. While it goes on, End is zero, null in JSON,
+// and Seconds is the time so far.
 type Phase struct {
 	Name    string    `json:"name"`
 	Start   time.Time `json:"start"`
-	End     time.Time `json:"end,omitzero"`
+	End     time.Time `json:"end" nullable:"true"`
 	Seconds float64   `json:"seconds"`
+}
+
+// MarshalJSON writes a zero End as null.
+func (p Phase) MarshalJSON() ([]byte, error) {
+	type fields Phase
+	out := struct {
+		fields
+		End *time.Time `json:"end"`
+	}{fields: fields(p)}
+	if !p.End.IsZero() {
+		out.End = &p.End
+	}
+	return json.Marshal(out)
 }
 
 // Explanation says where a VM stands, for people.
