@@ -30,8 +30,10 @@ func TestTapTakesNobodysAddress(t *testing.T) {
 	}
 	br := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: bridge}}
 	must(netlink.LinkAdd(br))
+	t.Cleanup(func() { netlink.LinkDel(br) })
 	uplink := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "uplink", MasterIndex: br.Index}, PeerName: "peer"}
 	must(netlink.LinkAdd(uplink))
+	t.Cleanup(func() { netlink.LinkDel(uplink) })
 	for _, name := range []string{bridge, "uplink", "peer"} {
 		link, err := netlink.LinkByName(name)
 		must(err)
@@ -39,7 +41,7 @@ func TestTapTakesNobodysAddress(t *testing.T) {
 	}
 	learned, err := net.ParseMAC(firewall)
 	must(err)
-	must(netlink.NeighSet(&netlink.Neigh{LinkIndex: uplink.Index, Family: unix.AF_BRIDGE, State: netlink.NUD_REACHABLE, Flags: netlink.NTF_MASTER, HardwareAddr: learned}))
+	must(netlink.NeighSet(&netlink.Neigh{LinkIndex: uplink.Index, Family: unix.AF_BRIDGE, State: netlink.NUD_NOARP, Flags: netlink.NTF_MASTER, HardwareAddr: learned}))
 
 	own, err := netlink.LinkByName(bridge)
 	must(err)
