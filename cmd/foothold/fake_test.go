@@ -21,7 +21,8 @@ import (
 
 // fakeAPI is an orchestrator that takes a VM one phase further each time it is asked
 // for. The VM's name decides what becomes of it: "taken" exists, "doomed" fails its
-// quote, "stuck" stays in booting, the workload of "brief" has ended when it is looked at.
+// quote, "stuck" stays in booting, the workload of "brief" has
+// ended when it is looked at, the host of "undead" does not let go of it.
 type fakeAPI struct {
 	mu        sync.Mutex
 	vms       map[string]*fakeVM       // by name; mu
@@ -167,7 +168,10 @@ func (f *fakeAPI) remove(r *http.Request) (any, *api.Problem) {
 		return nil, p
 	}
 	delete(f.vms, vm.Name)
-	vm.Phase, vm.Ready, vm.Reason = "released", false, event.Released
+	vm.Phase, vm.Ready, vm.Reason, vm.Cleanup = "released", false, event.Released, api.CleanupDone
+	if vm.Name == "undead" {
+		vm.Cleanup = api.CleanupPending
+	}
 	return vm.VM, nil
 }
 

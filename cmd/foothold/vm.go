@@ -147,6 +147,9 @@ the VM stored is gone for good, wherever copies of the volume lie.`,
 				return printJSON(cmd.OutOrStdout(), complete(vm))
 			}
 			s.log.Line("VM %s is %s, its volume's key destroyed", vm.Name, vm.Phase)
+			if vm.Cleanup == api.CleanupPending {
+				s.log.Line("its host has not confirmed yet that it is gone; Foothold goes on asking: foothold vm explain %s", vm.ID)
+			}
 			return nil
 		}),
 	})
@@ -165,10 +168,10 @@ func phaseText(out *term.Out, vm api.VM) string {
 	switch {
 	case vm.Ready:
 		return out.Paint(term.Good, "ready")
-	case vm.Phase == client.PhaseAborted:
-		return out.Paint(term.Bad, vm.Phase+" ("+string(vm.Reason)+")")
 	case vm.Phase == client.PhaseReleased:
 		return out.Paint(term.Faint, vm.Phase)
+	case vm.Reason != "": // aborted, or computing without its workload
+		return out.Paint(term.Bad, vm.Phase+" ("+string(vm.Reason)+")")
 	}
 	return out.Paint(term.Busy, vm.Phase)
 }

@@ -58,6 +58,7 @@ type VM struct {
 	Ready         bool                `json:"ready"`
 	Reason        event.Reason        `json:"reason,omitempty"` // why it ended, or, while it computes, why it is not ready any more
 	Explanation   string              `json:"explanation,omitempty"`
+	Cleanup       string              `json:"cleanup,omitempty"` // of an ended VM: CleanupPending, CleanupDone
 	Template      string              `json:"template"`
 	Size          string              `json:"size"`
 	Measured      bool                `json:"measured"` // false: runs on a host that proved nothing
@@ -73,6 +74,12 @@ type VM struct {
 	Components    []bootmsg.Component `json:"components"`               // what was delivered and runs
 	TPMHeld       float64             `json:"tpm_held_seconds,omitempty"`
 }
+
+// Whether an ended VM is gone from its host.
+const (
+	CleanupPending = "pending" // its host has not confirmed it; the orchestrator goes on asking
+	CleanupDone    = "done"    // its host does not list it any more
+)
 
 // Phase is one phase of the latest start. While it goes on, End is zero, null in JSON,
 // and Seconds is the time so far.

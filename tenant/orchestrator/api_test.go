@@ -253,7 +253,10 @@ func TestHostFails(t *testing.T) {
 	w.host.mu.Lock()
 	w.host.undead = true
 	w.host.mu.Unlock()
-	w.call("DELETE", "/v1/vms/a", nil, nil)
+	var ended api.VM
+	if status, _ := w.call("DELETE", "/v1/vms/a", nil, &ended); status != http.StatusOK || ended.Cleanup != api.CleanupPending {
+		t.Errorf("the caller is told %d, cleanup %q", status, ended.Cleanup)
+	}
 	r, err := w.o.findAny(t.Context(), g.id)
 	check(t, err)
 	if r.Phase != reservation.Released || r.Cleanup != ledger.CleanupPending || !r.Deleted.IsZero() {

@@ -21,8 +21,9 @@ const (
 // errEnded is the cause with which the work on an ended reservation is cancelled.
 var errEnded = errors.New("the reservation has ended")
 
-// Release is act 11 by wish: it ends a VM and crypto-erases its volume. It waits for
-// one attempt at the clean-up; what that leaves the sweep repeats.
+// Release is act 11 by wish: it ends a VM and crypto-erases its volume. When it returns
+// no error, the volume's key is destroyed. It waits for one attempt at the clean-up at
+// the host; what that leaves the sweep repeats.
 func (o *Orchestrator) Release(ctx context.Context, nameOrID, by string) (ledger.Reservation, error) {
 	r, err := o.find(ctx, nameOrID)
 	if err != nil {
@@ -37,6 +38,12 @@ func (o *Orchestrator) Release(ctx context.Context, nameOrID, by string) (ledger
 		return r, err
 	}
 	if err := o.end(ctx, r.ID, reservation.Released, event.Refusal{Reason: event.Released}); err != nil {
+		return r, err
+	}
+	if r, err = o.findAny(ctx, r.ID); err != nil {
+		return r, err
+	}
+	if err := o.erase(r); err != nil {
 		return r, err
 	}
 	if err := o.cleanUp(ctx, r.ID); err != nil {

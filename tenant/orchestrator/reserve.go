@@ -5,7 +5,6 @@ import (
 	"errors"
 	"net/netip"
 	"path"
-	"strconv"
 
 	"foothold/protocol/api"
 	"foothold/protocol/event"
@@ -127,7 +126,7 @@ func checkWorkload(t *ledger.Tx, w *api.Workload) error {
 	case err != nil:
 		return err
 	case size != w.Size:
-		return event.Refuse(event.UnknownWorkload, "object %s has %s bytes", w.SHA256.Short(), strconv.FormatInt(size, 10))
+		return event.Refuse(event.UnknownWorkload, "object %s has %d bytes", w.SHA256.Short(), size)
 	}
 	return nil
 }

@@ -81,7 +81,7 @@ func TestStory(t *testing.T) {
 func (w *world) endStory(g *guest, id string) {
 	t := w.t
 	var vm api.VM
-	if status, p := w.call("DELETE", "/v1/vms/web", nil, &vm); status != http.StatusOK || vm.Phase != "released" {
+	if status, p := w.call("DELETE", "/v1/vms/web", nil, &vm); status != http.StatusOK || vm.Phase != "released" || vm.Cleanup != api.CleanupDone {
 		t.Fatalf("delete: %d %+v %+v", status, p, vm)
 	}
 	w.waitFlows(id)

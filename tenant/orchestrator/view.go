@@ -89,6 +89,12 @@ func (o *Orchestrator) view(t *ledger.Tx, r ledger.Reservation) (api.VM, error) 
 			vm.Explanation += " (" + r.Detail + ")"
 		}
 	}
+	switch r.Cleanup {
+	case ledger.CleanupPending:
+		vm.Cleanup = api.CleanupPending
+	case ledger.CleanupDone:
+		vm.Cleanup = api.CleanupDone
+	}
 	if workloadEnded(r, s) {
 		vm.Reason, vm.Explanation = event.WorkloadFailed, "its workload has ended; the VM itself goes on computing"
 	}
