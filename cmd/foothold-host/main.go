@@ -8,10 +8,7 @@ package main
 
 import (
 	"context"
-	"crypto/ed25519"
-	"crypto/x509"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"flag"
 	"fmt"
@@ -24,6 +21,7 @@ import (
 
 	"foothold/internal/config"
 	"foothold/internal/durable"
+	"foothold/internal/signingkey"
 	"foothold/internal/strictjson"
 	"foothold/internal/tpm"
 	"foothold/protocol/inventory"
@@ -126,7 +124,7 @@ func enrollHost(_ context.Context, args []string) error {
 func publish(_ context.Context, args []string) error {
 	f := flag.NewFlagSet("publish", flag.ContinueOnError)
 	provider := f.String("provider", "", "provider's name")
-	keyFile := f.String("key", "", "inventory key, Ed25519, PKCS #8 in PEM")
+	keyFile := f.String("key", "", "file of the inventory key, Ed25519, PKCS #8 in PEM, readable by its owner alone")
 	version := f.Int("version", 0, "version of the inventory, one more than the last")
 	valid := f.Duration("valid", 720*time.Hour, "how long it is valid")
 	out := f.String("out", "", "file for the signed inventory")
@@ -137,7 +135,7 @@ func publish(_ context.Context, args []string) error {
 		fmt.Fprintln(os.Stderr, "publish: want --provider, --out and the hosts' entries")
 		return errUsage
 	}
-	key, err := readKey(*keyFile)
+	key, err := signingkey.Read(*keyFile)
 	if err != nil {
 		return err
 	}
@@ -152,26 +150,6 @@ func publish(_ context.Context, args []string) error {
 		return err
 	}
 	return write(*out, env)
-}
-
-func readKey(file string) (ed25519.PrivateKey, error) {
-	data, err := os.ReadFile(file)
-	if err != nil {
-		return nil, fmt.Errorf("read inventory key: %w", err)
-	}
-	block, _ := pem.Decode(data)
-	if block == nil {
-		return nil, fmt.Errorf("read inventory key: %s is not PEM", file)
-	}
-	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
-	if err != nil {
-		return nil, fmt.Errorf("read inventory key: %w", err)
-	}
-	private, ok := key.(ed25519.PrivateKey)
-	if !ok {
-		return nil, errors.New("read inventory key: it is not Ed25519")
-	}
-	return private, nil
 }
 
 func readHost(file string, h *inventory.Host) error {
