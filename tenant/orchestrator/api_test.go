@@ -42,6 +42,7 @@ func TestOperatorRefusals(t *testing.T) {
 		"trailing data":  `{"name":"a"} {"x":"` + marker + `"}`,
 		"wrong type":     `{"name":["` + marker + `"]}`,
 		"malformed name": `{"name":"` + marker + `!"}`,
+		"an id as name":  `{"name":"00000000-0000-4000-8000-000000000000"}`,
 		"deep":           strings.Repeat(`{"a":`, 100) + "1" + strings.Repeat("}", 100),
 		"bad kind":       `{"name":"a","workload":{"sha256":"` + digest.Of(nil).String() + `","size":1,"kind":"` + marker + `"}}`,
 		"path outside":   `{"name":"a","workload":{"sha256":"` + digest.Of(nil).String() + `","size":1,"kind":"tar","entry":"../x"}}`,

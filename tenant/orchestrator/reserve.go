@@ -59,6 +59,9 @@ func checkWish(want *api.CreateVM) (policy.Size, error) {
 	if !vmspec.ValidName(want.Name) {
 		return policy.Size{}, event.Refuse(event.BadRequest, "name: want a lower-case DNS label: letters, digits, hyphens, at most 63")
 	}
+	if vmspec.ValidID(want.Name) { // names and ids stand for each other in calls
+		return policy.Size{}, event.Refuse(event.BadRequest, "name: it has the form of an id")
+	}
 	w := want.Workload
 	if w == nil {
 		return policy.SizeOf(want.Size)
