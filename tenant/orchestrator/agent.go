@@ -26,6 +26,9 @@ const (
 	maxSaidText = 256 // bytes of a line
 )
 
+// hearLimit bounds the acting on one message; it is longer than the wait for rules.
+const hearLimit = 2 * liveWait
+
 // quickInterval is how soon a guest reports again while something is awaited from it.
 const quickInterval = 1 // seconds
 
@@ -62,6 +65,10 @@ func (o *Orchestrator) gatewayAgent(ctx context.Context, _ mtls.Identity, in ups
 	if err != nil {
 		return signed.Envelope{}, err
 	}
+	// What was accepted is acted on, whatever becomes of the gateway meanwhile: it must not
+	// choose where a VM's story breaks off.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), hearLimit)
+	defer cancel()
 	down, err := o.hear(ctx, m)
 	if err != nil {
 		o.abort(context.WithoutCancel(ctx), m.r.ID, err)

@@ -1,6 +1,7 @@
 package orchestrator
 
 import (
+	"context"
 	"encoding/json"
 	"net/http"
 	"testing"
@@ -13,6 +14,8 @@ import (
 	"foothold/protocol/evidence"
 	"foothold/protocol/signed"
 	"foothold/protocol/unlockmsg"
+	"foothold/protocol/upstream"
+	"foothold/protocol/zone"
 	"foothold/tenant/ledger"
 	"foothold/tenant/reservation"
 )
@@ -164,5 +167,53 @@ func TestTemplateKeyIsNotReplaced(t *testing.T) {
 	after, err := w.o.vault.Get(name)
 	if check(t, err); !after.Equal(before) {
 		t.Error("the key of a registered template was replaced")
+	}
+}
+
+// TestGatewayBreaksOff: a gateway that goes away while the orchestrator acts on a VM's
+// message does not end the VM.
+func TestGatewayBreaksOff(t *testing.T) {
+	w := newWorld(t)
+	w.template("debian")
+	g := w.take(w.create(api.CreateVM{Name: "web"}).ID)
+	g.boot()
+	g.door()
+	g.ready()
+	w.waitPhase("web", reservation.Connecting)
+	if why := g.admit(); why != "" {
+		t.Fatal(why)
+	}
+	if _, why := g.say(); why != "" {
+		t.Fatal(why)
+	}
+	deaf := func(is bool) {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.deaf[zone.Gateway] = is
+	}
+	deaf(true)
+	ctx, cancel := context.WithCancel(t.Context())
+	relayed := make(chan event.Reason, 1)
+	message := g.sealed(g.withAudit)
+	go func() {
+		relayed <- w.post(ctx, "gateway", upstream.PathGatewayAgent, upstream.AgentRequest{Address: g.tunnel, Serial: g.serial(), Envelope: message}, nil)
+	}()
+	w.waitPhase("web", reservation.Computing) // and it waits for the deaf gateway
+	cancel()
+	<-relayed
+	deaf(false)
+	check(t, w.o.ledger.Write(t.Context(), func(t *ledger.Tx) error { // any change brings the next document
+		return t.ChangeStart(g.id, 1, func(s *ledger.Start) { s.TunnelAddress = s.TunnelAddress.Next() })
+	}))
+	g.tunnel = g.tunnel.Next()
+	check(t, w.o.publish(t.Context()))
+	if _, why := g.relay(message); why != "" {
+		t.Fatalf("the message again: %s", why)
+	}
+	if _, why := g.say(); why != "" {
+		t.Errorf("the next message: %s", why)
+	}
+	if vm := w.vm("web"); vm.Phase != string(reservation.Computing) {
+		t.Errorf("the VM is %s: %s", vm.Phase, vm.Explanation)
 	}
 }
