@@ -86,7 +86,7 @@ func TestArguments(t *testing.T) {
 	for _, want := range []string{
 		"-nodefaults -no-user-config -display none",
 		"-sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
-		"-accel tcg,thread=multi -cpu max -smp 2 -m 512M", "-action reboot=shutdown,shutdown=poweroff",
+		"-accel tcg,thread=multi -cpu " + EmulatedCPU + " -smp 2 -m 512M", "-action reboot=shutdown,shutdown=poweroff",
 		"-bios /proc/self/fd/3 -kernel /proc/self/fd/4 -initrd /proc/self/fd/5 -append quiet",
 		"name=opt/foothold/settings,file=/proc/self/fd/6", "name=opt/foothold/token,file=/proc/self/fd/7",
 		"mac=02:f0:00:00:00:01", "name=foothold.channel.0",
