@@ -47,21 +47,23 @@ first. With --json every entry is one JSON object on a line of its own.`,
 func eventText(out *term.Out, e api.JournalEntry) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s  %-22s %-20s", out.Paint(term.Faint, e.Event.Time.Local().Format("15:04:05.000")),
-		term.Clean(e.Event.Source), term.Clean(e.Event.Kind))
+		quoted(e.Event.Source), quoted(e.Event.Kind))
 	if e.VM != "" {
-		fmt.Fprintf(&b, " vm=%s", term.Clean(e.VM))
+		fmt.Fprintf(&b, " vm=%s", quoted(e.VM))
 	}
 	if e.Event.Reason != "" {
-		fmt.Fprintf(&b, " %s", out.Paint(term.Bad, string(e.Event.Reason)))
+		fmt.Fprintf(&b, " %s", out.Paint(term.Bad, quoted(string(e.Event.Reason))))
 	}
 	for _, k := range slices.Sorted(maps.Keys(e.Event.Detail)) {
-		fmt.Fprintf(&b, " %s=%s", term.Clean(k), quoted(term.Clean(e.Event.Detail[k])))
+		fmt.Fprintf(&b, " %s=%s", quoted(k), quoted(e.Event.Detail[k]))
 	}
 	return b.String()
 }
 
-// quoted puts a value with blanks into quotes.
+// quoted makes a text from outside safe to print: it stays on its line, and what has
+// blanks is in quotes, so that it cannot pass for more than one text.
 func quoted(v string) string {
+	v = term.Clean(v)
 	if strings.ContainsAny(v, " \t\n\"") {
 		return fmt.Sprintf("%q", v)
 	}

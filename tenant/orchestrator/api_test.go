@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 
@@ -201,8 +202,20 @@ func TestWhoMayCallWhat(t *testing.T) {
 	}
 	var list []api.JournalEntry
 	w.call("GET", "/v1/events", nil, &list)
-	if last := list[len(list)-1]; last.Event.Source != "bootserver/bootserver" {
-		t.Errorf("an event's source is %q", last.Event.Source)
+	at := slices.IndexFunc(list, func(e api.JournalEntry) bool { return e.Event.Kind == "boot.x" })
+	if at < 0 || list[at].Event.Source != "bootserver/bootserver" {
+		t.Errorf("the event is not in the journal under its true source: %+v", list)
+	}
+	forged := "boot.x\n12:00:00.000  orchestrator  vm.ready"
+	for name, e := range map[string]event.Event{
+		"kind":        {Kind: forged},
+		"reason":      {Kind: "boot.x", Reason: event.Reason("\x1b[2J")},
+		"detail":      {Kind: "boot.x", Detail: map[string]string{forged: "1"}},
+		"reservation": {Kind: "boot.x", Reservation: "x\ny"},
+	} {
+		if why := w.post(t.Context(), "bootserver", upstream.PathEvents, []event.Event{e}, nil); why != event.BadRequest {
+			t.Errorf("an event whose %s is no name: %q", name, why)
+		}
 	}
 }
 

@@ -6,12 +6,14 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
+	"regexp"
 	"time"
 
 	"foothold/internal/mtls"
 	"foothold/internal/strictjson"
 	"foothold/protocol/event"
 	"foothold/protocol/upstream"
+	"foothold/protocol/vmspec"
 	"foothold/protocol/zone"
 	"foothold/tenant/ledger"
 )
@@ -170,10 +172,15 @@ func (o *Orchestrator) takeEvents(ctx context.Context, who mtls.Identity, list [
 	return empty{}, err
 }
 
+// eventName is the form of kinds, reasons and names of details. Only the values of
+// details are free text.
+var eventName = regexp.MustCompile(`^[a-z][a-z0-9._-]{0,63}$`)
+
 func checkEvent(e event.Event) error {
-	bad := e.Kind == "" || len(e.Kind) > 64 || len(e.Reservation) > 64 || len(e.Reason) > 64 || len(e.Detail) > maxDetails
+	bad := !eventName.MatchString(e.Kind) || e.Reason != "" && !eventName.MatchString(string(e.Reason)) ||
+		e.Reservation != "" && !vmspec.ValidID(e.Reservation) || len(e.Detail) > maxDetails
 	for k, v := range e.Detail {
-		bad = bad || len(k) > 64 || len(v) > maxText
+		bad = bad || !eventName.MatchString(k) || len(v) > maxText
 	}
 	if bad {
 		return event.Refuse(event.BadRequest, "event %d is malformed or too large", e.Seq)
