@@ -1,7 +1,9 @@
 package lab
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 )
@@ -27,6 +29,24 @@ func Open(dir string) (State, error) {
 		if err := os.MkdirAll(s.path(d), 0o700); err != nil {
 			return State{}, fmt.Errorf("make state directory: %w", err)
 		}
+	}
+	return s, nil
+}
+
+// ErrNone is returned for a directory that holds no lab.
+var ErrNone = errors.New("there is no lab")
+
+// Existing returns the state of a lab that was made before.
+func Existing(dir string) (State, error) {
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return State{}, fmt.Errorf("find state directory: %w", err)
+	}
+	s := State{abs}
+	if _, err := os.Stat(s.Run()); errors.Is(err, fs.ErrNotExist) {
+		return State{}, fmt.Errorf("%w in %s: `foothold lab up --state %[2]s` makes one", ErrNone, abs)
+	} else if err != nil {
+		return State{}, fmt.Errorf("find state directory: %w", err)
 	}
 	return s, nil
 }

@@ -32,29 +32,24 @@ in a network of its own. It needs no root and leaves nothing behind.`)
   foothold lab down`
 	cmd.PersistentFlags().StringVar(&dir, "state", "", `the lab's `+"`DIR`"+` (default: that of the current context, if a lab made it; for up and else
 ~/.local/state/foothold/lab, or below $XDG_STATE_HOME)`)
-	state := func() (lab.State, error) {
-		if dir == "" {
-			var err error
-			if dir, err = currentLab(); err != nil {
-				return lab.State{}, err
+	in := func(open func(string) (lab.State, error)) openLab {
+		return func() (lab.State, error) {
+			if dir == "" {
+				var err error
+				if dir, err = defaultLab(); err != nil {
+					return lab.State{}, err
+				}
 			}
+			return open(dir)
 		}
-		return lab.Open(dir)
 	}
-	fresh := func() (lab.State, error) {
-		if dir == "" {
-			var err error
-			if dir, err = defaultLab(); err != nil {
-				return lab.State{}, err
-			}
-		}
-		return lab.Open(dir)
-	}
-	cmd.AddCommand(labUp(fresh), labDown(state), labStatus(state), labLogs(state), labExec(state), labFetch(state), labRestart(state), labFirst(state), labPreflight())
+	state := in(lab.Existing)
+	cmd.AddCommand(labUp(in(lab.Open)), labDown(state), labStatus(state), labLogs(state), labExec(state), labFetch(state), labRestart(state), labFirst(state), labPreflight())
 	cmd.AddCommand(labInner()...)
 	return cmd
 }
 
+// openLab finds the lab that a command is about; only `up` makes one.
 type openLab func() (lab.State, error)
 
 // currentLab is the lab that made the current context, so that after `lab up` commands
@@ -126,10 +121,16 @@ func labDown(open openLab) *cobra.Command {
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			state, err := open()
+			if errors.Is(err, lab.ErrNone) {
+				return nil
+			}
 			if err != nil {
 				return err
 			}
-			return supervisor.Down(cmd.Context(), state)
+			if err := supervisor.Down(cmd.Context(), state); err != nil {
+				return err
+			}
+			return client.Forget(state.Context())
 		},
 	}
 }
