@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"foothold/internal/nflog"
@@ -54,12 +55,14 @@ func WatchDrops(ctx context.Context, emit func(event.Event)) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	failed := make(chan error, 1)
+	var missed atomic.Int64
 	go func() {
 		defer cancel()
 		failed <- reader.Run(ctx, func(p nflog.Packet) {
 			select {
 			case packets <- p:
-			default: // the kernel's counters have it
+			default:
+				missed.Add(1)
 			}
 		})
 	}()
@@ -74,6 +77,7 @@ func WatchDrops(ctx context.Context, emit func(event.Event)) error {
 			c.count(p)
 		case now := <-tick.C:
 			c.flush(now)
+			c.unseen(missed.Swap(0), reader.Lost())
 		}
 	}
 }
@@ -82,7 +86,8 @@ type dropCounter struct {
 	emit  func(event.Event)
 	name  func(int) string
 	kinds map[dropKey]*dropCount
-	other int // packets of kinds beyond maxKinds
+	other int   // packets of kinds beyond maxKinds
+	lost  int64 // overflows of the log's socket that were told
 }
 
 func newDropCounter(emit func(event.Event), name func(int) string) *dropCounter {
@@ -131,7 +136,22 @@ func (d *dropCounter) flush(now time.Time) {
 	}
 }
 
-const kindDropped = "firewall.dropped"
+// unseen tells of drops that came too fast to be counted: missed packets, and how often
+// the kernel's queue overflowed so far. Their number is in the rule's counter alone.
+func (d *dropCounter) unseen(missed, lost int64) {
+	if missed == 0 && lost == d.lost {
+		return
+	}
+	d.emit(event.Event{Kind: kindUnseen, Detail: map[string]string{
+		"packets": strconv.FormatInt(missed, 10), "overflows": strconv.FormatInt(lost-d.lost, 10)}})
+	d.lost = lost
+}
+
+// Kinds of events.
+const (
+	kindDropped = "firewall.dropped"
+	kindUnseen  = "firewall.drops-unseen"
+)
 
 func (d *dropCounter) tell(k dropKey, c *dropCount) {
 	detail := map[string]string{"rule": k.chain, "packets": strconv.Itoa(c.packets)}
