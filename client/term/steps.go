@@ -15,7 +15,6 @@ type Steps struct {
 
 	mu      sync.Mutex
 	name    string    // current step, "" for none; mu
-	note    string    // what it is at; mu
 	began   time.Time // mu
 	stopped chan struct{}
 	ended   sync.WaitGroup
@@ -51,35 +50,19 @@ func (s *Steps) draw() {
 	if s.name == "" {
 		return
 	}
-	line := fmt.Sprintf("\r\x1b[K%s %-28s %7s", s.out.Paint(Busy, "…"), s.name, seconds(time.Since(s.began)))
-	if s.note != "" {
-		line += "  " + s.out.Paint(Faint, clip(s.note, 60))
-	}
-	fmt.Fprint(s.out.w, line)
+	fmt.Fprintf(s.out.w, "\r\x1b[K%s %-28s %7s", s.out.Paint(Busy, "…"), s.name, seconds(time.Since(s.began)))
 }
 
 // Begin starts a step that began at that time. A step that is still open just ends.
 func (s *Steps) Begin(name string, at time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.name, s.note, s.began = name, "", at
+	s.name, s.began = name, at
 	if s.out.tty {
 		s.draw()
 		return
 	}
 	s.out.Line("  %s ...", name)
-}
-
-// Note says what the current step is at. Off a terminal every note is a line.
-func (s *Steps) Note(text string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.note = Clean(text)
-	if s.out.tty {
-		s.draw()
-		return
-	}
-	s.out.Line("  %s", s.note)
 }
 
 // End writes how long a step took, whether it was the current one or has been missed.
@@ -116,11 +99,3 @@ func (s *Steps) Close() {
 }
 
 func seconds(d time.Duration) string { return fmt.Sprintf("%.1f s", d.Seconds()) }
-
-func clip(text string, n int) string {
-	r := []rune(text)
-	if len(r) <= n {
-		return text
-	}
-	return string(r[:n-1]) + "…"
-}

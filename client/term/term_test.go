@@ -35,12 +35,11 @@ func TestStepsOffATerminalAreLines(t *testing.T) {
 	var b bytes.Buffer
 	s := New(&b).Steps()
 	s.Begin("booting", time.Now())
-	s.Note("quote \x1baccepted")
 	s.End("booting", 1250*time.Millisecond)
 	s.Begin("unlocking", time.Now())
 	s.Fail("unlocking", time.Second)
 	s.Close()
-	want := "  booting ...\n  quote accepted\n✓ booting                        1.2 s\n  unlocking ...\n✗ unlocking                      1.0 s\n"
+	want := "  booting ...\n✓ booting                        1.2 s\n  unlocking ...\n✗ unlocking                      1.0 s\n"
 	if b.String() != want {
 		t.Errorf("got\n%s", b.String())
 	}

@@ -163,25 +163,6 @@ func (d *Device) AddPeer(p Peer) error { return d.change(nil, []Peer{p}) }
 // RemovePeer removes a peer; an unknown one is no error.
 func (d *Device) RemovePeer(key [KeyLen]byte) error { return d.change([][KeyLen]byte{key}, nil) }
 
-// SetPeers makes peers the only ones. A peer that stays keeps its session.
-func (d *Device) SetPeers(peers []Peer) error {
-	now, err := d.Peers()
-	if err != nil {
-		return err
-	}
-	keep := map[[KeyLen]byte]bool{}
-	for _, p := range peers {
-		keep[p.PublicKey] = true
-	}
-	var remove [][KeyLen]byte
-	for _, s := range now {
-		if !keep[s.PublicKey] {
-			remove = append(remove, s.PublicKey)
-		}
-	}
-	return d.change(remove, peers)
-}
-
 func (d *Device) change(remove [][KeyLen]byte, put []Peer) error {
 	for _, p := range put {
 		if n := p.PresharedKey.Len(); n != 0 && n != KeyLen {

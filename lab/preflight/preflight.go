@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -61,18 +62,11 @@ var programs = []program{
 	{"/etc/ssl/certs/ca-certificates.crt", "ca-certificates"},
 }
 
-// Packages lists every Debian package that the lab needs, in a fixed order.
-func Packages() []string { return packages(func(program) bool { return true }) }
-
-// MissingPackages lists those that this machine lacks.
-func MissingPackages() []string { return packages(func(p program) bool { return !present(p.name) }) }
-
-func packages(want func(program) bool) []string {
+// missingPackages lists the Debian packages that this machine lacks, in a fixed order.
+func missingPackages() []string {
 	var list []string
-	seen := map[string]bool{}
 	for _, p := range programs {
-		if want(p) && !seen[p.pkg] {
-			seen[p.pkg] = true
+		if !present(p.name) && !slices.Contains(list, p.pkg) {
 			list = append(list, p.pkg)
 		}
 	}
@@ -94,7 +88,7 @@ const minSpace = 4 << 30
 // Check returns everything that is missing.
 func Check() []Finding {
 	var all []Finding
-	if missing := MissingPackages(); len(missing) > 0 {
+	if missing := missingPackages(); len(missing) > 0 {
 		all = append(all, rootFinding("packages "+strings.Join(missing, ", "),
 			"sh -c 'apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "+strings.Join(missing, " ")+"'"))
 	}

@@ -89,6 +89,7 @@ func TestTunnelCarriesOnlyWithThePreSharedKey(t *testing.T) {
 	defer near.Close()
 	psk := secret.Random(32)
 	check(t, near.AddPeer(wg.Peer{PublicKey: [32]byte{9}, AllowedIPs: []netip.Prefix{netip.MustParsePrefix("10.84.0.9/32")}}))
+	check(t, near.RemovePeer([32]byte{9}))
 	listener, err := net.Listen("tcp", "10.84.0.1:80")
 	check(t, err)
 	go func() {
@@ -100,7 +101,7 @@ func TestTunnelCarriesOnlyWithThePreSharedKey(t *testing.T) {
 	}()
 	in(func() {
 		d := open(t, "wg1", 0, "10.84.0.2/16")
-		check(t, near.SetPeers([]wg.Peer{{PublicKey: d.PublicKey(), PresharedKey: psk, AllowedIPs: []netip.Prefix{netip.MustParsePrefix("10.84.0.2/32")}}}))
+		check(t, near.AddPeer(wg.Peer{PublicKey: d.PublicKey(), PresharedKey: psk, AllowedIPs: []netip.Prefix{netip.MustParsePrefix("10.84.0.2/32")}}))
 		peer := wg.Peer{PublicKey: near.PublicKey(), PresharedKey: secret.Random(32), Endpoint: netip.MustParseAddrPort("192.0.2.1:51820"),
 			AllowedIPs: []netip.Prefix{netip.MustParsePrefix("10.84.0.1/32")}, Keepalive: time.Second}
 		check(t, d.AddPeer(peer))
@@ -127,7 +128,7 @@ func TestTunnelCarriesOnlyWithThePreSharedKey(t *testing.T) {
 		len(peers[0].AllowedIPs) != 1 || peers[0].AllowedIPs[0] != netip.MustParsePrefix("10.84.0.2/32") {
 		t.Errorf("read back: %+v", peers)
 	}
-	check(t, near.SetPeers(nil))
+	check(t, near.RemovePeer(peers[0].PublicKey))
 	if peers, err := near.Peers(); err != nil || len(peers) != 0 {
 		t.Errorf("after removal: %+v, %v", peers, err)
 	}
