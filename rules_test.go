@@ -150,7 +150,6 @@ func read(t *testing.T, file string) []byte {
 	return data
 }
 
-// What the repository says must hold outside the machine that it was written on.
 func TestTreeHoldsSourceOnly(t *testing.T) {
 	const limit = 256 << 10 // bytes; go.sum and the longest page are far below
 	out, err := exec.Command("git", "ls-files", "-z").Output()
@@ -171,6 +170,7 @@ func TestTreeHoldsSourceOnly(t *testing.T) {
 	}
 }
 
+// What the repository says must hold outside the machine that it was written on.
 func TestTreeStandsAlone(t *testing.T) {
 	out, err := exec.Command("git", "ls-files", "-z").Output()
 	if err != nil {
