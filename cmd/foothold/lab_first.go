@@ -13,6 +13,7 @@ import (
 
 	"foothold/client"
 	"foothold/lab"
+	"foothold/protocol/api"
 )
 
 // firstTemplate and firstVM are what `make lab` makes.
@@ -57,11 +58,11 @@ func (w *walk) all(ctx context.Context, workload string) error {
 	if err != nil {
 		return err
 	}
-	api, err := client.Dial(found)
+	c, err := client.Dial(found)
 	if err != nil {
 		return err
 	}
-	templates, err := api.Templates(ctx)
+	templates, err := c.Templates(ctx)
 	if err != nil {
 		return err
 	}
@@ -70,18 +71,16 @@ func (w *walk) all(ctx context.Context, workload string) error {
 			return err
 		}
 	}
-	if vm, err := api.VM(ctx, firstVM); err != nil || !vm.Ready {
-		if err == nil && (vm.Phase == client.PhaseAborted || vm.Phase == client.PhaseReleased) {
-			if err := w.run(ctx, "vm", "delete", firstVM, "--yes"); err != nil {
-				return err
-			}
-		}
-		if err := w.run(ctx, createArgs(firstVM, workload)...); err != nil {
+	vm, err := c.VM(ctx, firstVM)
+	if err != nil && !client.IsUnknown(err) {
+		return err
+	}
+	for _, args := range towardsReady(vm, workload) {
+		if err := w.run(ctx, args...); err != nil {
 			return err
 		}
 	}
-	vm, err := api.VM(ctx, firstVM)
-	if err != nil {
+	if vm, err = c.VM(ctx, firstVM); err != nil {
 		return err
 	}
 	if vm.WorkloadURL != "" {
@@ -90,6 +89,27 @@ func (w *walk) all(ctx context.Context, workload string) error {
 		}
 	}
 	fmt.Fprintf(w.out, "\nDone after %.0f s. What to try next:\n", time.Since(began).Seconds())
+	w.next(workload)
+	return nil
+}
+
+// towardsReady lists the commands that make the first VM ready, from what there is of
+// it; the zero VM is none.
+func towardsReady(vm api.VM, workload string) [][]string {
+	create := createArgs(firstVM, workload)
+	switch {
+	case vm.Ready:
+		return nil
+	case vm.Name == "":
+		return [][]string{create}
+	case vm.Reason != "" || vm.Phase == client.PhaseReleased:
+		return [][]string{{"vm", "delete", firstVM, "--yes"}, create}
+	}
+	return [][]string{{"vm", "watch", firstVM}}
+}
+
+// next says what a new user can try.
+func (w *walk) next(workload string) {
 	for _, line := range []string{
 		"export " + client.Variable + "=" + w.state.Context(),
 		"bin/foothold vm show " + firstVM + "        # phases, components, the rules that are live for it",
@@ -102,7 +122,6 @@ func (w *walk) all(ctx context.Context, workload string) error {
 	} {
 		fmt.Fprintln(w.out, "  "+line)
 	}
-	return nil
 }
 
 // createArgs is the command that makes a VM, with a workload or without.

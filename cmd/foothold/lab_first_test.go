@@ -1,0 +1,33 @@
+package main
+
+import (
+	"strings"
+	"testing"
+
+	"foothold/client"
+	"foothold/protocol/api"
+	"foothold/protocol/event"
+)
+
+// TestMakeLabAgain: `make lab` goes on from whatever an earlier one left.
+func TestMakeLabAgain(t *testing.T) {
+	for name, c := range map[string]struct {
+		vm   api.VM
+		want string
+	}{
+		"none":                 {api.VM{}, "vm create first --wait --workload w"},
+		"under way":            {api.VM{Name: firstVM, Phase: "booting"}, "vm watch first"},
+		"ready":                {api.VM{Name: firstVM, Phase: "computing", Ready: true}, ""},
+		"failed":               {api.VM{Name: firstVM, Phase: client.PhaseAborted, Reason: event.QuoteRefused}, "vm delete first --yes; vm create first --wait --workload w"},
+		"workload ended":       {api.VM{Name: firstVM, Phase: "computing", Reason: event.WorkloadFailed}, "vm delete first --yes; vm create first --wait --workload w"},
+		"released, still held": {api.VM{Name: firstVM, Phase: client.PhaseReleased, Reason: event.Released}, "vm delete first --yes; vm create first --wait --workload w"},
+	} {
+		var got []string
+		for _, args := range towardsReady(c.vm, "w") {
+			got = append(got, strings.Join(args, " "))
+		}
+		if text := strings.Join(got, "; "); text != c.want {
+			t.Errorf("%s: %q, want %q", name, text, c.want)
+		}
+	}
+}
