@@ -6,6 +6,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"golang.org/x/sys/unix"
 )
 
 // State is the directory of one lab. Two labs with two directories share nothing.
@@ -19,6 +21,8 @@ import (
 type State struct{ Dir string }
 
 // Open makes the directory where it is missing and returns it with an absolute path.
+// One that others own or may write to is refused: they could put their folders, and so
+// their keys, in the place of the lab's. What is in it is the user's alone.
 func Open(dir string) (State, error) {
 	abs, err := filepath.Abs(dir)
 	if err != nil {
@@ -28,6 +32,9 @@ func Open(dir string) (State, error) {
 	for _, d := range []string{"", "run", "logs", "tenant", "dmz", "provider"} {
 		if err := os.MkdirAll(s.path(d), 0o700); err != nil {
 			return State{}, fmt.Errorf("make state directory: %w", err)
+		}
+		if err := s.own(d); err != nil {
+			return State{}, fmt.Errorf("state directory: %w", err)
 		}
 	}
 	return s, nil
@@ -48,7 +55,31 @@ func Existing(dir string) (State, error) {
 	} else if err != nil {
 		return State{}, fmt.Errorf("find state directory: %w", err)
 	}
-	return s, nil
+	return s, errors.Join(s.own(""), s.own("run"))
+}
+
+// own checks whose a folder is, and closes the lab's own ones to others.
+func (s State) own(dir string) error {
+	path := s.path(dir)
+	stat := unix.Lstat
+	if dir == "" { // it may be a link of the user's
+		stat = unix.Stat
+	}
+	var st unix.Stat_t
+	if err := stat(path, &st); err != nil {
+		return &fs.PathError{Op: "stat", Path: path, Err: err}
+	}
+	switch {
+	case dir != "" && st.Mode&unix.S_IFMT != unix.S_IFDIR:
+		return fmt.Errorf("%s is no folder", path)
+	case int(st.Uid) != os.Geteuid():
+		return fmt.Errorf("%s belongs to user %d, not to you", path, st.Uid)
+	case dir == "" && st.Mode&0o002 != 0:
+		return fmt.Errorf("everybody may write to %s: chmod o-w it, or name another with --state", path)
+	case dir != "" && st.Mode&0o077 != 0:
+		return os.Chmod(path, 0o700)
+	}
+	return nil
 }
 
 func (s State) path(parts ...string) string {
