@@ -12,6 +12,7 @@ const (
 	UnknownWorkload Reason = "unknown-workload"
 	UnknownVM       Reason = "unknown-vm"
 	NameTaken       Reason = "name-taken"
+	TemplateTaken   Reason = "template-taken"
 	PoolEmpty       Reason = "pool-empty"
 	QuotaExceeded   Reason = "quota-exceeded"
 	NoHost          Reason = "no-host"

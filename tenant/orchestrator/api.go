@@ -244,7 +244,7 @@ func statusOf(r event.Reason) int {
 		return http.StatusBadRequest
 	case event.UnknownVM, event.UnknownTemplate, event.UnknownWorkload:
 		return http.StatusNotFound
-	case event.NameTaken, event.PoolEmpty, event.QuotaExceeded, event.InUse, event.NoHost:
+	case event.NameTaken, event.TemplateTaken, event.PoolEmpty, event.QuotaExceeded, event.InUse, event.NoHost:
 		return http.StatusConflict
 	case event.NotPermitted:
 		return http.StatusForbidden

@@ -161,7 +161,7 @@ func TestTemplateKeyIsNotReplaced(t *testing.T) {
 	check(t, err)
 	reg, _ := w.registration("debian")
 	status, p := w.call("POST", "/v1/templates", must[[]byte](t)(json.Marshal(reg)), nil)
-	if status != http.StatusConflict || p.Reason != event.NameTaken {
+	if status != http.StatusConflict || p.Reason != event.TemplateTaken {
 		t.Errorf("the same image with another key: %d %+v", status, p)
 	}
 	after, err := w.o.vault.Get(name)

@@ -182,7 +182,7 @@ func (o *Orchestrator) checkNewTemplate(ctx context.Context, tpl ledger.Template
 		old, err := t.Template(tpl.Name)
 		exists = err == nil
 		if err == nil && old.SHA256 != tpl.SHA256 {
-			return event.Refuse(event.NameTaken, "template %s is registered with another image", tpl.Name)
+			return event.Refuse(event.TemplateTaken, "template %s is registered with another image", tpl.Name)
 		}
 		if err != nil && !errors.Is(err, ledger.ErrNotFound) {
 			return err
@@ -221,7 +221,7 @@ func (o *Orchestrator) putTemplateKey(in api.RegisterTemplate, exists bool) erro
 		return nil
 	}
 	if exists {
-		return event.Refuse(event.NameTaken, "template %s is registered with another key", in.Name)
+		return event.Refuse(event.TemplateTaken, "template %s is registered with another key", in.Name)
 	}
 	// A registration that did not come to its end left it: checkNewTemplate has seen that
 	// no other image has this name.
