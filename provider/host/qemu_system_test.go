@@ -116,6 +116,8 @@ func realWorld(t *testing.T) *world {
 	})
 }
 
+func encodeKey(public []byte) string { return base64.RawURLEncoding.EncodeToString(public) }
+
 // start creates and starts a VM.
 func (c *client) start(req hostapi.CreateRequest) string {
 	c.t.Helper()
