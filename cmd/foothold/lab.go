@@ -32,19 +32,19 @@ in a network of its own. It needs no root and leaves nothing behind.`)
   foothold lab down`
 	cmd.PersistentFlags().StringVar(&dir, "state", "", `the lab's `+"`DIR`"+` (default: that of the current context, if a lab made it; for up and else
 ~/.local/state/foothold/lab, or below $XDG_STATE_HOME)`)
-	in := func(open func(string) (lab.State, error)) openLab {
+	in := func(unnamed func() (string, error), open func(string) (lab.State, error)) openLab {
 		return func() (lab.State, error) {
 			if dir == "" {
 				var err error
-				if dir, err = defaultLab(); err != nil {
+				if dir, err = unnamed(); err != nil {
 					return lab.State{}, err
 				}
 			}
 			return open(dir)
 		}
 	}
-	state := in(lab.Existing)
-	cmd.AddCommand(labUp(in(lab.Open)), labDown(state), labStatus(state), labLogs(state), labExec(state), labFetch(state), labRestart(state), labFirst(state), labPreflight())
+	fresh, state := in(defaultLab, lab.Open), in(currentLab, lab.Existing)
+	cmd.AddCommand(labUp(fresh), labDown(state), labStatus(state), labLogs(state), labExec(state), labFetch(state), labRestart(state), labFirst(state), labPreflight())
 	cmd.AddCommand(labInner()...)
 	return cmd
 }
