@@ -112,7 +112,7 @@ func realWorld(t *testing.T) *world {
 		}
 		c.QEMU, c.BIOS, c.LoaderKernel, c.LoaderInitramfs = path, "/usr/share/qemu/qboot.rom", kernel, initramfs
 		c.QEMUModule = filepath.Join(qemu.ModuleDir, qemu.TCGModule)
-		c.LoaderCmdline = fmt.Sprintf(bootimage.LoaderCmdline+" probe.session=%s probe.aik=%s", base64.RawURLEncoding.EncodeToString(entry.Session), base64.RawURLEncoding.EncodeToString(entry.AIK))
+		c.LoaderCmdline = fmt.Sprintf(bootimage.LoaderCmdline+" probe.session=%s probe.aik=%s", encodeKey(entry.Session), encodeKey(entry.AIK))
 	})
 }
 

@@ -238,18 +238,19 @@ func (g *guest) visit(raw net.Conn, conf *ssh.ServerConfig) {
 	}
 	defer conn.Close()
 	go ssh.DiscardRequests(reqs)
-	for c := range chans {
-		channel, requests, err := c.Accept()
-		if err != nil {
-			return
-		}
-		if r, ok := <-requests; ok {
-			r.Reply(r.Type == "subsystem", nil)
-		}
-		go ssh.DiscardRequests(requests)
-		g.converse(channel)
+	asked, ok := <-chans
+	if !ok {
 		return
 	}
+	channel, requests, err := asked.Accept()
+	if err != nil {
+		return
+	}
+	if r, ok := <-requests; ok {
+		r.Reply(r.Type == "subsystem", nil)
+	}
+	go ssh.DiscardRequests(requests)
+	g.converse(channel)
 }
 
 func (g *guest) converse(c io.ReadWriter) {
