@@ -72,6 +72,7 @@ type Orchestrator struct {
 	tasks sync.WaitGroup // goroutines that end with the context of Run
 
 	registering sync.Mutex // a template's row and key change together
+	journalled  limiter    // of what daemons write into the journal
 
 	mu   sync.Mutex
 	ctx  context.Context // of Run; runs are made under it

@@ -136,7 +136,7 @@ func (o *Orchestrator) zoneReport(ctx context.Context, who mtls.Identity, r zone
 	if err := o.zones.report(r, o.now()); err != nil {
 		return empty{}, err
 	}
-	if r.Error != "" {
+	if r.Error != "" && o.journalled.take(who.String(), len(r.Error), o.now()) {
 		o.zoneFault(ctx, r)
 	}
 	return empty{}, nil
@@ -159,6 +159,9 @@ func (o *Orchestrator) takeEvents(ctx context.Context, who mtls.Identity, list [
 			return empty{}, err
 		}
 	}
+	if !o.journalled.take(who.String(), size(list), o.now()) {
+		return empty{}, event.Refuse(event.QuotaExceeded, "too many events; come again later")
+	}
 	err := o.ledger.Write(ctx, func(t *ledger.Tx) error {
 		for _, e := range list {
 			e.Source = who.String()
@@ -170,6 +173,19 @@ func (o *Orchestrator) takeEvents(ctx context.Context, who mtls.Identity, list [
 	})
 	o.zones.journalled()
 	return empty{}, err
+}
+
+// size is about what events take in the journal, in bytes.
+func size(list []event.Event) int {
+	const entry = 256 // number, hash, times, source
+	n := 0
+	for _, e := range list {
+		n += entry + len(e.Kind) + len(e.Reason)
+		for k, v := range e.Detail {
+			n += len(k) + len(v)
+		}
+	}
+	return n
 }
 
 // eventName is the form of kinds, reasons and names of details. Only the values of
