@@ -232,7 +232,7 @@ func (o *Orchestrator) ready(ctx context.Context, r ledger.Reservation) error {
 // a provider's management network may be down for a while.
 func (o *Orchestrator) watchHost(ctx context.Context, id string) error {
 	for {
-		if err := pause(ctx, watchEvery); err != nil {
+		if err := pause(ctx, o.watchEvery); err != nil {
 			return err
 		}
 		_, err := o.attestAgain(ctx, id, evidence.RoleWatch)

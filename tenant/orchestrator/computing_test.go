@@ -2,6 +2,7 @@ package orchestrator
 
 import (
 	"testing"
+	"time"
 
 	"foothold/protocol/agentmsg"
 	"foothold/protocol/api"
@@ -48,6 +49,31 @@ func TestHostChangesAfterBoot(t *testing.T) {
 			w.waitFlows(g.id)
 		})
 	}
+}
+
+// TestHostChangesWhileComputing: the host is quoted again and again; the first quote
+// that shows other software ends the VM, its tunnel and its rules.
+func TestHostChangesWhileComputing(t *testing.T) {
+	w := newWorld(t)
+	w.template("debian")
+	w.watchEvery = 300 * time.Millisecond
+	w.restart()
+	g := w.computing("web")
+	accepted := func() (n int) {
+		for _, kind := range w.events(g.id) {
+			if kind == "quote.accepted" {
+				n++
+			}
+		}
+		return n
+	}
+	w.wait("web", "quoted while computing", func(api.VM) bool { return accepted() > 3 }) // boot, unlock, connect
+	w.host.measureRogue()
+	if vm := w.waitPhase(g.id, reservation.Aborted); vm.Reason != event.QuoteRefused {
+		t.Errorf("ended with %q (%s), want %q", vm.Reason, vm.Explanation, event.QuoteRefused)
+	}
+	w.waitGone(g.id)
+	w.waitFlows(g.id)
 }
 
 // TestWorkloadThatEnds: a VM whose workload ends after its first answer goes on, is no

@@ -68,6 +68,8 @@ type Orchestrator struct {
 	now       func() time.Time
 	// dial reaches VMs: their SSH port, and their workload through the tunnel.
 	dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// watchEvery lies between static quotes of a computing VM's host.
+	watchEvery time.Duration
 
 	tasks sync.WaitGroup // goroutines that end with the context of Run
 
@@ -98,7 +100,7 @@ type ground struct {
 // machine's; deadlines are compared with it in the ledger.
 func New(ctx context.Context, conf Config) (_ *Orchestrator, err error) {
 	o := &Orchestrator{conf: conf, limits: conf.phaseLimits(), network: conf.policyNetwork(), now: time.Now, runs: map[string]*run{},
-		dial: (&net.Dialer{Timeout: dialVMTimeout}).DialContext}
+		dial: (&net.Dialer{Timeout: dialVMTimeout}).DialContext, watchEvery: watchEvery}
 	if o.vault, o.ca, err = Open(conf.State); err != nil {
 		return nil, err
 	}

@@ -42,16 +42,17 @@ import (
 // real TPM that starts no QEMU, the DMZ's daemons as far as the orchestrator sees them,
 // and VMs that speak the real protocols.
 type world struct {
-	t         *testing.T
-	o         *Orchestrator
-	conf      Config
-	ca        *authority.Set
-	host      *fakeHost
-	operator  *http.Client
-	daemons   map[string]*http.Client // by role, firewalls by name
-	api, dmz  string                  // base URLs
-	component ed25519.PrivateKey
-	stop      func()
+	watchEvery time.Duration // from the next start on; 0: the default
+	t          *testing.T
+	o          *Orchestrator
+	conf       Config
+	ca         *authority.Set
+	host       *fakeHost
+	operator   *http.Client
+	daemons    map[string]*http.Client // by role, firewalls by name
+	api, dmz   string                  // base URLs
+	component  ed25519.PrivateKey
+	stop       func()
 
 	mu      sync.Mutex
 	dials   map[string]string        // guarded by mu: a VM's address → where it listens
@@ -166,6 +167,9 @@ func (w *world) start() {
 	ctx, cancel := context.WithCancel(context.Background())
 	o := must[*Orchestrator](w.t)(New(ctx, w.conf))
 	o.dial = w.dialVM
+	if w.watchEvery > 0 {
+		o.watchEvery = w.watchEvery
+	}
 	operators := must[net.Listener](w.t)(net.Listen("tcp", "127.0.0.1:0"))
 	dmz := must[net.Listener](w.t)(net.Listen("tcp", "127.0.0.1:0"))
 	w.o, w.api, w.dmz = o, "https://"+operators.Addr().String(), "https://"+dmz.Addr().String()
