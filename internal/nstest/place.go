@@ -33,6 +33,18 @@ func New(t testing.TB) *Place {
 	return p
 }
 
+// Here is the namespace that the test itself runs in.
+func Here(t testing.TB) *Place {
+	t.Helper()
+	p := &Place{}
+	onThread(t, func() (err error) {
+		p.ns, err = netns.Get()
+		return err
+	})
+	t.Cleanup(func() { p.ns.Close() })
+	return p
+}
+
 // Do runs f inside the place. Sockets that f opens on its own goroutine stay there.
 func (p *Place) Do(t testing.TB, f func() error) {
 	t.Helper()

@@ -101,6 +101,7 @@ type world struct {
 	entry    inventory.Host
 	cancel   context.CancelFunc
 	done     chan error
+	gateway  net.Listener // port 80 of the cloud network's gateway; for real VMs alone
 }
 
 // newWorld enrols a host and measures files, whose paths may be changed by adjust.

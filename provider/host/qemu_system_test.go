@@ -18,6 +18,7 @@ import (
 
 	"foothold/internal/bootimage"
 	"foothold/internal/command"
+	"foothold/internal/nstest"
 	"foothold/protocol/digest"
 	"foothold/protocol/hostapi"
 	"foothold/protocol/inventory"
@@ -75,8 +76,9 @@ func buildImage(t *testing.T) (kernelFile, initramfs string) {
 	return kernel.Image(), path
 }
 
-// makeBridge makes the cloud network, with its gateway on this host.
-func makeBridge(t *testing.T) {
+// makeBridge makes the cloud network, and behind a port of it its gateway, a machine
+// of its own: the host has no address there. It listens on the gateway's port 80.
+func makeBridge(t *testing.T) net.Listener {
 	t.Helper()
 	br := &netlink.Bridge{LinkAttrs: netlink.NewLinkAttrs()}
 	br.Name = "cloud0"
@@ -84,11 +86,14 @@ func makeBridge(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { netlink.LinkDel(br) })
-	addr, err := netlink.ParseAddr("10.82.0.1/24")
+	gateway := nstest.New(t)
+	nstest.Link(t, nstest.End{Place: nstest.Here(t), Name: "uplink0"}, nstest.End{Place: gateway, Name: "vpc0", Address: "10.82.0.1/24"})
+	uplink, err := netlink.LinkByName("uplink0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := netlink.AddrAdd(br, addr); err != nil {
+	t.Cleanup(func() { netlink.LinkDel(uplink) })
+	if err := netlink.LinkSetMaster(uplink, br); err != nil {
 		t.Fatal(err)
 	}
 	lo, err := netlink.LinkByName("lo")
@@ -100,12 +105,16 @@ func makeBridge(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	var l net.Listener
+	gateway.Do(t, func() (err error) { l, err = net.Listen("tcp", "10.82.0.1:80"); return err })
+	t.Cleanup(func() { l.Close() })
+	return l
 }
 
 func realWorld(t *testing.T) *world {
 	kernel, initramfs := buildImage(t)
-	makeBridge(t)
-	return newWorld(t, func(c *Config, entry inventory.Host) {
+	gateway := makeBridge(t)
+	w := newWorld(t, func(c *Config, entry inventory.Host) {
 		path, err := command.Find("qemu-system-x86_64")
 		if err != nil {
 			t.Fatal(err)
@@ -114,6 +123,8 @@ func realWorld(t *testing.T) *world {
 		c.QEMUModule = filepath.Join(qemu.ModuleDir, qemu.TCGModule)
 		c.LoaderCmdline = fmt.Sprintf(bootimage.LoaderCmdline+" probe.session=%s probe.aik=%s", encodeKey(entry.Session), encodeKey(entry.AIK))
 	})
+	w.gateway = gateway
+	return w
 }
 
 func encodeKey(public []byte) string { return base64.RawURLEncoding.EncodeToString(public) }
@@ -153,14 +164,9 @@ func (c *client) console(path string) string {
 
 func TestVMBootsQuotesAndConnects(t *testing.T) {
 	w := realWorld(t)
-	l, err := net.Listen("tcp", "10.82.0.1:80")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
 	connected := make(chan string, 1)
 	go func() {
-		conn, err := l.Accept()
+		conn, err := w.gateway.Accept()
 		if err != nil {
 			return
 		}
@@ -253,14 +259,9 @@ func taps(t *testing.T) (names []string) {
 // TestVMCannotSpoofItsAddress lets a VM that behaves otherwise change its MAC address.
 func TestVMCannotSpoofItsAddress(t *testing.T) {
 	w := realWorld(t)
-	l, err := net.Listen("tcp", "10.82.0.1:80")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
 	connected := make(chan struct{})
 	go func() {
-		if conn, err := l.Accept(); err == nil {
+		if conn, err := w.gateway.Accept(); err == nil {
 			conn.Close()
 			close(connected)
 		}
