@@ -1,4 +1,4 @@
-// The first process of the boot tests: it loads every module of its initramfs, runs
+// Command probe is the first process of the boot tests: it loads every module of its initramfs, runs
 // every program there, says what it found on the console, and powers off.
 package main
 

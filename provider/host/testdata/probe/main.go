@@ -1,4 +1,4 @@
-// The first process of a VM in the host agent's tests. It plays loader and boot server
+// Command probe is the first process of a VM in the host agent's tests. It plays loader and boot server
 // in one: it drives its own quote through the local channel. The VM's name says how it
 // behaves.
 package main
