@@ -121,10 +121,16 @@ func (o *Orchestrator) end(ctx context.Context, id string, to reservation.Phase,
 // the VM, checks its absence in the host's listing, and has the ciphertext deleted. The
 // key goes first and whatever the host does: a provider that does not answer, or
 // refuses, must not keep it alive. Every step may be repeated; the row says what is
-// still to do.
+// still to do. One clean-up of a reservation runs at a time: an end, a wish to erase and
+// the sweep may ask for it at once.
 func (o *Orchestrator) cleanUp(ctx context.Context, id string) error {
 	ctx, cancel := context.WithTimeout(ctx, cleanupLimit)
 	defer cancel()
+	done, err := o.cleaning.take(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer done()
 	r, err := o.findAny(ctx, id)
 	if err != nil || r.Cleanup != ledger.CleanupPending {
 		return err
@@ -144,7 +150,7 @@ func (o *Orchestrator) cleanUp(ctx context.Context, id string) error {
 		}
 		return errors.Join(t.Cleaned(r), t.Journal(event.Event{Kind: kind, Reservation: id, Detail: map[string]string{"host": r.Host, "volume": r.Volume}}))
 	})
-	if errors.Is(err, ledger.ErrNotFound) { // another clean-up was faster, or erase was wished meanwhile: the sweep looks again
+	if errors.Is(err, ledger.ErrNotFound) { // erase was wished meanwhile: whoever wished it, or the sweep, looks again
 		return nil
 	}
 	o.zones.journalled()

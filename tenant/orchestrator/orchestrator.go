@@ -74,6 +74,7 @@ type Orchestrator struct {
 	tasks sync.WaitGroup // goroutines that end with the context of Run
 
 	registering sync.Mutex // a template's row and key change together
+	cleaning    turns      // by reservation
 	journalled  limiter    // of what daemons write into the journal
 
 	mu   sync.Mutex

@@ -233,7 +233,7 @@ func (v *Vault) Destroy(name string) error {
 		return fmt.Errorf("destroy secret %s: %w", name, err)
 	}
 	// A crash here leaves a file that does not open.
-	if err := os.Remove(path); err != nil {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) { // another Destroy may have been faster
 		return fmt.Errorf("destroy secret %s: %w", name, err)
 	}
 	if err := syncDir(v.dir); err != nil {

@@ -82,6 +82,23 @@ func TestDestroy(t *testing.T) {
 	}
 }
 
+// Two clean-ups of one reservation may meet here.
+func TestDestroyAtOnce(t *testing.T) {
+	v, _, _ := newVault(t)
+	for range 50 {
+		put(t, v, "volume-1", "the volume key")
+		var wg sync.WaitGroup
+		for range 8 {
+			wg.Go(func() {
+				if err := v.Destroy("volume-1"); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+	}
+}
+
 func TestRefusals(t *testing.T) {
 	v, dir, kek := newVault(t)
 	put(t, v, "a", "secret of a")
