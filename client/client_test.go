@@ -81,4 +81,10 @@ func TestContextErrorsNameFileAndField(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), file) || !strings.Contains(err.Error(), "key is missing") {
 		t.Errorf("error %v", err)
 	}
+	if err := os.WriteFile(file, []byte("server: h:1\nca: a\ncert: b\nkey: c\nvolume: none\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Find(file); err == nil || !strings.Contains(err.Error(), "authenticated nor encrypted") {
+		t.Errorf("another kind of volume: %v", err)
+	}
 }

@@ -11,6 +11,7 @@
 //	component_key: component.key    # optional: signs boot components in `template build`
 //	cache: cache                    # optional: where `template build` keeps packages
 //	templates: templates            # optional: where `template build` keeps templates
+//	volume: authenticated           # optional: kind of volume that `template build` asks for, or "encrypted"
 //
 // whose paths are absolute or relative to the file. It is found in this order:
 // the --context flag, the FOOTHOLD_CONTEXT variable, and the file that the user's
@@ -55,11 +56,20 @@ type Context struct {
 	Templates string `yaml:"templates,omitempty"`
 	// Guest is the foothold-guest binary that template builds put into the initramfs.
 	Guest string `yaml:"guest,omitempty"`
+	// Volume is the kind of volume that VMs of newly built templates have: VolumeAuthenticated,
+	// which is the default, or VolumeEncrypted.
+	Volume string `yaml:"volume,omitempty"`
 
 	// File is where the context was read from, Source how it was found.
 	File   string `yaml:"-"`
 	Source string `yaml:"-"`
 }
+
+// Kinds of a VM's own volume.
+const (
+	VolumeAuthenticated = "authenticated" // encrypted, with a tag beside each sector
+	VolumeEncrypted     = "encrypted"     // encryption alone: an altered sector reads as noise
+)
 
 // ErrNoContext is returned when no context is named anywhere.
 var ErrNoContext = errors.New("no context: start a lab with `foothold lab up`, or name a file with --context or " + Variable)
@@ -104,6 +114,9 @@ func (c Context) validate() error {
 		if f.value == "" {
 			return fmt.Errorf("context %s: %s is missing", c.File, f.name)
 		}
+	}
+	if c.Volume != "" && c.Volume != VolumeAuthenticated && c.Volume != VolumeEncrypted {
+		return fmt.Errorf("context %s: volume is neither %s nor %s", c.File, VolumeAuthenticated, VolumeEncrypted)
 	}
 	_, err := c.address()
 	return err

@@ -62,15 +62,6 @@ func (w *walk) all(ctx context.Context, workload string) error {
 	if err != nil {
 		return err
 	}
-	templates, err := c.Templates(ctx)
-	if err != nil {
-		return err
-	}
-	if len(templates) == 0 {
-		if err := w.run(ctx, "template", "build", firstTemplate); err != nil {
-			return err
-		}
-	}
 	vm, err := c.VM(ctx, firstVM)
 	if err != nil && !client.IsUnknown(err) {
 		return err
@@ -94,16 +85,18 @@ func (w *walk) all(ctx context.Context, workload string) error {
 }
 
 // towardsReady lists the commands that make the first VM ready, from what there is of
-// it; the zero VM is none.
+// it; the zero VM is none. The template is built before each creation, which takes
+// seconds if it is up to date: an agent of an older build might not understand the lab's
+// daemons. A VM that ended goes first, because a template that a VM has is not renewed.
 func towardsReady(vm api.VM, workload string) [][]string {
-	create := createArgs(firstVM, workload)
+	build, create := []string{"template", "build", firstTemplate}, createArgs(firstVM, workload)
 	switch {
 	case vm.Ready:
 		return nil
 	case vm.Name == "":
-		return [][]string{create}
+		return [][]string{build, create}
 	case vm.Reason != "" || vm.Phase == client.PhaseReleased:
-		return [][]string{{"vm", "delete", firstVM, "--yes"}, create}
+		return [][]string{{"vm", "delete", firstVM, "--yes"}, build, create}
 	}
 	return [][]string{{"vm", "watch", firstVM}}
 }

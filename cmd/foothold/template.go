@@ -37,9 +37,9 @@ func templateList() *cobra.Command {
 			}
 			var rows [][]string
 			for _, t := range list {
-				rows = append(rows, []string{t.Name, t.SHA256.Short(), bytesText(t.Size), term.Clean(t.Release), when(t.Created), itoa(len(t.Hosts)), itoa(t.VMs)})
+				rows = append(rows, []string{t.Name, t.SHA256.Short(), bytesText(t.Size), term.Clean(t.Release), volumeKind(t), when(t.Created), itoa(len(t.Hosts)), itoa(t.VMs)})
 			}
-			s.out.Table([]string{"name", "sha256", "size", "release", "created", "hosts", "vms"}, rows)
+			s.out.Table([]string{"name", "sha256", "size", "release", "volumes", "created", "hosts", "vms"}, rows)
 			return nil
 		}),
 	})

@@ -24,6 +24,7 @@ import (
 // buildFlags are the flags of `template build`, and where the context says otherwise.
 type buildFlags struct {
 	dir, cache, guest, key, suite string
+	volume                        string
 	packages                      []string
 	local                         bool
 }
@@ -41,6 +42,7 @@ to the store, register the template, and upload its ciphertext for the hosts.
 What has not changed since the last build is kept, so a second build takes seconds.`,
 		Example: `  foothold template build debian
   foothold template build tools --package curl --package jq
+  foothold template build small --volume encrypted
   foothold template build debian --local      # build and audit; register nothing`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error { return buildTemplate(cmd, args[0], f) },
@@ -51,6 +53,7 @@ What has not changed since the last build is kept, so a second build takes secon
 	c.Flags().StringVar(&f.key, "component-key", "", "`FILE` of the organisation's component key (default: the context's)")
 	c.Flags().StringVar(&f.suite, "suite", "", "Debian `SUITE` (default bookworm)")
 	c.Flags().StringArrayVar(&f.packages, "package", nil, "`NAME` of a further package; may be given again")
+	c.Flags().StringVar(&f.volume, "volume", "", "`KIND` of the VMs' own volumes: authenticated (a tag beside each sector shows that it\nwas altered), or encrypted alone (default: the context's, else authenticated)")
 	c.Flags().BoolVar(&f.local, "local", false, "build and audit, but register nothing")
 	return c
 }
@@ -73,6 +76,7 @@ func (f *buildFlags) settle(c client.Context) error {
 		{&f.cache, c.Cache, filepath.Join(cache, "foothold", "build")},
 		{&f.guest, c.Guest, filepath.Join(filepath.Dir(self), "foothold-guest")},
 		{&f.key, c.ComponentKey, ""},
+		{&f.volume, c.Volume, client.VolumeAuthenticated},
 	} {
 		if *v.value == "" {
 			*v.value = v.fromContext
@@ -80,6 +84,9 @@ func (f *buildFlags) settle(c client.Context) error {
 		if *v.value == "" {
 			*v.value = v.fallback
 		}
+	}
+	if f.volume != client.VolumeAuthenticated && f.volume != client.VolumeEncrypted {
+		return usage("--volume: want %s or %s", client.VolumeAuthenticated, client.VolumeEncrypted)
 	}
 	if f.key == "" {
 		return usage("the context names no component key; say --component-key FILE")
@@ -105,7 +112,8 @@ func buildTemplate(cmd *cobra.Command, name string, f buildFlags) error {
 		return err
 	}
 	if f.local {
-		return showBuilt(cmd, log, "built and audited in "+t.Dir(), api.Template{Name: t.Name, SHA256: t.Ciphertext, Size: t.Size, Created: t.Created, Release: t.Components.Release})
+		return showBuilt(cmd, log, "built and audited in "+t.Dir(), api.Template{Name: t.Name, SHA256: t.Ciphertext, Size: t.Size, Created: t.Created, Release: t.Components.Release,
+			AuthenticatedVolume: t.AuthenticatedVolume})
 	}
 	s, err := open(cmd)
 	if err != nil {
@@ -123,8 +131,15 @@ func showBuilt(cmd *cobra.Command, log *term.Out, what string, t api.Template) e
 		t.Boot, t.Hosts = orEmpty(t.Boot), orEmpty(t.Hosts)
 		return printJSON(cmd.OutOrStdout(), t)
 	}
-	log.Line("template %s, %s, sha256 %s, is %s", t.Name, bytesText(t.Size), t.SHA256.Short(), what)
+	log.Line("template %s, %s, sha256 %s, volumes %s, is %s", t.Name, bytesText(t.Size), t.SHA256.Short(), volumeKind(t), what)
 	return nil
+}
+
+func volumeKind(t api.Template) string {
+	if t.AuthenticatedVolume {
+		return client.VolumeAuthenticated
+	}
+	return client.VolumeEncrypted
 }
 
 // buildAndAudit shows each step of the build, and refuses what does not pass its audit.
@@ -133,7 +148,7 @@ func buildAndAudit(ctx context.Context, log *term.Out, name string, f buildFlags
 	defer p.close()
 	t, err := template.Build(ctx, template.Options{
 		Dir: filepath.Join(f.dir, name), Name: name, CacheDir: f.cache, Init: f.guest,
-		ComponentKey: key, Suite: f.suite, Packages: f.packages, Progress: p.begin,
+		ComponentKey: key, Suite: f.suite, Packages: f.packages, AuthenticatedVolume: f.volume == client.VolumeAuthenticated, Progress: p.begin,
 	})
 	if err != nil {
 		return nil, err

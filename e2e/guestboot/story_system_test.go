@@ -180,7 +180,7 @@ func (w *world) decide(ctx context.Context, reply unlockmsg.AuditReply, nonce []
 	h := unlockmsg.Handover{Template: disk("vda", w.template.Size, key), Volume: disk("vdb", volumeMiB<<20, w.volumeKey), T3: w.t3, User: "user", Password: secret.New(bytes.Clone(w.password.Reveal())),
 		Verity:  unlockmsg.Verity{RootHash: w.template.RootHash, HashOffset: w.template.HashOffset},
 		Gateway: unlockmsg.Gateway{Address: netip.AddrPortFrom(gatewayAddr, 8443), ServerName: "gateway.foothold.internal", CA: w.ca.der}}
-	h.Volume.Format = true
+	h.Volume.Format, h.Volume.Authenticated = true, true
 	csr, err := x509.ParseCertificateRequest(reply.Request)
 	check(w.t, err)
 	ext, err := vmcert.Extension(vmcert.Info{Reservation: w.spec.Reservation, Start: 1, Address: vmAddr, WireGuardKey: reply.WireGuardKey})

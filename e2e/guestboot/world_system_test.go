@@ -103,7 +103,7 @@ func build(dir string) error {
 		return err
 	}
 	_, err = template.Build(ctx, template.Options{Dir: filepath.Join(cacheDir(), "guestboot", "debian"), Name: "debian", CacheDir: cacheDir(),
-		Init: filepath.Join(dir, "foothold-guest"), ComponentKey: key})
+		Init: filepath.Join(dir, "foothold-guest"), ComponentKey: key, AuthenticatedVolume: true})
 	return err
 }
 

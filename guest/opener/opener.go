@@ -12,7 +12,7 @@
 //
 //	/                    erofs on dm-verity on dm-crypt on vda, read-only
 //	/etc                 overlay over it, upper layer in memory
-//	/var /home /root /srv  the volume: ext4 on dm-crypt on vdb
+//	/var /home /root /srv  the volume: ext4 on dm-crypt (on dm-integrity, if ordered) on vdb
 //	/tmp                 tmpfs
 package opener
 
@@ -23,10 +23,12 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strconv"
 
 	"foothold/internal/command"
 	"foothold/internal/devmapper"
 	"foothold/internal/luks"
+	"foothold/internal/secret"
 	"foothold/protocol/event"
 	"foothold/protocol/unlockmsg"
 
@@ -45,6 +47,7 @@ const (
 	templateName = "template"
 	rootName     = "os"
 	volumeName   = "volume"
+	tagsName     = "tags" // of an authenticated volume, below it
 )
 
 // volumeDirs are the folders of the volume and their modes.
@@ -53,6 +56,15 @@ var volumeDirs = []struct {
 	mode os.FileMode
 }{{"var", 0o755}, {"home", 0o755}, {"root", 0o700}, {"srv", 0o755}}
 
+// Volume is the opened volume.
+var Volume = mapped(volumeName)
+
+// Sizes that format asks for and clearForFormat knows: ext4's own defaults.
+const (
+	fsBlock = 4096  // bytes
+	fsGroup = 32768 // blocks
+)
+
 var deviceForm = regexp.MustCompile(`^vd[ab]$`)
 
 // Check refuses a handover whose disks are not what this VM has or this program opens.
@@ -60,8 +72,8 @@ func Check(h *unlockmsg.Handover) error {
 	if h.Template.Device != "vda" || h.Volume.Device != "vdb" {
 		return event.Refuse(event.DiskRefused, "the handover names other disks")
 	}
-	if h.Template.Format {
-		return event.Refuse(event.DiskRefused, "the handover orders the template to be formatted")
+	if h.Template.Format || h.Template.Authenticated {
+		return event.Refuse(event.DiskRefused, "the handover orders the template to be formatted, or to have tags")
 	}
 	for _, d := range []unlockmsg.Disk{h.Template, h.Volume} {
 		if err := luks.Check(d.Header); err != nil {
@@ -92,13 +104,10 @@ func Open(ctx context.Context, h *unlockmsg.Handover, say func(string, ...any)) 
 		return event.Refuse(event.DiskRefused, "template: %v", err)
 	}
 	say("template open")
-	if err := crypt(h.Volume, volumeName, false); err != nil {
+	if err := OpenVolume(ctx, h.Volume); err != nil {
 		return event.Refuse(event.DiskRefused, "volume: %v", err)
 	}
 	if h.Volume.Format {
-		if err := format(ctx); err != nil {
-			return event.Refuse(event.DiskRefused, "volume: %v", err)
-		}
 		say("volume formatted")
 	}
 	if err := bindVolume(); err != nil {
@@ -110,17 +119,66 @@ func Open(ctx context.Context, h *unlockmsg.Handover, say func(string, ...any)) 
 
 func mapped(name string) string { return filepath.Join(devmapper.Dir, name) }
 
+// OpenVolume opens the VM's own volume as [Volume], and makes a file system on it if
+// that is ordered.
+func OpenVolume(ctx context.Context, d unlockmsg.Disk) error {
+	if !d.Authenticated {
+		if err := crypt(d, volumeName, false); err != nil {
+			return err
+		}
+	} else if err := authenticated(d); err != nil {
+		return err
+	}
+	if !d.Format {
+		return nil
+	}
+	if d.Authenticated {
+		if err := clearForFormat(Volume); err != nil {
+			return err
+		}
+	}
+	return format(ctx, d.Authenticated)
+}
+
 // crypt opens one disk. The volume key exists for the time of one call to the kernel.
 func crypt(d unlockmsg.Disk, name string, readOnly bool) error {
-	if !deviceForm.MatchString(d.Device) {
-		return errors.New("unknown device")
-	}
-	key, err := luks.Unlock(d.Header, d.Passphrase)
+	key, err := volumeKey(d)
 	if err != nil {
 		return err
 	}
 	defer key.Wipe()
 	return devmapper.Crypt(name, "/dev/"+d.Device, key, readOnly)
+}
+
+func volumeKey(d unlockmsg.Disk) (secret.Bytes, error) {
+	if !deviceForm.MatchString(d.Device) {
+		return secret.Bytes{}, errors.New("unknown device")
+	}
+	return luks.Unlock(d.Header, d.Passphrase)
+}
+
+// authenticated opens a volume with tags.
+func authenticated(d unlockmsg.Disk) error {
+	key, err := volumeKey(d)
+	if err != nil {
+		return err
+	}
+	defer key.Wipe()
+	mac, err := luks.MACKey(key)
+	if err != nil {
+		return err
+	}
+	defer mac.Wipe()
+	disk := "/dev/" + d.Device
+	if d.Format {
+		if err := devmapper.FormatIntegrity(tagsName, disk); err != nil {
+			return err
+		}
+	}
+	if err := devmapper.Integrity(tagsName, disk); err != nil {
+		return err
+	}
+	return devmapper.CryptAuthenticated(volumeName, mapped(tagsName), key, mac)
 }
 
 // verity opens the template's content under the pinned root hash; a block that does
@@ -129,14 +187,21 @@ func verity(v unlockmsg.Verity) error {
 	return devmapper.Verity(rootName, mapped(templateName), v.RootHash, v.HashOffset)
 }
 
-func format(ctx context.Context) error {
-	return command.Run(ctx, "mkfs.ext4", "-q", "-m", "0", "-E", "nodiscard,lazy_itable_init=1,lazy_journal_init=1", mapped(volumeName))
+// format makes the file system. What it leaves for later is cheap where any sector can be
+// read; a sector with a tag has to be written before.
+func format(ctx context.Context, authenticated bool) error {
+	lazy := "1"
+	if authenticated {
+		lazy = "0"
+	}
+	return command.Run(ctx, "mkfs.ext4", "-q", "-m", "0", "-b", strconv.Itoa(fsBlock), "-g", strconv.Itoa(fsGroup),
+		"-E", "nodiscard,lazy_itable_init="+lazy+",lazy_journal_init="+lazy, Volume)
 }
 
 // bindVolume puts the volume's folders over the template's, which fill them on the
 // first start. The volume itself is mounted nowhere afterwards.
 func bindVolume() error {
-	if err := mount(mapped(volumeName), staging, "ext4", unix.MS_NODEV|unix.MS_NOSUID, ""); err != nil {
+	if err := mount(Volume, staging, "ext4", unix.MS_NODEV|unix.MS_NOSUID, ""); err != nil {
 		return err
 	}
 	for _, d := range volumeDirs {

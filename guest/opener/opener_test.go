@@ -34,6 +34,7 @@ func TestCheckRefusesOtherDisks(t *testing.T) {
 		"disks swapped":      func(h *unlockmsg.Handover) { h.Template.Device, h.Volume.Device = "vdb", "vda" },
 		"a path":             func(h *unlockmsg.Handover) { h.Volume.Device = "../vdb" },
 		"template formatted": func(h *unlockmsg.Handover) { h.Template.Format = true },
+		"template with tags": func(h *unlockmsg.Handover) { h.Template.Authenticated = true },
 		"altered header":     func(h *unlockmsg.Handover) { h.Template.Header[5000] ^= 1 },
 		"cut header":         func(h *unlockmsg.Handover) { h.Volume.Header = h.Volume.Header[:4096] },
 		"no header":          func(h *unlockmsg.Handover) { h.Volume.Header = nil },
@@ -101,4 +102,31 @@ func device(t *testing.T, path string) uint64 {
 		t.Fatal(err)
 	}
 	return st.Dev
+}
+
+func TestClearingsCoverEdgesAndGroups(t *testing.T) {
+	const group = fsGroup * fsBlock
+	for _, size := range []int64{64 << 10, 1 << 20, group, group + fsBlock, 8*group + 12*fsBlock} {
+		cleared := func(at int64) bool {
+			for _, c := range clearings(size) {
+				if c.start < 0 || c.length <= 0 || c.start+c.length > size || c.start%fsBlock != 0 {
+					t.Errorf("%d: %+v is not inside", size, c)
+				}
+				if at >= c.start && at+fsBlock <= c.start+c.length {
+					return true
+				}
+			}
+			return false
+		}
+		for at := int64(0); at+fsBlock <= size; at += group {
+			if !cleared(at) {
+				t.Errorf("%d: the group at %d is not cleared", size, at)
+			}
+		}
+		for at := size - 64<<10; at+fsBlock <= size; at += fsBlock {
+			if !cleared(at) {
+				t.Errorf("%d: the end is not cleared at %d", size, at)
+			}
+		}
+	}
 }

@@ -23,6 +23,10 @@ var guestModules = []string{
 	"erofs", "overlay", "ext4", "wireguard",
 }
 
+// authenticatedModules are what a VM with an authenticated volume needs besides: tags
+// beside its sectors, and the algorithm that makes them.
+var authenticatedModules = []string{"dm_integrity", "authenc"}
+
 // Kernel command lines. The console is the VM's output-only serial port; a panic
 // ends the VM; only the kernel's own entropy sources and clocks are used. The timer
 // check counts ticks against a busy loop, which an emulator on a busy machine gets
@@ -78,9 +82,14 @@ func BuildLoader(k *Kernel, init, dir string) (Image, error) {
 
 // BuildGuest writes the tenant's guest image into dir. init is the path of
 // foothold-guest, root the unpacked tree of the template, which the programs for
-// disks are taken from.
-func BuildGuest(k *Kernel, init, root, dir string) (Image, error) {
-	return build(dir, Spec{Init: init, Kernel: k, Modules: guestModules, Root: root, Programs: guestPrograms, Copies: guestCopies})
+// disks are taken from. The agent loads all modules before the first audit, so those for
+// authenticated volumes are in the images of such templates alone.
+func BuildGuest(k *Kernel, init, root, dir string, authenticatedVolume bool) (Image, error) {
+	modules := GuestModules()
+	if authenticatedVolume {
+		modules = append(modules, authenticatedModules...)
+	}
+	return build(dir, Spec{Init: init, Kernel: k, Modules: modules, Root: root, Programs: guestPrograms, Copies: guestCopies})
 }
 
 func build(dir string, spec Spec) (Image, error) {

@@ -78,3 +78,47 @@ func FuzzSuperblock(f *testing.F) {
 	f.Add(make([]byte, block), uint64(4))
 	f.Fuzz(func(t *testing.T, data []byte, blocks uint64) { parseSuperblock(data, blocks) })
 }
+
+// integrityBlock is a superblock as the kernel's FormatIntegrity left one, in a disk of
+// 320 sectors.
+func integrityBlock(t *testing.T) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	if err := binary.Write(&b, binary.LittleEndian, integritySuperblock{Magic: [8]byte{'i', 'n', 't', 'e', 'g', 'r', 't'}, Version: 4, LogInterleave: 15, TagSize: 32,
+		JournalSections: 27, ProvidedSectors: 256, Flags: 8, LogSectorsPerUnit: 3}); err != nil {
+		t.Fatal(err)
+	}
+	return append(b.Bytes(), make([]byte, block-b.Len())...)
+}
+
+func TestIntegritySuperblock(t *testing.T) {
+	if n, err := parseIntegrity(integrityBlock(t), 320); err != nil || n != 256 {
+		t.Fatalf("%d sectors, %v", n, err)
+	}
+	for name, at := range map[string]int{"magic": 0, "version": 8, "tag size": 10, "part of a block": 16, "recalculating": 24, "journal MAC": 25, "block size": 28} {
+		bad := integrityBlock(t)
+		bad[at] ^= 2
+		if _, err := parseIntegrity(bad, 320); err == nil {
+			t.Errorf("another %s is accepted", name)
+		}
+	}
+	for name, sectors := range map[string]uint64{"nothing": 0, "the whole disk": 320, "more than the disk": 1 << 40} {
+		bad := integrityBlock(t)
+		binary.LittleEndian.PutUint64(bad[16:], sectors)
+		if _, err := parseIntegrity(bad, 320); err == nil {
+			t.Errorf("%s is accepted", name)
+		}
+	}
+	if _, err := parseIntegrity(make([]byte, block), 320); err == nil {
+		t.Error("zeros are accepted")
+	}
+}
+
+func FuzzIntegritySuperblock(f *testing.F) {
+	f.Add(make([]byte, block), uint64(320))
+	f.Fuzz(func(t *testing.T, data []byte, disk uint64) {
+		if n, err := parseIntegrity(data, disk); err == nil && n >= disk {
+			t.Errorf("%d of %d sectors", n, disk)
+		}
+	})
+}

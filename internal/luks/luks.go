@@ -19,6 +19,8 @@ package luks
 
 import (
 	"crypto/aes"
+	"crypto/hkdf"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -47,6 +49,20 @@ var ErrSize = errors.New("image size is not a multiple of 4096 bytes")
 
 // NewKey makes a volume key.
 func NewKey() secret.Bytes { return secret.Random(KeySize) }
+
+// MACKey derives from a volume key the 32-byte key that authenticates its sectors,
+// where they are (package devmapper, CryptAuthenticated): HKDF-SHA-256 (RFC 5869), no
+// salt. The header holds the volume key alone.
+func MACKey(volumeKey secret.Bytes) (secret.Bytes, error) {
+	if volumeKey.Len() != KeySize {
+		return secret.Bytes{}, fmt.Errorf("derive MAC key: volume key has %d bytes, want %d", volumeKey.Len(), KeySize)
+	}
+	key, err := hkdf.Key(sha256.New, volumeKey.Reveal(), nil, "foothold/volume-mac/v1", sha256.Size)
+	if err != nil {
+		return secret.Bytes{}, fmt.Errorf("derive MAC key: %w", err)
+	}
+	return secret.New(key), nil
+}
 
 // Encrypt encrypts the image src to dst and returns its size. src must end at a
 // sector's end.

@@ -3,6 +3,7 @@ package luks
 import (
 	"bytes"
 	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"os"
 	"path/filepath"
@@ -33,6 +34,28 @@ func TestEncryptIsReversible(t *testing.T) {
 	}
 	if _, err := Encrypt(&cipher, bytes.NewReader(plain), secret.Random(32)); err == nil {
 		t.Error("a short key is accepted")
+	}
+}
+
+func TestMACKeyIsAnotherKey(t *testing.T) {
+	key := NewKey()
+	a, err := MACKey(key)
+	if err != nil || a.Len() != 32 || bytes.Contains(key.Reveal(), a.Reveal()) {
+		t.Fatalf("%d bytes, %v", a.Len(), err)
+	}
+	if b, err := MACKey(key); err != nil || !a.Equal(b) {
+		t.Errorf("it differs from call to call (%v)", err)
+	}
+	if b, err := MACKey(NewKey()); err != nil || a.Equal(b) {
+		t.Errorf("two volume keys give the same (%v)", err)
+	}
+	if _, err := MACKey(secret.Random(32)); err == nil {
+		t.Error("a short volume key is accepted")
+	}
+	// What is on disks must open for ever.
+	fixed, err := MACKey(secret.New(bytes.Repeat([]byte{1}, KeySize)))
+	if got := hex.EncodeToString(fixed.Reveal()); err != nil || got != "1f6378e737c323f4b15c333fd6d07714a39bccafccab5fc763ec149f3f8e5012" {
+		t.Errorf("key of a fixed volume key: %s, %v", got, err)
 	}
 }
 

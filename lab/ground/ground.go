@@ -151,7 +151,8 @@ func (m *maker) writeContext(context.Context) error {
 	return client.Write(m.Context(), client.Context{
 		Name: "lab", Server: m.API, CA: files.CA, Cert: files.Cert, Key: files.Key,
 		ComponentKey: m.ComponentKeyFile(), Cache: m.Cache, Templates: m.Tenant("templates"),
-		Guest: filepath.Join(m.Binaries, "foothold-guest"),
+		Guest:  filepath.Join(m.Binaries, "foothold-guest"),
+		Volume: client.VolumeEncrypted, // authenticating each sector takes an emulated VM seconds; `--volume` overrides it
 	})
 }
 

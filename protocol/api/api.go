@@ -146,6 +146,8 @@ type Template struct {
 	Boot    []bootmsg.Component `json:"boot"`  // kernel and initramfs
 	Hosts   []string            `json:"hosts"` // where its ciphertext lies
 	VMs     int                 `json:"vms"`
+	// AuthenticatedVolume: its VMs keep a tag beside each sector of their volume.
+	AuthenticatedVolume bool `json:"authenticated_volume"`
 }
 
 // Host is an inventoried host.

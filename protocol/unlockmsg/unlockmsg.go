@@ -44,6 +44,9 @@ type Disk struct {
 	Header     []byte       `json:"header"`     // detached LUKS2 header, fresh for this start
 	Passphrase secret.Bytes `json:"passphrase"` // of its one key slot, fresh for this start
 	Format     bool         `json:"format"`     // make a file system first: the volume's first start only
+	// Authenticated: a tag beside each sector shows that it was altered or moved
+	// (dm-integrity). Never the template's, which verity covers.
+	Authenticated bool `json:"authenticated,omitempty"`
 }
 
 // Verity pins the template's content.

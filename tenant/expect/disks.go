@@ -14,8 +14,13 @@ const (
 	volumeDisk   = "vdb"
 )
 
-// diskCipher is how both disks are encrypted (as package luks makes their headers).
-const diskCipher = "aes-xts-plain64"
+// How disks are encrypted (as package luks makes their headers, and package devmapper
+// opens them), and the tags beside the sectors of an authenticated volume.
+const (
+	diskCipher          = "aes-xts-plain64"
+	authenticatedCipher = "capi:authenc(hmac(sha256),xts(aes))-plain64"
+	tagBytes            = "32"
+)
 
 var loopForm = regexp.MustCompile(`^loop[0-9]+$`)
 
@@ -50,28 +55,40 @@ func (j *judge) disksClosed() {
 	}
 }
 
-// disksOpen: the two disks, a crypt target over each, and the verity target with our
-// root hash over the template's.
+// disksOpen: the two disks, a crypt target over each, the verity target with our root
+// hash over the template's, and below an authenticated volume's the integrity target.
 func (j *judge) disksOpen() {
 	j.physical()
 	templateCrypt := j.over(templateDisk, "crypt")
 	verity := j.over(templateCrypt, "verity")
-	volume := j.over(volumeDisk, "crypt")
-	expected := []string{templateDisk, volumeDisk, templateCrypt, verity, volume}
+	volume, base := j.volumeOver()
+	expected := []string{templateDisk, volumeDisk, templateCrypt, verity, base, volume}
 	for _, d := range j.r.Disks {
 		if !slices.Contains(expected, d.Name) && !idleLoop(d) {
 			j.find("disk", "%s (%s: %s) is not expected", d.Name, d.Mapped, d.Table)
 		}
 	}
-	j.crypt("template", templateCrypt, templateDisk)
-	j.crypt("volume", volume, volumeDisk)
+	j.crypt("template", templateCrypt, templateDisk, false)
+	if j.t.AuthenticatedVolume {
+		j.integrity(base)
+	}
+	j.crypt("volume", volume, base, j.t.AuthenticatedVolume)
 	j.verity(verity, templateCrypt)
+}
+
+// volumeOver is the opened volume, and the device that its crypt target opens.
+func (j *judge) volumeOver() (volume, base string) {
+	base = volumeDisk
+	if j.t.AuthenticatedVolume {
+		base = j.over(volumeDisk, "integrity")
+	}
+	return j.over(base, "crypt"), base
 }
 
 // findDevices tells which devices mounts may name; disksOpen judges their tables.
 func (j *judge) findDevices() {
 	j.root = j.over(j.over(templateDisk, "crypt"), "verity")
-	j.volume = j.over(volumeDisk, "crypt")
+	j.volume, _ = j.volumeOver()
 }
 
 // over is the first mapped device with a target of that type over the named one.
@@ -80,7 +97,7 @@ func (j *judge) over(name, target string) string {
 	if !ok || base.Number == "" {
 		return ""
 	}
-	at := map[string]int{"crypt": 6, "verity": 4}[target]
+	at := map[string]int{"crypt": 6, "verity": 4, "integrity": 3}[target]
 	for _, d := range j.r.Disks {
 		if f := fields(d.Table); len(f) > at && f[2] == target && f[at] == base.Number {
 			return d.Name
@@ -91,24 +108,54 @@ func (j *judge) over(name, target string) string {
 
 // crypt judges "START LENGTH crypt CIPHER KEY IV_OFFSET DEVICE OFFSET [COUNT OPTION...]"
 // (kernel documentation, admin-guide/device-mapper/dm-crypt).
-func (j *judge) crypt(what, name, base string) {
+func (j *judge) crypt(what, name, base string, authenticated bool) {
 	d, ok := j.disk(name)
 	if !ok {
 		j.find("disk", "no crypt target opens the %s's disk %s", what, base)
 		return
 	}
+	cipher, needs := diskCipher, []string{"sector_size:4096"}
+	if authenticated {
+		cipher, needs = authenticatedCipher, append(needs, "integrity:"+tagBytes+":aead")
+	}
 	f := fields(d.Table)
-	if len(f) < 8 || f[0] != "0" || f[3] != diskCipher || f[4] != "-" || f[5] != "0" || f[7] != "0" {
+	if len(f) < 8 || f[0] != "0" || f[3] != cipher || f[4] != "-" || f[5] != "0" || f[7] != "0" {
 		j.find("disk", "%s opens %s otherwise than expected: %q", name, base, d.Table)
 		return
 	}
-	for _, option := range f[min(9, len(f)):] {
-		if !slices.Contains([]string{"sector_size:4096", "allow_discards", "no_read_workqueue", "no_write_workqueue", "same_cpu_crypt", "submit_from_crypt_cpus"}, option) {
-			j.find("disk", "%s opens %s with option %q", name, base, option)
+	j.options(name, f[min(9, len(f)):], needs, "allow_discards", "no_read_workqueue", "no_write_workqueue", "same_cpu_crypt", "submit_from_crypt_cpus")
+}
+
+// integrity judges "START LENGTH integrity DEVICE START TAG_SIZE MODE COUNT OPTION..."
+// (admin-guide/device-mapper/dm-integrity): with a journal, the tags made above.
+func (j *judge) integrity(name string) {
+	d, ok := j.disk(name)
+	if !ok {
+		j.find("disk", "no integrity target keeps tags on the volume's disk")
+		return
+	}
+	f := fields(d.Table)
+	if len(f) < 8 || f[0] != "0" || f[4] != "0" || f[5] != tagBytes || f[6] != "J" {
+		j.find("disk", "%s keeps tags otherwise than expected: %q", name, d.Table)
+		return
+	}
+	// How the journal and its buffers are cut does not matter.
+	j.options(name, f[8:], []string{"block_size:4096", "fix_padding"}, "journal_sectors", "interleave_sectors", "buffer_sectors", "journal_watermark", "commit_time")
+}
+
+// options judges a target's options: the needed must be there; besides them only the
+// free ones, which stand for themselves or, before a colon, for any number.
+func (j *judge) options(name string, options, needed []string, free ...string) {
+	for _, option := range options {
+		word, _, _ := strings.Cut(option, ":")
+		if !slices.Contains(needed, option) && !slices.Contains(free, word) {
+			j.find("disk", "%s is opened with option %q", name, option)
 		}
 	}
-	if !slices.Contains(f, "sector_size:4096") {
-		j.find("disk", "%s does not use sectors of 4096 bytes", name)
+	for _, option := range needed {
+		if !slices.Contains(options, option) {
+			j.find("disk", "%s is opened without option %q", name, option)
+		}
 	}
 }
 

@@ -293,6 +293,52 @@ func TestOneThingTooMany(t *testing.T) {
 	}
 }
 
+// authenticated is the report of a VM whose volume keeps tags.
+func authenticated() audit.Report {
+	r := running()
+	r.Disks[5] = audit.Disk{Name: "dm-2", Number: "253:2", Mapped: "tags", Size: 1000 << 20,
+		Table: "0 2048000 integrity 254:16 0 32 J 7 block_size:4096 journal_sectors:2376 interleave_sectors:32768 buffer_sectors:128 journal_watermark:50 commit_time:10000 fix_padding"}
+	r.Disks = append(r.Disks, audit.Disk{Name: "dm-3", Number: "253:3", Mapped: "volume", Size: 1000 << 20,
+		Table: "0 2048000 crypt capi:authenc(hmac(sha256),xts(aes))-plain64 - 0 253:2 0 2 integrity:32:aead sector_size:4096"})
+	return r
+}
+
+func TestAuthenticatedVolume(t *testing.T) {
+	tpl := template()
+	tpl.AuthenticatedVolume = true
+	judge := func(r audit.Report) []Finding { return OS(tpl, instance(), r) }
+	if found := judge(authenticated()); len(found) != 0 {
+		t.Errorf("as it should be: %v", found)
+	}
+	table := func(at int, old, new string) change {
+		return change{"disk", func(r *audit.Report) { r.Disks[at].Table = strings.Replace(r.Disks[at].Table, old, new, 1) }}
+	}
+	for what, c := range map[string]change{
+		"no tags":                {"disk", func(r *audit.Report) { *r = running() }},
+		"tags not checked":       {"disk", func(r *audit.Report) { r.Disks[6].Table = "0 2048000 crypt aes-xts-plain64 - 0 253:2 0 1 sector_size:4096" }},
+		"crypt beside the tags":  table(6, "253:2", "254:16"),
+		"integrity not asked of": table(6, "2 integrity:32:aead", "1"),
+		"shorter tags above":     table(6, "integrity:32", "integrity:16"),
+		"shorter tags":           table(5, " 32 J", " 4 J"),
+		"no journal":             table(5, " 32 J", " 32 D"),
+		"recovery":               table(5, " 32 J", " 32 R"),
+		"tags made below":        table(5, "fix_padding", "fix_padding internal_hash:crc32c"),
+		"tags elsewhere":         table(5, "fix_padding", "fix_padding meta_device:254:32"),
+		"tags made anew":         table(5, "fix_padding", "fix_padding recalculate"),
+		"tags over the template": table(5, "254:16", "254:0"),
+		"other blocks":           table(5, "block_size:4096", "block_size:512"),
+		"other start":            table(5, "254:16 0", "254:16 8"),
+		"tags gone":              {"disk", func(r *audit.Report) { r.Disks = slices.Delete(r.Disks, 5, 6) }},
+		"mounted without tags":   {"mount", func(r *audit.Report) { r.Mounts[3].Source = "/dev/mapper/tags" }},
+	} {
+		refuses(t, what, c, authenticated(), judge)
+	}
+	// A volume with tags where the template asks for none was not made by our order.
+	if found := OS(template(), instance(), authenticated()); len(found) == 0 {
+		t.Error("tags are accepted where none are asked for")
+	}
+}
+
 func TestWorkload(t *testing.T) {
 	i := instance()
 	i.Workload = &Workload{SHA256: workSum, Port: 8080}

@@ -24,6 +24,9 @@ type Template struct {
 	Modules   []string      `json:"modules"`   // kernel modules that may be loaded, at either stage, as /proc/modules writes them
 	Initramfs Stage         `json:"initramfs"` //
 	OS        Stage         `json:"os"`        //
+	// AuthenticatedVolume is the template's policy for its VMs' own volumes: a tag beside
+	// each sector (dm-integrity), or encryption alone.
+	AuthenticatedVolume bool `json:"authenticated_volume"`
 }
 
 // Stage is what may be there at one stage, beyond what package expect always demands:

@@ -36,6 +36,17 @@ func (t *Tx) AddTemplate(tpl Template) error {
 		tpl.Release, components, tpl.Audit, nanos(tpl.Created))
 }
 
+// RenewTemplate gives a registered template other components and expectations; its
+// image stays.
+func (t *Tx) RenewTemplate(tpl Template) error {
+	components, err := json.Marshal(tpl.Components)
+	if err != nil {
+		return fmt.Errorf("renew template: %w", err)
+	}
+	return t.one("renew template", `UPDATE templates SET release = $2, components = $3, audit = $4, created = $5 WHERE name = $1 AND sha256 = $6`,
+		tpl.Name, tpl.Release, components, tpl.Audit, nanos(tpl.Created), tpl.SHA256.String())
+}
+
 const templateColumns = `name, sha256, size, root_hash, hash_offset, release, components, audit, created,
 	(SELECT json_group_array(host) FROM template_hosts WHERE template = name)`
 

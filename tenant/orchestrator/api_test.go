@@ -83,6 +83,48 @@ func TestQuota(t *testing.T) {
 	}
 }
 
+// TestTemplateIsRenewed: a template that was built anew around the same image counts from
+// then on, unless a VM has the old one.
+func TestTemplateIsRenewed(t *testing.T) {
+	w := newWorld(t)
+	w.template("debian")
+	reg, _ := w.registration("debian")
+	key, err := w.o.vault.Get(templateKeyName("debian"))
+	check(t, err)
+	reg.VolumeKey = key
+	expected := guestExpectations()
+	register := func() (view api.Template, status int, p api.Problem) {
+		t.Helper()
+		reg.Audit = must[[]byte](t)(expected.Encode())
+		status, p = w.call("POST", "/v1/templates", must[[]byte](t)(json.Marshal(reg)), &view)
+		return view, status, p
+	}
+	expected.AuthenticatedVolume = true
+	view, status, p := register()
+	if status != http.StatusCreated || !view.AuthenticatedVolume || len(view.Hosts) != 1 {
+		t.Fatalf("renewed: %d %+v %+v", status, p, view)
+	}
+	g := w.take(w.create(api.CreateVM{Name: "a"}).ID)
+	if why := g.boot(); why != "" {
+		t.Fatal(why)
+	}
+	g.door()
+	if why := g.ready(); why != "" {
+		t.Fatal(why)
+	}
+	w.waitPhase("a", reservation.Connecting)
+	if !g.hand.Volume.Authenticated || g.hand.Template.Authenticated || !g.hand.Volume.Format {
+		t.Errorf("the VM is not told of its volume's tags: %+v", g.hand.Volume)
+	}
+	if _, status, p := register(); status != http.StatusCreated {
+		t.Errorf("the same again: %d %+v", status, p)
+	}
+	expected.AuthenticatedVolume = false
+	if _, status, p := register(); status != http.StatusConflict || p.Reason != event.TemplateTaken {
+		t.Errorf("renewed under a VM: %d %+v", status, p)
+	}
+}
+
 // TestTemplates: a template counts only with both signed components in the store and
 // its very image at a host.
 func TestTemplates(t *testing.T) {

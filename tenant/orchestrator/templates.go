@@ -1,6 +1,7 @@
 package orchestrator
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
@@ -97,8 +98,12 @@ func (o *Orchestrator) templateView(t *ledger.Tx, tpl ledger.Template) (api.Temp
 	if err != nil {
 		return api.Template{}, err
 	}
+	expected, err := expect.Parse(tpl.Audit)
+	if err != nil {
+		return api.Template{}, err
+	}
 	users, err := t.TemplateUsers(tpl.Name)
-	return api.Template{Name: tpl.Name, SHA256: tpl.SHA256, Size: tpl.Size, Created: tpl.Created, Release: tpl.Release,
+	return api.Template{Name: tpl.Name, SHA256: tpl.SHA256, Size: tpl.Size, Created: tpl.Created, Release: tpl.Release, AuthenticatedVolume: expected.AuthenticatedVolume,
 		Boot: []bootmsg.Component{c.Kernel, c.Initramfs}, Hosts: append([]string{}, tpl.Hosts...), VMs: users}, err
 }
 
@@ -157,10 +162,8 @@ func (o *Orchestrator) registerTemplate(ctx context.Context, in api.RegisterTemp
 	}
 	var view api.Template
 	err = o.ledger.Write(ctx, func(t *ledger.Tx) error {
-		if _, err := t.Template(in.Name); errors.Is(err, ledger.ErrNotFound) {
-			if err := t.AddTemplate(tpl); err != nil {
-				return err
-			}
+		if err := putTemplate(t, tpl); err != nil {
+			return err
 		}
 		stored, err := t.Template(in.Name)
 		if err != nil {
@@ -173,6 +176,27 @@ func (o *Orchestrator) registerTemplate(ctx context.Context, in api.RegisterTemp
 	})
 	o.zones.journalled()
 	return view, err
+}
+
+// putTemplate adds a template, or gives one with the same image the components and
+// expectations that it was built with anew - unless a VM has it, which would fail its
+// next audit.
+func putTemplate(t *ledger.Tx, tpl ledger.Template) error {
+	old, err := t.Template(tpl.Name)
+	if errors.Is(err, ledger.ErrNotFound) {
+		return t.AddTemplate(tpl)
+	}
+	if err != nil || old.Release == tpl.Release && bytes.Equal(old.Audit, tpl.Audit) {
+		return err
+	}
+	users, err := t.TemplateUsers(tpl.Name)
+	if err != nil {
+		return err
+	}
+	if users > 0 {
+		return event.Refuse(event.TemplateTaken, "template %s is registered with other boot components or expectations, and %d VMs have it", tpl.Name, users)
+	}
+	return t.RenewTemplate(tpl)
 }
 
 // checkNewTemplate refuses a name that means another image, and components that are

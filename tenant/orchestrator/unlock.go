@@ -123,7 +123,9 @@ func (o *Orchestrator) decideHandover(ctx context.Context, admitted *verify.Admi
 	if err != nil {
 		return unlockmsg.Handover{}, err
 	}
-	return o.releaseSecrets(ctx, admitted, r, tpl, headers, issued{cert, serial, reply.WireGuardKey})
+	h, err := o.releaseSecrets(ctx, admitted, r, tpl, headers, issued{cert, serial, reply.WireGuardKey})
+	h.Volume.Authenticated = expected.AuthenticatedVolume
+	return h, err
 }
 
 // instance is what the tenant knows of one start, for judging audits.

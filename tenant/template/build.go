@@ -35,7 +35,9 @@ type Options struct {
 	Suite        string             // Debian's; default "bookworm"
 	Packages     []string           // besides minbase, systemd and CA certificates
 	Mirrors      []string           // apt source lines or URLs; default Debian's own
-	Progress     func(string)       // told of each step; may be nil
+	// AuthenticatedVolume has VMs keep a tag beside each sector of their own volume.
+	AuthenticatedVolume bool
+	Progress            func(string) // told of each step; may be nil
 }
 
 // Build makes a template, or brings the one in Dir up to date: an OS image whose
@@ -205,10 +207,11 @@ func encrypt(t *Template, plain, out string) error {
 // makeComponents builds kernel and initramfs and signs them.
 func (o *Options) makeComponents(t *Template, kernel *bootimage.Kernel, base *bootstrap, out string) error {
 	o.Progress("building the guest's kernel and initramfs")
-	img, err := bootimage.BuildGuest(kernel, o.Init, base.tools, out)
+	img, err := bootimage.BuildGuest(kernel, o.Init, base.tools, out, o.AuthenticatedVolume)
 	if err != nil {
 		return err
 	}
+	t.AuthenticatedVolume = o.AuthenticatedVolume
 	t.Components = bootmsg.Components{
 		Release:   kernel.Release + "-" + img.Initramfs.SHA256.Short(),
 		Created:   time.Now().UTC().Truncate(time.Second),

@@ -65,7 +65,7 @@ var instanceFiles = []expect.File{
 // the first audit is held against the content of the initramfs, file by file, the
 // second against the few programs of the OS image that run, and its users.
 func (t *Template) Expectations() (expect.Template, error) {
-	e := expect.Template{Kernel: t.Release}
+	e := expect.Template{Kernel: t.Release, AuthenticatedVolume: t.AuthenticatedVolume}
 	files, modules, err := readInitramfs(t.Initramfs())
 	if err != nil {
 		return e, fmt.Errorf("expectations of template %s: %w", t.Name, err)

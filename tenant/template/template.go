@@ -32,7 +32,8 @@
 //  3. devmapper.Verity("os", "/dev/mapper/template", ROOTHASH, HASHOFFSET)
 //  4. mount -t erofs -o ro,nodev,nosuid /dev/mapper/os ROOT. There is no udev:
 //     package devmapper makes its nodes, and systemd sees no .device unit.
-//  5. Volume: the same steps 1 and 2 for /dev/vdb, writable; on the first start alone
+//  5. Volume: the same steps 1 and 2 for /dev/vdb, writable, or devmapper.Integrity and
+//     CryptAuthenticated where the template asks for it; on the first start alone
 //     mkfs.ext4 -q -E nodiscard /dev/mapper/volume; mount it nodev,nosuid; make its
 //     folders var 0755, home 0755, root 0700, srv 0755; bind each to ROOT/NAME. /var may be empty:
 //     systemd-tmpfiles fills it.
@@ -92,6 +93,9 @@ type Template struct {
 	RootHash   digest.SHA256 `json:"root_hash"`         // dm-verity
 	Salt       digest.SHA256 `json:"verity_salt"`       //
 	HashOffset int64         `json:"hash_offset"`       // bytes: EROFS ends, verity's superblock begins
+
+	// AuthenticatedVolume is the policy for the VMs' own volumes: a tag beside each sector.
+	AuthenticatedVolume bool `json:"authenticated_volume"`
 
 	Components bootmsg.Components `json:"components"` // as signed in components.sig
 	Release    string             `json:"kernel_release"`
