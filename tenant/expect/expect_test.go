@@ -314,8 +314,10 @@ func TestAuthenticatedVolume(t *testing.T) {
 		return change{"disk", func(r *audit.Report) { r.Disks[at].Table = strings.Replace(r.Disks[at].Table, old, new, 1) }}
 	}
 	for what, c := range map[string]change{
-		"no tags":                {"disk", func(r *audit.Report) { *r = running() }},
-		"tags not checked":       {"disk", func(r *audit.Report) { r.Disks[6].Table = "0 2048000 crypt aes-xts-plain64 - 0 253:2 0 1 sector_size:4096" }},
+		"no tags": {"disk", func(r *audit.Report) { *r = running() }},
+		"tags not checked": {"disk", func(r *audit.Report) {
+			r.Disks[6].Table = "0 2048000 crypt aes-xts-plain64 - 0 253:2 0 1 sector_size:4096"
+		}},
 		"crypt beside the tags":  table(6, "253:2", "254:16"),
 		"integrity not asked of": table(6, "2 integrity:32:aead", "1"),
 		"shorter tags above":     table(6, "integrity:32", "integrity:16"),
