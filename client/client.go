@@ -109,6 +109,21 @@ func (c *Client) DeleteVM(ctx context.Context, name string) (vm api.VM, err erro
 	return vm, c.call(ctx, http.MethodDelete, vmPath(name), nil, &vm)
 }
 
+// StopVM asks a VM to stop and keep its volume.
+func (c *Client) StopVM(ctx context.Context, name string) (vm api.VM, err error) {
+	return vm, c.call(ctx, http.MethodPost, vmPath(name)+"/stop", nil, &vm)
+}
+
+// StartVM has a stopped VM start again.
+func (c *Client) StartVM(ctx context.Context, name string) (vm api.VM, err error) {
+	return vm, c.call(ctx, http.MethodPost, vmPath(name)+"/start", nil, &vm)
+}
+
+// RestartVM asks a VM to stop and start again.
+func (c *Client) RestartVM(ctx context.Context, name string) (vm api.VM, err error) {
+	return vm, c.call(ctx, http.MethodPost, vmPath(name)+"/restart", nil, &vm)
+}
+
 // Explain says where a VM stands.
 func (c *Client) Explain(ctx context.Context, name string) (e api.Explanation, err error) {
 	return e, c.call(ctx, http.MethodGet, vmPath(name)+"/explain", nil, &e)

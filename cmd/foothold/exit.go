@@ -17,7 +17,7 @@ const (
 	exitFailure     = 1   // the operation was tried and failed
 	exitUsage       = 2   // the command line or a file it names is wrong
 	exitRefused     = 3   // the orchestrator refused
-	exitAborted     = 4   // the VM that was waited for was aborted or released, or its workload ended
+	exitAborted     = 4   // the VM that was waited for was stopped, aborted or released, or its workload ended
 	exitMissing     = 5   // the preflight found something missing
 	exitUnreachable = 6   // no answer from the orchestrator
 	exitTimeout     = 7   // still under way when --timeout passed
@@ -30,7 +30,7 @@ const exitHelp = `Every command ends with one of these codes. They are stable.
   1    the operation was tried and failed
   2    the command line, the context or a file that it names is wrong; nothing was done
   3    the orchestrator refused; the message carries a stable reason
-  4    the VM that was waited for was aborted or released, or its workload ended
+  4    the VM that was waited for was stopped, aborted or released, or its workload ended
   5    the preflight found something missing; it prints the line that mends it
   6    the orchestrator does not answer, or the two certificates do not trust each other;
        nothing is known of the request

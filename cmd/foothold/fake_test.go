@@ -47,6 +47,9 @@ func newFakeAPI() http.Handler {
 		"GET /v1/vms":                 f.list,
 		"GET /v1/vms/{name}":          f.get,
 		"DELETE /v1/vms/{name}":       f.remove,
+		"POST /v1/vms/{name}/stop":    f.stop,
+		"POST /v1/vms/{name}/start":   f.start,
+		"POST /v1/vms/{name}/restart": f.start,
 		"GET /v1/vms/{name}/explain":  f.explain,
 		"GET /v1/vms/{name}/rules":    f.rules,
 		"PUT /v1/objects/{sha256}":    f.putObject,
@@ -108,7 +111,7 @@ func (f *fakeAPI) create(r *http.Request) (any, *api.Problem) {
 // advance takes the VM one step on: each phase is seen running once, then ended.
 func (vm *fakeVM) advance() {
 	now := time.Now()
-	if vm.Ready || vm.Phase == "aborted" || vm.Name == "stuck" && vm.Phase == "booting" {
+	if vm.Ready || vm.Phase == "aborted" || vm.Phase == "stopped" || vm.Name == "stuck" && vm.Phase == "booting" {
 		return
 	}
 	if n := len(vm.Phases); n > 0 {
@@ -143,6 +146,28 @@ func (f *fakeAPI) find(r *http.Request) (*fakeVM, *api.Problem) {
 		}
 	}
 	return nil, refuse(event.UnknownVM, "there is no VM "+name, "foothold vm list")
+}
+
+func (f *fakeAPI) stop(r *http.Request) (any, *api.Problem) {
+	vm, p := f.find(r)
+	if p != nil {
+		return nil, p
+	}
+	vm.Phase, vm.Ready, vm.Reason, vm.Explanation = "stopped", false, event.StopAsked, "an operator asked it to stop"
+	vm.step = len(fakePhases) + 1
+	return vm.VM, nil
+}
+
+// start begins the next start of a VM that is stopped or was asked to restart.
+func (f *fakeAPI) start(r *http.Request) (any, *api.Problem) {
+	vm, p := f.find(r)
+	if p != nil {
+		return nil, p
+	}
+	vm.Start, vm.Ready, vm.Reason, vm.Explanation = vm.Start+1, false, "", ""
+	vm.Phases, vm.step = nil, 1
+	vm.Phase = fakePhases[1]
+	return vm.VM, nil
 }
 
 func (f *fakeAPI) list(*http.Request) (any, *api.Problem) {

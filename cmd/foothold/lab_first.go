@@ -89,12 +89,14 @@ func (w *walk) all(ctx context.Context, workload string) error {
 // seconds if it is up to date: an agent of an older build might not understand the lab's
 // daemons. A VM that ended goes first, because a template that a VM has is not renewed.
 func towardsReady(vm api.VM, workload string) [][]string {
-	build, create := []string{"template", "build", firstTemplate}, createArgs(firstVM, workload)
+	build, create := []string{"template", "build", firstTemplate}, createArgs(firstVM, workload, "--template", firstTemplate)
 	switch {
 	case vm.Ready:
 		return nil
 	case vm.Name == "":
 		return [][]string{build, create}
+	case vm.Phase == client.PhaseStopped:
+		return [][]string{{"vm", "start", firstVM, "--wait"}}
 	case vm.Reason != "" || vm.Phase == client.PhaseReleased:
 		return [][]string{{"vm", "delete", firstVM, "--yes"}, build, create}
 	}
@@ -118,8 +120,8 @@ func (w *walk) next(workload string) {
 }
 
 // createArgs is the command that makes a VM, with a workload or without.
-func createArgs(name, workload string) []string {
-	args := []string{"vm", "create", name, "--wait"}
+func createArgs(name, workload string, more ...string) []string {
+	args := append([]string{"vm", "create", name, "--wait"}, more...)
 	if workload != "" {
 		args = append(args, "--workload", workload)
 	}

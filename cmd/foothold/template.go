@@ -39,6 +39,11 @@ func templateList() *cobra.Command {
 			for _, t := range list {
 				rows = append(rows, []string{t.Name, t.SHA256.Short(), bytesText(t.Size), term.Clean(t.Release), volumeKind(t), when(t.Created), itoa(len(t.Hosts)), itoa(t.VMs)})
 			}
+			for _, t := range list {
+				if t.Problem != "" {
+					s.log.Line("template %s cannot be used, build it again: %s", t.Name, term.Clean(t.Problem))
+				}
+			}
 			s.out.Table([]string{"name", "sha256", "size", "release", "volumes", "created", "hosts", "vms"}, rows)
 			return nil
 		}),

@@ -186,19 +186,24 @@ func (s *session) register(ctx context.Context, log *term.Out, t *template.Templ
 	if err != nil {
 		return api.Template{}, err
 	}
-	for _, old := range list {
-		if old.Name == t.Name && old.SHA256 == t.Ciphertext && old.Release == t.Components.Release && len(old.Hosts) > 0 {
-			log.Line("%s is registered already, nothing was uploaded", t.Name)
-			return old, nil
-		}
-	}
-	p := newStepLog(log)
-	defer p.close()
 	req, err := registration(t, key)
 	if err != nil {
 		return api.Template{}, err
 	}
 	defer req.VolumeKey.Wipe()
+	p := newStepLog(log)
+	defer p.close()
+	for _, old := range list {
+		if old.Name == t.Name && old.SHA256 == t.Ciphertext && old.Release == t.Components.Release && len(old.Hosts) > 0 {
+			p.begin("registering") // changes nothing, unless expectations or signature are others
+			registered, err := s.RegisterTemplate(ctx, req)
+			if err == nil {
+				p.done()
+				log.Line("%s lies at its hosts already, nothing was uploaded", t.Name)
+			}
+			return registered, err
+		}
+	}
 	for _, o := range []struct {
 		what, path string
 		sum        digest.SHA256

@@ -20,8 +20,9 @@ that it is the VM you reserved. Each step is a phase with a deadline:
   reserved → booting → unlocking → connecting → computing
 
 A VM that computes runs its operating system and has passed its audits. It is ready
-when, besides, its workload has answered through the tunnel.`,
-		vmCreate(), vmList(), vmShow(), vmWatch(), vmExplain(), vmLogs(), vmDelete()))
+when, besides, its workload has answered through the tunnel. One that ends unasked, or is
+told to restart, goes through all of it again, with its volume.`,
+		vmCreate(), vmList(), vmShow(), vmWatch(), vmExplain(), vmLogs(), vmStop(), vmStart(), vmRestart(), vmDelete()))
 }
 
 func vmList() *cobra.Command {
@@ -166,10 +167,14 @@ func complete(vm api.VM) api.VM {
 // phaseText is a VM's phase for people.
 func phaseText(out *term.Out, vm api.VM) string {
 	switch {
-	case vm.Ready:
+	case vm.Ready && vm.Wish == "":
 		return out.Paint(term.Good, "ready")
 	case vm.Phase == client.PhaseReleased:
 		return out.Paint(term.Faint, vm.Phase)
+	case vm.Phase == client.PhaseStopped && !vm.NextStart.IsZero():
+		return out.Paint(term.Busy, vm.Phase+" ("+string(vm.Reason)+"), starts again")
+	case vm.Wish != "":
+		return out.Paint(term.Busy, vm.Phase+" (asked to "+vm.Wish+")")
 	case vm.Reason != "": // aborted, or computing without its workload
 		return out.Paint(term.Bad, vm.Phase+" ("+string(vm.Reason)+")")
 	}

@@ -16,6 +16,7 @@ import (
 // createFlags are the flags of `vm create`.
 type createFlags struct {
 	template, size string
+	restart        string
 	workload       workloadFlags
 	wait           bool
 	timeout        time.Duration
@@ -44,6 +45,7 @@ its tunnel once the VM computes; it runs as an unprivileged user.`,
 	c.Flags().StringVarP(&f.workload.file, "workload", "w", "", "executable or tarball `FILE` to run")
 	c.Flags().StringVar(&f.workload.entry, "entry", "", "`PATH` of the executable inside a tarball")
 	c.Flags().IntVar(&f.workload.port, "workload-port", defaultPort, "TCP `PORT` that answers when the workload is ready")
+	c.Flags().StringVar(&f.restart, "restart", "", "`POLICY` for a VM that ends unasked: always, on-failure or never (default on-failure)")
 	c.Flags().BoolVar(&f.wait, "wait", false, "wait until the VM is ready, showing each phase")
 	c.Flags().DurationVar(&f.timeout, "timeout", 0, "stop waiting after this `TIME`; the VM goes on (default: wait for the phases' own deadlines)")
 	return c
@@ -60,7 +62,7 @@ func create(cmd *cobra.Command, name string, f createFlags) error {
 		ctx, stop = context.WithTimeout(ctx, f.timeout)
 		defer stop()
 	}
-	req := api.CreateVM{Name: name, Template: f.template, Size: f.size}
+	req := api.CreateVM{Name: name, Template: f.template, Size: f.size, Restart: f.restart}
 	if f.workload.file == "" && (f.workload.entry != "" || cmd.Flags().Changed("workload-port")) {
 		return failed(cmd, api.VM{Name: name}, usage("--entry and --workload-port belong to a --workload"))
 	}
@@ -91,9 +93,18 @@ func create(cmd *cobra.Command, name string, f createFlags) error {
 
 // follow shows a VM's phases until it is ready or ended.
 func (s *session) follow(ctx context.Context, name string) (api.VM, error) {
+	return s.followStart(ctx, name, 0)
+}
+
+// followStart is follow for a start of that number or a later one.
+func (s *session) followStart(ctx context.Context, name string, start int) (api.VM, error) {
 	d := newPhaseSteps(s.log)
 	defer d.steps.Close()
-	return s.Wait(ctx, name, d.see)
+	return s.WaitStart(ctx, name, start, func(vm api.VM) {
+		if vm.Start >= start {
+			d.see(vm)
+		}
+	})
 }
 
 // failed prints, with --json, the object that scripts expect also of a failure, with a

@@ -71,7 +71,7 @@ func showVM(out *term.Out, vm api.VM) {
 		term.Field{Name: "phase", Value: phaseText(out, vm)},
 		term.Field{Name: "explanation", Value: term.Clean(vm.Explanation)},
 		term.Field{Name: "until", Value: deadline},
-		term.Field{Name: "start", Value: fmt.Sprint(vm.Start)},
+		term.Field{Name: "start", Value: startText(vm)},
 		term.Field{Name: "template", Value: vm.Template},
 		term.Field{Name: "size", Value: vm.Size},
 		term.Field{Name: "host", Value: vm.Host},
@@ -101,6 +101,18 @@ func showVM(out *term.Out, vm api.VM) {
 		}
 		out.Table([]string{"component", "size", "sha256"}, rows)
 	}
+}
+
+// startText is the number of the start, and what the policy makes of its end.
+func startText(vm api.VM) string {
+	text := fmt.Sprintf("%d, restart policy %s", vm.Start, vm.Restart)
+	if vm.Restarts > 0 {
+		text += fmt.Sprintf(", %d in a row", vm.Restarts)
+	}
+	if !vm.NextStart.IsZero() {
+		text += fmt.Sprintf(", next %s", fromNow(vm.NextStart))
+	}
+	return text
 }
 
 func showRules(out *term.Out, rules []zone.Live) {

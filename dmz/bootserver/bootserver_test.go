@@ -25,6 +25,7 @@ import (
 	"time"
 
 	"foothold/dmz/store"
+	"foothold/dmz/upstream"
 	"foothold/dmz/upstream/upstreamtest"
 	"foothold/internal/mtls"
 	"foothold/internal/tpm"
@@ -111,7 +112,7 @@ func free(t *testing.T) netip.AddrPort {
 func boots(revision int64, addr string, ttl time.Duration) zone.Document {
 	d := zone.Document{Zone: zone.Boot, Epoch: 1, Revision: revision, Lease: time.Minute}
 	if addr != "" {
-		d.Boots = []zone.Boots{{Reservation: reservation, Address: netip.MustParseAddr(addr), TTL: ttl}}
+		d.Boots = []zone.Boots{{Reservation: reservation, Start: 1, Address: netip.MustParseAddr(addr), TTL: ttl}}
 	}
 	return d
 }
@@ -657,15 +658,20 @@ func TestGateBeforeHandshake(t *testing.T) {
 
 func TestWindowEndsConversations(t *testing.T) {
 	g := newGate(func(event.Event) {})
-	g.boots[netip.MustParseAddr("127.0.0.1")] = boot{reservation, 1} // long over
-	l := g.listener(t.Context(), listen(t)).(*gatedListener)
+	here := netip.MustParseAddr("127.0.0.1")
 	near, far := net.Pipe()
 	defer far.Close()
-	if _, why := g.admit(netip.MustParseAddr("127.0.0.1")); why != "boot window over" {
+	c := &gatedConn{Conn: near, gate: g, from: here}
+	g.boots[here] = boot{reservation, 1, 1} // long over
+	if why := g.admit(c); why != "boot window over" {
 		t.Errorf("admitted: %q", why)
 	}
-	g.open[netip.MustParseAddr("127.0.0.1")], g.total = 1, 1
-	c := l.wrap(near, netip.MustParseAddr("127.0.0.1"), boot{reservation, 1})
+	g.boots[here] = boot{reservation, 1, upstream.Boottime() + time.Minute}
+	if why := g.admit(c); why != "" {
+		t.Fatalf("not admitted: %q", why)
+	}
+	c.boot.until = 1
+	c.begin(t.Context())
 	select {
 	case <-c.ctx.Done():
 	case <-time.After(5 * time.Second):
@@ -680,4 +686,34 @@ func TestWindowEndsConversations(t *testing.T) {
 	if g.total != 0 || len(g.open) != 0 {
 		t.Error(fmt.Sprint("count is wrong: ", g.total, g.open))
 	}
+}
+
+// TestNextStartIsNotInTheWay: connections that a VM's last start left without a word, as
+// one does that was killed, do not keep its next start out.
+func TestNextStartIsNotInTheWay(t *testing.T) {
+	w := newWorld(t)
+	var left []net.Conn
+	for range maxPerAddress {
+		c, err := net.Dial("tcp", w.addr)
+		w.must(err)
+		defer c.Close()
+		left = append(left, c)
+	}
+	next := boots(2, "127.0.0.1", time.Minute)
+	w.orch.Publish(next)
+	w.orch.WaitReport("window moved", func(r zone.Report) bool { return r.Revision == 2 })
+	left[0].SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+	var timeout net.Error
+	if _, err := left[0].Read(make([]byte, 1)); !errors.As(err, &timeout) || !timeout.Timeout() {
+		t.Errorf("a connection of the same start ended: %v", err)
+	}
+	next.Revision, next.Boots[0].Start = 3, 2
+	w.orch.Publish(next)
+	for _, c := range left {
+		c.SetReadDeadline(time.Now().Add(5 * time.Second))
+		if _, err := c.Read(make([]byte, 1)); err == nil || errors.As(err, &timeout) && timeout.Timeout() {
+			t.Errorf("a connection of the last start stays: %v", err)
+		}
+	}
+	w.connect().open()
 }

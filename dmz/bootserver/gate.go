@@ -32,16 +32,21 @@ type gate struct {
 	emit func(event.Event)
 
 	mu      sync.Mutex
-	boots   map[netip.Addr]boot // guarded by mu
-	open    map[netip.Addr]int  // guarded by mu; connections
-	total   int                 // guarded by mu
-	dropped map[drop]int        // guarded by mu; since the last event
+	boots   map[netip.Addr]boot                    // guarded by mu
+	open    map[netip.Addr]map[*gatedConn]struct{} // guarded by mu
+	total   int                                    // guarded by mu; connections
+	dropped map[drop]int                           // guarded by mu; since the last event
 }
 
+// boot is one start of a VM, which may connect.
 type boot struct {
 	reservation string
+	start       int
 	until       time.Duration // boot-time clock
 }
+
+// same reports whether b is the same start as o; its window may have been moved.
+func (b boot) same(o boot) bool { return b.reservation == o.reservation && b.start == o.start }
 
 type drop struct {
 	from netip.Addr
@@ -49,22 +54,40 @@ type drop struct {
 }
 
 func newGate(emit func(event.Event)) *gate {
-	return &gate{emit: emit, boots: map[netip.Addr]boot{}, open: map[netip.Addr]int{}, dropped: map[drop]int{}}
+	return &gate{emit: emit, boots: map[netip.Addr]boot{}, open: map[netip.Addr]map[*gatedConn]struct{}{}, dropped: map[drop]int{}}
 }
 
-// Apply implements upstream.Target.
+// Apply implements upstream.Target. Where another start has an address now, the last
+// one's connections end: its VM is gone, and may have left without a word.
 func (g *gate) Apply(_ context.Context, s *upstream.State) error {
 	boots := make(map[netip.Addr]boot, len(s.Document.Boots))
 	for _, b := range s.Document.Boots {
 		if !b.Address.Is4() || b.Reservation == "" {
 			return fmt.Errorf("boots: %q of reservation %q is no IPv4 address of a reservation", b.Address, b.Reservation)
 		}
-		boots[b.Address] = boot{b.Reservation, s.Until(b.TTL)}
+		boots[b.Address] = boot{b.Reservation, b.Start, s.Until(b.TTL)}
 	}
+	for _, c := range g.replace(boots) {
+		c.Close()
+	}
+	return nil
+}
+
+// replace takes the new boots and returns the connections of starts that others follow.
+func (g *gate) replace(boots map[netip.Addr]boot) []*gatedConn {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.boots = boots
-	return nil
+	var left []*gatedConn
+	for addr, conns := range g.open {
+		now, ok := boots[addr]
+		for c := range conns {
+			if ok && !now.same(c.boot) {
+				left = append(left, c)
+			}
+		}
+	}
+	return left
 }
 
 // Live implements upstream.Target.
@@ -81,42 +104,46 @@ func (g *gate) Live() ([]zone.Live, error) {
 	return out, nil
 }
 
-// admit decides on a connection and counts it in.
-func (g *gate) admit(from netip.Addr) (boot, string) {
+// admit decides on a connection and counts it in; it returns why it does not.
+func (g *gate) admit(c *gatedConn) string {
 	now := upstream.Boottime()
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	b, ok := g.boots[from]
+	b, ok := g.boots[c.from]
 	why := ""
 	switch {
 	case !ok:
 		why = "no live reservation"
 	case b.until <= now:
 		why = "boot window over"
-	case g.open[from] >= maxPerAddress:
+	case len(g.open[c.from]) >= maxPerAddress:
 		why = "too many connections of this address"
 	case g.total >= maxConnections:
 		why = "too many connections"
 	}
 	if why != "" {
-		k := drop{from, why}
+		k := drop{c.from, why}
 		if _, known := g.dropped[k]; !known && len(g.dropped) >= maxDropKinds {
 			k = drop{why: why}
 		}
 		g.dropped[k]++
-		return boot{}, why
+		return why
 	}
-	g.open[from]++
+	if g.open[c.from] == nil {
+		g.open[c.from] = map[*gatedConn]struct{}{}
+	}
+	c.boot = b
+	g.open[c.from][c] = struct{}{}
 	g.total++
-	return b, ""
+	return ""
 }
 
-func (g *gate) leave(from netip.Addr) {
+func (g *gate) leave(c *gatedConn) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.total--
-	if g.open[from]--; g.open[from] == 0 {
-		delete(g.open, from)
+	if delete(g.open[c.from], c); len(g.open[c.from]) == 0 {
+		delete(g.open, c.from)
 	}
 }
 
@@ -159,39 +186,52 @@ func (l *gatedListener) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		from := sourceOf(c)
-		b, why := l.gate.admit(from)
-		if why != "" {
+		conn := &gatedConn{Conn: c, gate: l.gate, from: sourceOf(c)}
+		if why := l.gate.admit(conn); why != "" {
 			reset(c)
 			continue
 		}
-		return l.wrap(c, from, b), nil
+		conn.begin(l.ctx)
+		return conn, nil
 	}
 }
 
 // gatedConn ends at the latest with its boot window.
 type gatedConn struct {
 	net.Conn
-	from   netip.Addr
-	ctx    context.Context
-	cancel context.CancelFunc
+	gate *gate
+	from netip.Addr
+	boot boot // set when it is admitted
+
 	once   sync.Once
-	leave  func()
+	mu     sync.Mutex
+	closed bool               // guarded by mu
+	ctx    context.Context    // of what is done for it; set by begin
+	cancel context.CancelFunc // guarded by mu
 }
 
-func (l *gatedListener) wrap(c net.Conn, from netip.Addr, b boot) *gatedConn {
-	limit := min(maxConversation, b.until-upstream.Boottime()+grace)
-	g := &gatedConn{Conn: c, from: from, leave: func() { l.gate.leave(from) }}
-	g.ctx, g.cancel = context.WithTimeout(l.ctx, limit)
-	context.AfterFunc(g.ctx, func() { g.Close() })
-	return g
+// begin lets the connection's time run. The gate may have closed it already.
+func (c *gatedConn) begin(ctx context.Context) {
+	limit := min(maxConversation, c.boot.until-upstream.Boottime()+grace)
+	c.mu.Lock()
+	c.ctx, c.cancel = context.WithTimeout(ctx, limit)
+	if c.closed {
+		c.cancel()
+	}
+	c.mu.Unlock()
+	context.AfterFunc(c.ctx, func() { c.Close() })
 }
 
 // Close frees the connection's place once.
 func (c *gatedConn) Close() error {
 	c.once.Do(func() {
-		c.cancel()
-		c.leave()
+		c.mu.Lock()
+		c.closed = true
+		if c.cancel != nil {
+			c.cancel()
+		}
+		c.mu.Unlock()
+		c.gate.leave(c)
 	})
 	return c.Conn.Close()
 }

@@ -91,7 +91,7 @@ func openTokens(ctx context.Context, l *ledger.Ledger) (list []ledger.Presentati
 	err = l.Write(ctx, func(tx *ledger.Tx) error {
 		for i := range spendRuns {
 			t := token.New(token.T1)
-			r := ledger.Reservation{ID: fmt.Sprintf("00000000-0000-4000-8000-%012d", i), Name: fmt.Sprintf("vm%d", i), Template: "debian",
+			r := ledger.Reservation{ID: fmt.Sprintf("00000000-0000-4000-8000-%012d", i), Name: fmt.Sprintf("vm%d", i), Template: "debian", Restart: reservation.Never,
 				Size: "small", MemoryMiB: 1024, Start: 1, Deadline: deadline, MAC: "02:00:00:00:00:01",
 				Address: netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), Volume: fmt.Sprintf("10000000-0000-4000-8000-%012d", i)}
 			if err := errors.Join(tx.AddReservation(r), tx.PutStart(r.ID, 1, ledger.Start{}),

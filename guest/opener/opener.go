@@ -110,7 +110,7 @@ func Open(ctx context.Context, h *unlockmsg.Handover, say func(string, ...any)) 
 	if h.Volume.Format {
 		say("volume formatted")
 	}
-	if err := bindVolume(); err != nil {
+	if err := bindVolume(h.Volume.Format); err != nil {
 		return event.Refuse(event.DiskRefused, "volume: %v", err)
 	}
 	say("volume open")
@@ -198,18 +198,18 @@ func format(ctx context.Context, authenticated bool) error {
 		"-E", "nodiscard,lazy_itable_init="+lazy+",lazy_journal_init="+lazy, Volume)
 }
 
-// bindVolume puts the volume's folders over the template's, which fill them on the
-// first start. The volume itself is mounted nowhere afterwards.
-func bindVolume() error {
+// bindVolume puts the volume's folders over the template's, which fill a new one's. A
+// volume that is not new has them, or is not the one that this VM left: a provider that
+// puts an older state back gets no machine that starts afresh. The volume itself is
+// mounted nowhere afterwards.
+func bindVolume(isNew bool) error {
 	if err := mount(Volume, staging, "ext4", unix.MS_NODEV|unix.MS_NOSUID, ""); err != nil {
 		return err
 	}
 	for _, d := range volumeDirs {
 		from, to := filepath.Join(staging, d.name), filepath.Join(Root, d.name)
-		if _, err := os.Lstat(from); os.IsNotExist(err) {
-			if err := populate(to, from, d.mode); err != nil {
-				return fmt.Errorf("fill /%s: %w", d.name, err)
-			}
+		if err := provide(to, from, d.mode, isNew); err != nil {
+			return fmt.Errorf("/%s of the volume: %w", d.name, err)
 		}
 		if err := unix.Mount(from, to, "", unix.MS_BIND, ""); err != nil {
 			return fmt.Errorf("bind /%s: %w", d.name, err)
@@ -219,6 +219,19 @@ func bindVolume() error {
 		return fmt.Errorf("let go of the volume: %w", err)
 	}
 	return os.Remove(staging)
+}
+
+// provide fills a folder of a new volume from the template's, and refuses an older volume
+// that lacks it.
+func provide(template, volume string, mode os.FileMode, isNew bool) error {
+	if isNew {
+		return populate(template, volume, mode)
+	}
+	info, err := os.Lstat(volume)
+	if err == nil && !info.IsDir() {
+		err = errors.New("it is no folder")
+	}
+	return err
 }
 
 // memoryLayers are what of the OS's root lies in memory.

@@ -130,3 +130,25 @@ func TestClearingsCoverEdgesAndGroups(t *testing.T) {
 		}
 	}
 }
+
+func TestOnlyANewVolumeIsFilled(t *testing.T) {
+	template, volume := t.TempDir(), filepath.Join(t.TempDir(), "var")
+	os.WriteFile(filepath.Join(template, "f"), nil, 0o600)
+	if err := provide(template, volume, 0o755, false); err == nil {
+		t.Error("an older volume may lack its folder")
+	}
+	if _, err := os.Lstat(volume); err == nil {
+		t.Error("it was filled")
+	}
+	if err := provide(template, volume, 0o755, true); err != nil {
+		t.Fatal(err)
+	}
+	if err := provide(template, volume, 0o755, false); err != nil {
+		t.Errorf("an older volume with its folder: %v", err)
+	}
+	os.RemoveAll(volume)
+	os.Symlink("/etc", volume)
+	if err := provide(template, volume, 0o755, false); err == nil {
+		t.Error("a link may stand for the folder")
+	}
+}

@@ -80,36 +80,43 @@ func FuzzSuperblock(f *testing.F) {
 }
 
 // integrityBlock is a superblock as the kernel's FormatIntegrity left one, in a disk of
-// 320 sectors.
+// diskSectors.
+const diskSectors = 1<<18 + 18000
+
 func integrityBlock(t *testing.T) []byte {
 	t.Helper()
 	var b bytes.Buffer
 	if err := binary.Write(&b, binary.LittleEndian, integritySuperblock{Magic: [8]byte{'i', 'n', 't', 'e', 'g', 'r', 't'}, Version: 4, LogInterleave: 15, TagSize: 32,
-		JournalSections: 27, ProvidedSectors: 256, Flags: 8, LogSectorsPerUnit: 3}); err != nil {
+		JournalSections: 64, ProvidedSectors: 1 << 18, Flags: 8, LogSectorsPerUnit: 3, LogBitmap: 12}); err != nil {
 		t.Fatal(err)
 	}
 	return append(b.Bytes(), make([]byte, block-b.Len())...)
 }
 
 func TestIntegritySuperblock(t *testing.T) {
-	if n, err := parseIntegrity(integrityBlock(t), 320); err != nil || n != 256 {
+	if n, err := parseIntegrity(integrityBlock(t), diskSectors); err != nil || n != 1<<18 {
 		t.Fatalf("%d sectors, %v", n, err)
 	}
-	for name, at := range map[string]int{"magic": 0, "version": 8, "tag size": 10, "part of a block": 16, "recalculating": 24, "journal MAC": 25, "block size": 28} {
+	macs := integrityBlock(t)
+	macs[24] |= 1
+	if _, err := parseIntegrity(macs, diskSectors); err == nil {
+		t.Error("a journal with MACs is accepted")
+	}
+	for name, at := range map[string]int{"magic": 0, "version": 8, "interleaving": 9, "tag size": 10, "journal": 12, "part of a block": 16, "recalculating": 24, "block size": 28, "bitmap": 29, "place to recalculate from": 32, "salt": 48} {
 		bad := integrityBlock(t)
 		bad[at] ^= 2
-		if _, err := parseIntegrity(bad, 320); err == nil {
+		if _, err := parseIntegrity(bad, diskSectors); err == nil {
 			t.Errorf("another %s is accepted", name)
 		}
 	}
-	for name, sectors := range map[string]uint64{"nothing": 0, "the whole disk": 320, "more than the disk": 1 << 40} {
+	for name, sectors := range map[string]uint64{"nothing": 0, "a block": 8, "half the disk": diskSectors / 16 * 8, "the whole disk": diskSectors, "more than the disk": 1 << 40} {
 		bad := integrityBlock(t)
 		binary.LittleEndian.PutUint64(bad[16:], sectors)
-		if _, err := parseIntegrity(bad, 320); err == nil {
+		if _, err := parseIntegrity(bad, diskSectors); err == nil {
 			t.Errorf("%s is accepted", name)
 		}
 	}
-	if _, err := parseIntegrity(make([]byte, block), 320); err == nil {
+	if _, err := parseIntegrity(make([]byte, block), diskSectors); err == nil {
 		t.Error("zeros are accepted")
 	}
 }

@@ -5,6 +5,9 @@
 //	GET    /v1/vms                    → []VM
 //	GET    /v1/vms/NAME               → VM               (name, or id)
 //	DELETE /v1/vms/NAME               → VM               released; its volume is crypto-erased
+//	POST   /v1/vms/NAME/stop          → VM               its volume is kept; one that computes writes it out first
+//	POST   /v1/vms/NAME/start         → VM               a stopped one starts again, from act 2
+//	POST   /v1/vms/NAME/restart       → VM               stop, then start
 //	GET    /v1/vms/NAME/explain       → Explanation
 //	GET    /v1/vms/NAME/rules         → []zone.Live      the VM's rules, read back from the kernels
 //	GET    /v1/vms/NAME/console       text               what the VM wrote to its console
@@ -38,6 +41,8 @@ type CreateVM struct {
 	Template string    `json:"template,omitempty"` // default: the newest
 	Size     string    `json:"size,omitempty"`     // default: "small"
 	Workload *Workload `json:"workload,omitempty"` // absent: ready once it computes
+	// Restart is what follows when the VM ends unasked: "always", "on-failure" (default) or "never".
+	Restart string `json:"restart,omitempty"`
 }
 
 // Workload names an object that was put into the store before.
@@ -69,6 +74,10 @@ type VM struct {
 	WorkloadURL   string              `json:"workload_url,omitempty"`  // from the tenant's network
 	Created       time.Time           `json:"created"`
 	Deadline      time.Time           `json:"deadline,omitzero"`        // of the phase
+	Restart       string              `json:"restart"`                  // policy
+	Restarts      int                 `json:"restarts,omitempty"`       // in a row, since it last computed for long
+	Wish          string              `json:"wish,omitempty"`           // what was asked of the running VM: "stop", "restart"
+	NextStart     time.Time           `json:"next_start,omitzero"`      // of a stopped VM; absent: not by itself
 	Phases        []Phase             `json:"phases"`                   // reserved, booting, unlocking, connecting, computing; ready: from computing to the workload's first answer
 	Creating      float64             `json:"create_seconds,omitempty"` // part of booting: until the host reported the VM running
 	Components    []bootmsg.Component `json:"components"`               // what was delivered and runs
@@ -148,6 +157,8 @@ type Template struct {
 	VMs     int                 `json:"vms"`
 	// AuthenticatedVolume: its VMs keep a tag beside each sector of their volume.
 	AuthenticatedVolume bool `json:"authenticated_volume"`
+	// Problem is why no VM can be made of it; empty: none.
+	Problem string `json:"problem,omitempty"`
 }
 
 // Host is an inventoried host.

@@ -17,12 +17,17 @@ const (
 	QuotaExceeded   Reason = "quota-exceeded"
 	NoHost          Reason = "no-host"
 	InUse           Reason = "in-use"
+	WrongPhase      Reason = "wrong-phase"
 	NotPermitted    Reason = "not-permitted"
 
 	// Acts of the boot story.
 	HostRefused        Reason = "host-refused"
 	HostUnreachable    Reason = "host-unreachable"
 	VMStopped          Reason = "vm-stopped"
+	GuestReset         Reason = "guest-reset"
+	GuestPoweredOff    Reason = "guest-powered-off"
+	StopAsked          Reason = "stop-asked"
+	RestartAsked       Reason = "restart-asked"
 	DeadlinePassed     Reason = "deadline-passed"
 	TokenUnknown       Reason = "token-unknown"
 	TokenSpent         Reason = "token-spent"

@@ -73,6 +73,7 @@ type Peer struct {
 // Boots is one address that may open a connection to the boot server.
 type Boots struct {
 	Reservation string        `json:"reservation"`
+	Start       int           `json:"start"`
 	Address     netip.Addr    `json:"address"`
 	TTL         time.Duration `json:"ttl"` // from receipt
 }

@@ -224,13 +224,27 @@ func (v *vm) supervise(ctx context.Context, end context.CancelCauseFunc, proc *q
 	proc.Quit()
 	proc.Channel.Close()
 	guest, exit := proc.Ending()
-	reason, detail := event.VMStopped, guest
+	reason, detail := v.endedAs(guest), guest
 	if !errors.Is(cause, errGone) {
 		reason, detail = event.ReasonOf(cause), cause.Error()
 	}
 	v.finish(reason)
 	v.logger().Info("vm stopped", "reason", reason, "detail", detail, "qemu", exit.Error(), "complaints", proc.Complaints())
 	close(v.done)
+}
+
+// endedAs is what a VM's own end means: of one that runs the delivered system, what that
+// system did, as far as QEMU saw it (QAPI, ShutdownCause). A panic resets, too.
+func (v *vm) endedAs(guest string) event.Reason {
+	if v.describe().Boot == hostapi.Delivered {
+		switch guest {
+		case "guest-reset":
+			return event.GuestReset
+		case "guest-shutdown":
+			return event.GuestPoweredOff
+		}
+	}
+	return event.VMStopped
 }
 
 // finish records the end, on disk before anybody is told: whoever knows that the VM has

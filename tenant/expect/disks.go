@@ -3,6 +3,7 @@ package expect
 import (
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"foothold/protocol/audit"
@@ -118,13 +119,24 @@ func (j *judge) crypt(what, name, base string, authenticated bool) {
 	if authenticated {
 		cipher, needs = authenticatedCipher, append(needs, "integrity:"+tagBytes+":aead")
 	}
+	under, _ := j.disk(base)
+	if d.Size != under.Size || d.ReadOnly != under.ReadOnly {
+		j.find("disk", "%s opens %s with %d of %d bytes, read-only %v", name, base, d.Size, under.Size, d.ReadOnly)
+	}
 	f := fields(d.Table)
-	if len(f) < 8 || f[0] != "0" || f[3] != cipher || f[4] != "-" || f[5] != "0" || f[7] != "0" {
+	if len(f) < 8 || f[0] != "0" || !spans(f, d.Size) || f[3] != cipher || f[4] != "-" || f[5] != "0" || f[7] != "0" {
 		j.find("disk", "%s opens %s otherwise than expected: %q", name, base, d.Table)
 		return
 	}
-	j.options(name, f[min(9, len(f)):], needs, "allow_discards", "no_read_workqueue", "no_write_workqueue", "same_cpu_crypt", "submit_from_crypt_cpus")
+	if authenticated {
+		j.options(name, f[8:], needs)
+		return
+	}
+	j.options(name, f[8:], needs, "allow_discards", "no_read_workqueue", "no_write_workqueue", "same_cpu_crypt", "submit_from_crypt_cpus")
 }
+
+// spans reports whether a target covers a device of that size.
+func spans(f []string, size int64) bool { return f[1] == strconv.FormatInt(size/512, 10) }
 
 // integrity judges "START LENGTH integrity DEVICE START TAG_SIZE MODE COUNT OPTION..."
 // (admin-guide/device-mapper/dm-integrity): with a journal, the tags made above.
@@ -134,21 +146,35 @@ func (j *judge) integrity(name string) {
 		j.find("disk", "no integrity target keeps tags on the volume's disk")
 		return
 	}
+	// Tags, journal and rounding take less than a thirty-second of any volume we make, and
+	// no more than this of a small one.
+	if least := j.i.VolumeSize - max(j.i.VolumeSize/32, 16<<20); d.Size < least || d.Size >= j.i.VolumeSize {
+		j.find("disk", "%s has %d bytes, want %d or more below %d", name, d.Size, least, j.i.VolumeSize)
+	}
 	f := fields(d.Table)
-	if len(f) < 8 || f[0] != "0" || f[4] != "0" || f[5] != tagBytes || f[6] != "J" {
+	if len(f) < 8 || f[0] != "0" || !spans(f, d.Size) || f[4] != "0" || f[5] != tagBytes || f[6] != "J" {
 		j.find("disk", "%s keeps tags otherwise than expected: %q", name, d.Table)
 		return
 	}
-	// How the journal and its buffers are cut does not matter.
-	j.options(name, f[8:], []string{"block_size:4096", "fix_padding"}, "journal_sectors", "interleave_sectors", "buffer_sectors", "journal_watermark", "commit_time")
+	// How the kernel buffers and when it commits does not matter.
+	j.options(name, f[7:], []string{"block_size:4096", "fix_padding", "journal_sectors:16896", "interleave_sectors:32768"}, "buffer_sectors:N", "journal_watermark:N", "commit_time:N")
 }
 
-// options judges a target's options: the needed must be there; besides them only the
-// free ones, which stand for themselves or, before a colon, for any number.
-func (j *judge) options(name string, options, needed []string, free ...string) {
+var number = regexp.MustCompile(`:[0-9]+$`)
+
+// options judges a target's options behind their count, which is absent where there are
+// none: the needed must be there, besides them only the free ones, where :N stands for
+// any number.
+func (j *judge) options(name string, counted, needed []string, free ...string) {
+	options := []string{}
+	if len(counted) > 0 {
+		options = counted[1:]
+		if counted[0] != strconv.Itoa(len(options)) {
+			j.find("disk", "%s is opened with %s options, and shows %d", name, counted[0], len(options))
+		}
+	}
 	for _, option := range options {
-		word, _, _ := strings.Cut(option, ":")
-		if !slices.Contains(needed, option) && !slices.Contains(free, word) {
+		if !slices.Contains(needed, option) && !slices.Contains(free, number.ReplaceAllString(option, ":N")) {
 			j.find("disk", "%s is opened with option %q", name, option)
 		}
 	}

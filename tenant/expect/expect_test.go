@@ -297,7 +297,7 @@ func TestOneThingTooMany(t *testing.T) {
 func authenticated() audit.Report {
 	r := running()
 	r.Disks[5] = audit.Disk{Name: "dm-2", Number: "253:2", Mapped: "tags", Size: 1000 << 20,
-		Table: "0 2048000 integrity 254:16 0 32 J 7 block_size:4096 journal_sectors:2376 interleave_sectors:32768 buffer_sectors:128 journal_watermark:50 commit_time:10000 fix_padding"}
+		Table: "0 2048000 integrity 254:16 0 32 J 7 block_size:4096 journal_sectors:16896 interleave_sectors:32768 buffer_sectors:128 journal_watermark:50 commit_time:10000 fix_padding"}
 	r.Disks = append(r.Disks, audit.Disk{Name: "dm-3", Number: "253:3", Mapped: "volume", Size: 1000 << 20,
 		Table: "0 2048000 crypt capi:authenc(hmac(sha256),xts(aes))-plain64 - 0 253:2 0 2 integrity:32:aead sector_size:4096"})
 	return r
@@ -330,8 +330,19 @@ func TestAuthenticatedVolume(t *testing.T) {
 		"tags over the template": table(5, "254:16", "254:0"),
 		"other blocks":           table(5, "block_size:4096", "block_size:512"),
 		"other start":            table(5, "254:16 0", "254:16 8"),
-		"tags gone":              {"disk", func(r *audit.Report) { r.Disks = slices.Delete(r.Disks, 5, 6) }},
-		"mounted without tags":   {"mount", func(r *audit.Report) { r.Mounts[3].Source = "/dev/mapper/tags" }},
+		"other journal":          table(5, "journal_sectors:16896", "journal_sectors:264"),
+		"an option of two words": table(5, "commit_time:10000", "commit_time:meta_device:254:32"),
+		"an option not counted":  table(5, "J 7", "J recalculate"),
+		"a small volume":         {"disk", func(r *audit.Report) { r.Disks[5].Size = 1 << 20; r.Disks[5].Table = "0 2048" + r.Disks[5].Table[9:] }},
+		"part of the tags": {"disk", func(r *audit.Report) {
+			r.Disks[6].Size = 500 << 20
+			r.Disks[6].Table = "0 1024000" + r.Disks[6].Table[9:]
+		}},
+		"shorter table":        table(6, "0 2048000", "0 1024000"),
+		"read-only volume":     {"disk", func(r *audit.Report) { r.Disks[6].ReadOnly = true }},
+		"discards":             table(6, "2 integrity:32:aead", "3 allow_discards integrity:32:aead"),
+		"tags gone":            {"disk", func(r *audit.Report) { r.Disks = slices.Delete(r.Disks, 5, 6) }},
+		"mounted without tags": {"mount", func(r *audit.Report) { r.Mounts[3].Source = "/dev/mapper/tags" }},
 	} {
 		refuses(t, what, c, authenticated(), judge)
 	}

@@ -68,7 +68,7 @@ func reserve(t *testing.T, l *Ledger, c *clock, i int) token.Token {
 	tok := token.New(token.T1)
 	must(t, l, func(tx *Tx) error {
 		r := Reservation{ID: identifier(i), Name: fmt.Sprintf("vm%d", i), Template: "debian", Size: "small", MemoryMiB: 1024, Start: 1,
-			Deadline: c.In(30), Address: address(i), MAC: "02:00:00:00:00:01", Volume: identifier(1000 + i)}
+			Deadline: c.In(30), Address: address(i), MAC: "02:00:00:00:00:01", Volume: identifier(1000 + i), Restart: reservation.OnFailure}
 		return errors.Join(tx.AddReservation(r), tx.PutStart(r.ID, 1, Start{}),
 			tx.AddToken(Token{tok.Digest(), token.T1, r.ID, 1, reservation.Booting, r.Address}))
 	})

@@ -26,13 +26,12 @@ func (t *Tx) Move(id string, start int, from, to reservation.Phase, deadline tim
 	if !reservation.CanMove(from, to) || to.Terminal() {
 		return fmt.Errorf("no move leads from %s to %s", from, to)
 	}
-	next := start
-	if to == reservation.Booting && from == reservation.Computing {
-		next++
+	if from == reservation.Stopped || to == reservation.Stopped {
+		return fmt.Errorf("Halt and Again move to and from %s", reservation.Stopped)
 	}
-	n, err := t.change("move phase", `UPDATE reservations SET phase = $5, start = $6, deadline = $7
+	n, err := t.change("move phase", `UPDATE reservations SET phase = $5, deadline = $6
 		WHERE id = $1 AND start = $2 AND phase = $3 AND deadline > $4`,
-		id, start, from, nanos(t.Now), to, next, nanos(deadline))
+		id, start, from, nanos(t.Now), to, nanos(deadline))
 	if err != nil {
 		return err
 	}
@@ -42,7 +41,7 @@ func (t *Tx) Move(id string, start int, from, to reservation.Phase, deadline tim
 	if err := t.endPhases(id); err != nil {
 		return err
 	}
-	return t.beginPhase(id, next, string(to))
+	return t.beginPhase(id, start, string(to))
 }
 
 // End ends id with a reason and reports whether this call did it. In the same
@@ -55,18 +54,21 @@ func (t *Tx) End(id string, to reservation.Phase, why event.Refusal) (bool, erro
 	if err != nil {
 		return false, fmt.Errorf("end reservation: %w", err)
 	}
-	n, err := t.change("end reservation", `UPDATE reservations SET phase = $2, reason = $3, detail = $4, findings = $5, deadline = 0, cleanup = 'pending'
+	n, err := t.change("end reservation", `UPDATE reservations SET phase = $2, reason = $3, detail = $4, findings = $5, deadline = 0, cleanup = 'pending', wish = ''
 		WHERE id = $1 AND phase NOT IN ('released','aborted')`, id, to, why.Reason, why.Detail, findings)
 	if err != nil || n != 1 {
 		return false, err
 	}
+	return true, errors.Join(t.withdraw(id), t.endPhases(id))
+}
+
+// withdraw makes void what a start was given.
+func (t *Tx) withdraw(id string) error {
 	if _, err := t.change("void tokens", `UPDATE tokens SET state = 'void' WHERE reservation = $1 AND state = 'open'`, id); err != nil {
-		return false, err
+		return err
 	}
-	if _, err := t.change("revoke certificates", `UPDATE certificates SET revoked = $2 WHERE reservation = $1 AND revoked = 0`, id, nanos(t.Now)); err != nil {
-		return false, err
-	}
-	return true, t.endPhases(id)
+	_, err := t.change("revoke certificates", `UPDATE certificates SET revoked = $2 WHERE reservation = $1 AND revoked = 0`, id, nanos(t.Now))
+	return err
 }
 
 // Renew gives a computing reservation a new deadline, unless the old one has passed.

@@ -33,7 +33,7 @@ type Reservation struct {
 	Workload  *api.Workload
 	Phase     reservation.Phase
 	Start     int
-	Deadline  time.Time // of the phase; zero once ended
+	Deadline  time.Time // of the phase; zero once ended; of a stopped VM when its next start is due, or zero
 	Reason    event.Reason
 	Detail    string
 	Findings  []string
@@ -46,6 +46,29 @@ type Reservation struct {
 	Cleanup   string
 	Erase     bool
 	Deleted   time.Time
+	Restart   reservation.Restart
+	Restarts  int       // in a row, since it last computed for long
+	Wish      Wish      // what an operator asked of the running VM
+	Wished    time.Time // when
+	Gone      bool      // it is stopped, and its host has confirmed that no instance is left
+}
+
+// Wish is what an operator asks of a running VM.
+type Wish string
+
+// The wishes.
+const (
+	WishNone    Wish = ""
+	WishStop    Wish = "stop"
+	WishRestart Wish = "restart"
+)
+
+// NextStart is when a stopped VM starts again; zero: not by itself.
+func (r Reservation) NextStart() time.Time {
+	if r.Phase != reservation.Stopped {
+		return time.Time{}
+	}
+	return r.Deadline
 }
 
 // Live reports whether the reservation has not ended.
@@ -85,7 +108,7 @@ type Start struct {
 }
 
 const reservationColumns = `id, name, template, size, memory_mib, workload, phase, start, deadline, reason, detail,
-	findings, host, address, mac, volume, formatted, created, cleanup, erase, deleted`
+	findings, host, address, mac, volume, formatted, created, cleanup, erase, deleted, restart, restarts, wish, wished, gone`
 
 type scanner interface{ Scan(...any) error }
 
@@ -93,16 +116,16 @@ func scanReservation(row scanner) (Reservation, error) {
 	var r Reservation
 	var workload, findings []byte
 	var address string
-	var deadline, created, deleted int64
+	var deadline, created, deleted, wished int64
 	err := row.Scan(&r.ID, &r.Name, &r.Template, &r.Size, &r.MemoryMiB, &workload, &r.Phase, &r.Start, &deadline, &r.Reason, &r.Detail,
-		&findings, &r.Host, &address, &r.MAC, &r.Volume, &r.Formatted, &created, &r.Cleanup, &r.Erase, &deleted)
+		&findings, &r.Host, &address, &r.MAC, &r.Volume, &r.Formatted, &created, &r.Cleanup, &r.Erase, &deleted, &r.Restart, &r.Restarts, &r.Wish, &wished, &r.Gone)
 	if errors.Is(err, sql.ErrNoRows) {
 		return r, ErrNotFound
 	}
 	if err != nil {
 		return r, fmt.Errorf("read reservation: %w", err)
 	}
-	r.Deadline, r.Created, r.Deleted = instant(deadline), instant(created), instant(deleted)
+	r.Deadline, r.Created, r.Deleted, r.Wished = instant(deadline), instant(created), instant(deleted), instant(wished)
 	if r.Address, err = netip.ParseAddr(address); err != nil {
 		return r, fmt.Errorf("read reservation: %w", err)
 	}
@@ -119,9 +142,9 @@ func (t *Tx) AddReservation(r Reservation) error {
 		return fmt.Errorf("store reservation: %w", err)
 	}
 	_, err = t.change("store reservation", `INSERT INTO reservations (`+reservationColumns+`)
-		VALUES ($1,$2,$3,$4,$5,$6,$7,$8,$9,'','',$10,'',$11,$12,$13,0,$14,'none',0,0)`,
+		VALUES ($1,$2,$3,$4,$5,$6,$7,$8,$9,'','',$10,'',$11,$12,$13,0,$14,'none',0,0,$15,0,'',0,0)`,
 		r.ID, r.Name, r.Template, r.Size, r.MemoryMiB, workload, reservation.Reserved, r.Start, nanos(r.Deadline),
-		[]byte("[]"), r.Address.String(), r.MAC, r.Volume, nanos(t.Now))
+		[]byte("[]"), r.Address.String(), r.MAC, r.Volume, nanos(t.Now), r.Restart)
 	if err != nil {
 		return err
 	}
@@ -149,14 +172,25 @@ func (t *Tx) Live() ([]Reservation, error) {
 	return t.reservations(`WHERE phase NOT IN ('released','aborted') ORDER BY created, id`)
 }
 
-// Expired lists live ones whose deadline has passed.
+// Expired lists live ones whose deadline has passed. A stopped one has none.
 func (t *Tx) Expired() ([]Reservation, error) {
-	return t.reservations(`WHERE phase NOT IN ('released','aborted') AND deadline <= $1 ORDER BY deadline`, nanos(t.Now))
+	return t.reservations(`WHERE phase NOT IN ('stopped','released','aborted') AND deadline <= $1 ORDER BY deadline`, nanos(t.Now))
 }
 
-// Unclean lists ended ones whose clean-up is not done.
+// Due lists stopped ones whose next start is due and whose last instance is gone.
+func (t *Tx) Due() ([]Reservation, error) {
+	return t.reservations(`WHERE phase = 'stopped' AND gone = 1 AND deadline <> 0 AND deadline <= $1 ORDER BY deadline`, nanos(t.Now))
+}
+
+// Wishes lists running ones of which an operator asked something before that time.
+func (t *Tx) Wishes(before time.Time) ([]Reservation, error) {
+	return t.reservations(`WHERE wish <> '' AND wished <= $1 ORDER BY wished`, nanos(before))
+}
+
+// Unclean lists ended ones whose clean-up is not done, and stopped ones whose last
+// instance may still be there.
 func (t *Tx) Unclean() ([]Reservation, error) {
-	return t.reservations(`WHERE cleanup = 'pending' ORDER BY created, id`)
+	return t.reservations(`WHERE cleanup = 'pending' OR (phase = 'stopped' AND gone = 0) ORDER BY created, id`)
 }
 
 // Holding lists those that hold an address: live ones, and ended ones whose VM is not

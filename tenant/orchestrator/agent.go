@@ -71,7 +71,7 @@ func (o *Orchestrator) gatewayAgent(ctx context.Context, _ mtls.Identity, in ups
 	defer cancel()
 	down, err := o.hear(ctx, m)
 	if err != nil {
-		o.abort(context.WithoutCancel(ctx), m.r.ID, err)
+		o.abort(context.WithoutCancel(ctx), m.r.ID, m.r.Start, err)
 		return signed.Envelope{}, err
 	}
 	down.Reservation, down.Seq, down.Nonce = m.r.ID, m.up.Seq, m.s.AgentNonce

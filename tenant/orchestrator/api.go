@@ -83,6 +83,23 @@ func (o *Orchestrator) vmOperations(a huma.API) {
 			}
 			return answer(o.vm(ctx, r.ID))
 		})
+	for _, ask := range []struct {
+		path, id, summary string
+		do                func(context.Context, string, string) (ledger.Reservation, error)
+	}{
+		{"stop", "stop-vm", "Stop a VM and keep its volume", o.Stop},
+		{"start", "start-vm", "Start a stopped VM again", o.StartAgain},
+		{"restart", "restart-vm", "Stop a VM and start it again", o.Restart},
+	} {
+		huma.Register(a, operation("POST", "/v1/vms/{name}/"+ask.path, ask.id, ask.summary, http.StatusOK),
+			func(ctx context.Context, in *byName) (*body[api.VM], error) {
+				r, err := ask.do(ctx, in.Name, caller(ctx))
+				if err != nil {
+					return nil, problem(err)
+				}
+				return answer(o.vm(ctx, r.ID))
+			})
+	}
 	huma.Register(a, operation("GET", "/v1/vms/{name}/explain", "explain-vm", "Say where a VM stands", http.StatusOK),
 		func(ctx context.Context, in *byName) (*body[api.Explanation], error) {
 			r, err := o.find(ctx, in.Name)
@@ -244,7 +261,7 @@ func statusOf(r event.Reason) int {
 		return http.StatusBadRequest
 	case event.UnknownVM, event.UnknownTemplate, event.UnknownWorkload:
 		return http.StatusNotFound
-	case event.NameTaken, event.TemplateTaken, event.PoolEmpty, event.QuotaExceeded, event.InUse, event.NoHost:
+	case event.NameTaken, event.TemplateTaken, event.PoolEmpty, event.QuotaExceeded, event.InUse, event.NoHost, event.WrongPhase:
 		return http.StatusConflict
 	case event.NotPermitted:
 		return http.StatusForbidden

@@ -1,16 +1,22 @@
 package orchestrator
 
 import (
+	"crypto/ed25519"
+	"crypto/rand"
+	"encoding/hex"
 	"encoding/json"
 	"io"
 	"net/http"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"foothold/protocol/api"
+	"foothold/protocol/bootmsg"
 	"foothold/protocol/digest"
 	"foothold/protocol/event"
+	"foothold/protocol/signed"
 	"foothold/protocol/token"
 	"foothold/protocol/upstream"
 	"foothold/protocol/zone"
@@ -119,9 +125,69 @@ func TestTemplateIsRenewed(t *testing.T) {
 	if _, status, p := register(); status != http.StatusCreated {
 		t.Errorf("the same again: %d %+v", status, p)
 	}
-	expected.AuthenticatedVolume = false
-	if _, status, p := register(); status != http.StatusConflict || p.Reason != event.TemplateTaken {
-		t.Errorf("renewed under a VM: %d %+v", status, p)
+	for what, change := range map[string]func(){
+		"expectations": func() { expected.AuthenticatedVolume = false },
+		"components":   func() { reg.Components = w.signedComponents("another initramfs", "r2") },
+		"initramfs alone, under the same release": func() { reg.Components = w.signedComponents("a third initramfs", "r1") },
+	} {
+		before, was := reg.Components, expected
+		change()
+		if _, status, p := register(); status != http.StatusConflict || p.Reason != event.TemplateTaken {
+			t.Errorf("other %s under a VM: %d %+v", what, status, p)
+		}
+		reg.Components, expected = before, was
+	}
+	w.call("DELETE", "/v1/vms/a", nil, nil)
+	reg.Components = w.signedComponents("another initramfs", "r2")
+	want := digest.Of([]byte("another initramfs"))
+	if view, status, p := register(); status != http.StatusCreated || view.Release != "r2" || len(view.Boot) != 2 || view.Boot[1].SHA256 != want {
+		t.Errorf("renewed: %d %+v %+v", status, p, view)
+	}
+	g = w.take(w.create(api.CreateVM{Name: "a"}).ID)
+	if why := g.boot(); why != "" {
+		t.Fatal(why)
+	}
+	if vm := w.vm("a"); !slices.ContainsFunc(vm.Components, func(c bootmsg.Component) bool { return c.SHA256 == want }) {
+		t.Errorf("a VM of the renewed template gets %+v", vm.Components)
+	}
+	renewed := 0
+	for _, kind := range w.events("") {
+		if kind == "template.renewed" {
+			renewed++
+		}
+	}
+	if renewed != 2 {
+		t.Errorf("the journal tells of %d renewals, want 2", renewed)
+	}
+}
+
+// signedComponents are a release with that initramfs, signed and in the store.
+func (w *world) signedComponents(initramfs, release string) signed.Envelope {
+	w.t.Helper()
+	k, i := w.putObject([]byte("kernel debian")), w.putObject([]byte(initramfs))
+	k.Name, i.Name = "kernel", "initramfs"
+	return signed.Seal(w.component, signed.Components, must[[]byte](w.t)(json.Marshal(bootmsg.Components{Release: release, Created: time.Now().UTC(), Kernel: k, Initramfs: i})))
+}
+
+// TestTemplateOfAnotherKey: after a change of the organisation's component key the list
+// still answers, says what is wrong, and the template is mended by registering it again.
+func TestTemplateOfAnotherKey(t *testing.T) {
+	w := newWorld(t)
+	w.template("debian")
+	_, w.component, _ = ed25519.GenerateKey(rand.Reader)
+	w.conf.ComponentKey = hex.EncodeToString(w.component.Public().(ed25519.PublicKey))
+	w.restart()
+	var list []api.Template
+	if status, p := w.call("GET", "/v1/templates", nil, &list); status != http.StatusOK || len(list) != 1 || !strings.Contains(list[0].Problem, string(event.SignatureInvalid)) {
+		t.Fatalf("list: %d %+v %+v", status, p, list)
+	}
+	reg, _ := w.registration("debian")
+	key, err := w.o.vault.Get(templateKeyName("debian"))
+	check(t, err)
+	reg.VolumeKey = key
+	var view api.Template
+	if status, p := w.call("POST", "/v1/templates", must[[]byte](t)(json.Marshal(reg)), &view); status != http.StatusCreated || view.Problem != "" || len(view.Boot) != 2 {
+		t.Errorf("registered under the new key: %d %+v %+v", status, p, view)
 	}
 }
 

@@ -28,7 +28,7 @@ func (o *Orchestrator) bootVerdict(ctx context.Context, _ mtls.Identity, in upst
 	}
 	out, err := o.judgeBoot(ctx, r, s, in)
 	if err != nil {
-		o.abort(context.WithoutCancel(ctx), r.ID, err)
+		o.abort(context.WithoutCancel(ctx), r.ID, r.Start, err)
 		return upstream.VerdictResponse{}, err
 	}
 	return out, nil

@@ -58,7 +58,7 @@ func (o *Orchestrator) tokenRefused(ctx context.Context, burnt ledger.Reservatio
 	}
 	ctx = context.WithoutCancel(ctx)
 	if burnt.ID != "" {
-		o.abort(ctx, burnt.ID, why)
+		o.abort(ctx, burnt.ID, burnt.Start, why)
 	}
 	if from.IsValid() {
 		o.abortBootingAt(ctx, from, burnt.ID, why)
@@ -73,7 +73,7 @@ func (o *Orchestrator) abortBootingAt(ctx context.Context, from netip.Addr, but 
 	}
 	for _, r := range live {
 		if r.Address == from && r.Phase == reservation.Booting && r.ID != but {
-			o.abort(ctx, r.ID, why)
+			o.abort(ctx, r.ID, r.Start, why)
 		}
 	}
 }

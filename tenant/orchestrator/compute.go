@@ -88,9 +88,9 @@ func (o *Orchestrator) compute(ctx context.Context, r ledger.Reservation) error 
 
 // keepComputing starts what goes on beside the heartbeats.
 func (o *Orchestrator) keepComputing(r ledger.Reservation) {
-	o.drive(r.ID, "watch host", func(ctx context.Context) error { return o.watchHost(ctx, r.ID) })
+	o.drive(r.ID, r.Start, "watch host", func(ctx context.Context) error { return o.watchHost(ctx, r.ID) })
 	if r.Workload != nil {
-		o.drive(r.ID, "workload", func(ctx context.Context) error { return o.awaitWorkload(ctx, r.ID) })
+		o.drive(r.ID, r.Start, "workload", func(ctx context.Context) error { return o.awaitWorkload(ctx, r.ID) })
 	}
 }
 
@@ -109,6 +109,9 @@ func (o *Orchestrator) hearComputing(ctx context.Context, m accepted) (agentmsg.
 	}
 	if err := o.hearWorkload(ctx, m); err != nil {
 		return agentmsg.Down{}, err
+	}
+	if m.r.Wish != ledger.WishNone {
+		return agentmsg.Down{Stop: true}, nil
 	}
 	down := agentmsg.Down{Workload: o.workloadFor(m.r), Interval: o.interval()}
 	if m.r.Workload != nil && m.s.Ready.IsZero() {
@@ -249,7 +252,7 @@ func (o *Orchestrator) watchHost(ctx context.Context, id string) error {
 func (o *Orchestrator) resumeAct(r ledger.Reservation) {
 	switch r.Phase {
 	case reservation.Unlocking:
-		o.drive(r.ID, "unlock", func(ctx context.Context) error { return o.unlock(ctx, r.ID) })
+		o.drive(r.ID, r.Start, "unlock", func(ctx context.Context) error { return o.unlock(ctx, r.ID) })
 	case reservation.Computing:
 		o.keepComputing(r)
 	}

@@ -41,13 +41,13 @@ func (o *Orchestrator) gatewayAdmit(ctx context.Context, _ mtls.Identity, in ups
 	o.zones.journalled()
 	if err != nil {
 		if r.ID != "" {
-			o.abort(context.WithoutCancel(ctx), r.ID, err)
+			o.abort(context.WithoutCancel(ctx), r.ID, r.Start, err)
 		}
 		return upstream.AdmitResponse{}, err
 	}
 	out, err := o.admitAttested(ctx, r, info, serial, in.Address.Unmap())
 	if err != nil {
-		o.abort(context.WithoutCancel(ctx), r.ID, err)
+		o.abort(context.WithoutCancel(ctx), r.ID, r.Start, err)
 	}
 	return out, err
 }

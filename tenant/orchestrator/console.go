@@ -61,8 +61,10 @@ func (o *Orchestrator) consoleText(ctx context.Context, r ledger.Reservation) ([
 	if r.Host == "" {
 		return nil, event.Refuse(event.NoHost, "the VM is at no host yet")
 	}
-	if text, err := os.ReadFile(o.consoleFile(r.ID)); err == nil {
-		return text, nil
+	if !r.Phase.Running() { // a running one has a console of its own, and an older start may have left one
+		if text, err := os.ReadFile(o.consoleFile(r.ID)); err == nil {
+			return text, nil
+		}
 	}
 	h, err := o.host(r.Host)
 	if err != nil {

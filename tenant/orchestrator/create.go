@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"time"
 
 	"foothold/internal/luks"
@@ -36,7 +37,7 @@ func (o *Orchestrator) create(ctx context.Context, id string) error {
 		return err
 	}
 	// 1. The volume's key. After a crash here it is found and used.
-	if err := o.ensureVolumeKey(r.Volume); err != nil {
+	if err := o.ensureVolumeKey(r); err != nil {
 		return err
 	}
 	// 2. T1's digest, the settings and the move to booting, in one transaction. The
@@ -47,6 +48,7 @@ func (o *Orchestrator) create(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
+	r.Start = spec.Start
 	h, err := o.host(spec.host)
 	if err != nil {
 		return err
@@ -86,7 +88,8 @@ type hostedSpec struct {
 	host string
 }
 
-// begin chooses the host, stores settings and T1's digest, and moves to booting.
+// begin chooses the host, stores settings and T1's digest, and moves to booting. A VM
+// that starts again stays where its volume lies.
 func (o *Orchestrator) begin(ctx context.Context, r ledger.Reservation, t1 digest.SHA256) (hostedSpec, error) {
 	var out hostedSpec
 	err := o.ledger.Write(ctx, func(t *ledger.Tx) error {
@@ -94,15 +97,28 @@ func (o *Orchestrator) begin(ctx context.Context, r ledger.Reservation, t1 diges
 		if err != nil {
 			return event.Refuse(event.UnknownTemplate, "template %s is gone", r.Template)
 		}
-		if out.host, err = o.chooseHost(t, tpl.Hosts); err != nil {
+		again := r.Phase == reservation.Stopped
+		switch {
+		case !again:
+			out.host, err = o.chooseHost(t, tpl.Hosts)
+		case !slices.Contains(tpl.Hosts, r.Host):
+			err = event.Refuse(event.NoHost, "host %s has the VM's volume, but not template %s", r.Host, r.Template)
+		default:
+			out.host = r.Host
+			err = t.Again(r.ID, r.Start, t.Now.Add(o.limits.Booting))
+			r.Start++
+		}
+		if err != nil {
 			return err
 		}
 		out.Spec = o.spec(r, tpl.SHA256, t1)
 		if err := out.Spec.Validate(); err != nil {
 			return fmt.Errorf("settings: %w", err)
 		}
-		if err := t.Move(r.ID, r.Start, reservation.Reserved, reservation.Booting, t.Now.Add(o.limits.Booting)); err != nil {
-			return err
+		if !again {
+			if err := t.Move(r.ID, r.Start, reservation.Reserved, reservation.Booting, t.Now.Add(o.limits.Booting)); err != nil {
+				return err
+			}
 		}
 		return errors.Join(
 			t.SetHost(r.ID, out.host),
@@ -164,10 +180,19 @@ func (o *Orchestrator) chooseHost(t *ledger.Tx, holding []string) (string, error
 	return best, nil
 }
 
-func (o *Orchestrator) ensureVolumeKey(volume string) error {
+// ensureVolumeKey makes the key of a new volume. One that holds data has its key, or is
+// not started: under another it would be formatted by nobody and opened by nobody.
+func (o *Orchestrator) ensureVolumeKey(r ledger.Reservation) error {
+	if r.Formatted {
+		has, err := o.vault.Has(volumeKeyName(r.Volume))
+		if err == nil && !has {
+			err = fmt.Errorf("the vault has no key of volume %s", r.Volume)
+		}
+		return err
+	}
 	key := luks.NewKey()
 	defer key.Wipe()
-	if err := o.vault.Put(volumeKeyName(volume), key); err != nil && !errors.Is(err, vault.ErrExists) {
+	if err := o.vault.Put(volumeKeyName(r.Volume), key); err != nil && !errors.Is(err, vault.ErrExists) {
 		return fmt.Errorf("store volume key: %w", err)
 	}
 	return nil
@@ -216,7 +241,7 @@ func (o *Orchestrator) watch(ctx context.Context, h *hostclient.Client, id strin
 			return
 		}
 		if event.ReasonOf(err) == event.UnknownVM {
-			o.abort(context.WithoutCancel(ctx), id, event.Refuse(event.VMStopped, "its host no longer knows it"))
+			o.abort(context.WithoutCancel(ctx), id, start, event.Refuse(event.VMStopped, "its host no longer knows it"))
 			return
 		}
 		if err != nil { // the host may be restarting; the deadline or the lease decides
@@ -230,7 +255,7 @@ func (o *Orchestrator) watch(ctx context.Context, h *hostclient.Client, id strin
 			o.recordHold(ctx, id, start, vm.TPMHeld)
 		}
 		if vm.State == hostapi.Stopped || vm.Start != start {
-			o.abort(context.WithoutCancel(ctx), id, stopped(vm))
+			o.abort(context.WithoutCancel(ctx), id, start, stopped(vm))
 			return
 		}
 		if pause(ctx, watchPause) != nil {
@@ -256,7 +281,7 @@ func (o *Orchestrator) recordHold(ctx context.Context, id string, start int, hel
 // taken if it is one that a host can know.
 func stopped(vm hostapi.VM) error {
 	switch vm.Reason {
-	case event.ChannelMisuse, event.TPMCommandRefused, event.TPMBusy, event.LoaderFailed, event.DigestMismatch,
+	case event.GuestReset, event.GuestPoweredOff, event.ChannelMisuse, event.TPMCommandRefused, event.TPMBusy, event.LoaderFailed, event.DigestMismatch,
 		event.SignatureInvalid, event.DeadlinePassed:
 		return event.Refuse(vm.Reason, "host %s ended the VM in boot stage %q", vm.Host, vm.Boot)
 	}

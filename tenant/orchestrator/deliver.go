@@ -128,12 +128,12 @@ func (o *Orchestrator) bootDone(ctx context.Context, _ mtls.Identity, in upstrea
 		return empty{}, err
 	}
 	if in.Reason != "" {
-		o.abort(context.WithoutCancel(ctx), r.ID, bootFailure(in.Reason))
+		o.abort(context.WithoutCancel(ctx), r.ID, r.Start, bootFailure(in.Reason))
 		return empty{}, nil
 	}
 	if !sameComponents(in.Delivered, s.Components) {
 		err := event.Refuse(event.DigestMismatch, "the boot server delivered other components than were released")
-		o.abort(context.WithoutCancel(ctx), r.ID, err)
+		o.abort(context.WithoutCancel(ctx), r.ID, r.Start, err)
 		return empty{}, err
 	}
 	err = o.ledger.Write(ctx, func(t *ledger.Tx) error {

@@ -37,7 +37,7 @@ func (o *Orchestrator) Release(ctx context.Context, nameOrID, by string) (ledger
 	}); err != nil {
 		return r, err
 	}
-	if err := o.end(ctx, r.ID, reservation.Released, event.Refusal{Reason: event.Released}); err != nil {
+	if err := o.release(ctx, r.ID); err != nil {
 		return r, err
 	}
 	if r, err = o.findAny(ctx, r.ID); err != nil {
@@ -52,6 +52,21 @@ func (o *Orchestrator) Release(ctx context.Context, nameOrID, by string) (ledger
 	return o.findAny(ctx, r.ID)
 }
 
+func (o *Orchestrator) release(ctx context.Context, id string) error {
+	won, why := false, event.Refusal{Reason: event.Released}
+	err := o.ledger.Write(ctx, func(t *ledger.Tx) error {
+		r, err := t.Reservation(id)
+		if err == nil {
+			won, err = end(t, r, reservation.Released, why)
+		}
+		return err
+	})
+	if err != nil || !won {
+		return err
+	}
+	return o.ended(ctx, id, reservation.Released, why)
+}
+
 func (o *Orchestrator) findAny(ctx context.Context, id string) (r ledger.Reservation, err error) {
 	err = o.ledger.Read(ctx, func(t *ledger.Tx) (err error) {
 		r, err = t.Reservation(id)
@@ -60,21 +75,58 @@ func (o *Orchestrator) findAny(ctx context.Context, id string) (r ledger.Reserva
 	return r, err
 }
 
-// abort ends a reservation with the reason in err, and cleans up in the background.
-// It does nothing to one that has ended before.
-func (o *Orchestrator) abort(ctx context.Context, id string, err error) {
+// refusalOf is the reason in err.
+func refusalOf(err error) *event.Refusal {
 	var why *event.Refusal
 	switch {
 	case errors.As(err, &why):
+		return why
 	case errors.Is(err, context.DeadlineExceeded):
-		why = event.Refuse(event.DeadlinePassed, "%v", err)
-	default:
-		why = event.Refuse(event.InternalError, "%v", err)
+		return event.Refuse(event.DeadlinePassed, "%v", err)
 	}
-	if err := o.end(ctx, id, reservation.Aborted, *why); err != nil {
+	return event.Refuse(event.InternalError, "%v", err)
+}
+
+// abort ends what err is about: the reservation, or, if it says no more than that an
+// instance does not run (reservation.EndsStart), that start of it. start is 0 for whichever
+// it is now. It does nothing to one that has ended or moved on before. The clean-up
+// goes on in the background.
+func (o *Orchestrator) abort(ctx context.Context, id string, start int, err error) {
+	why := refusalOf(err)
+	if err := o.fail(ctx, id, start, *why); err != nil {
 		slog.Error("abort", "reservation", id, "reason", why.Reason, "error", err)
 		return
 	}
+	o.cleanUpSoon(id)
+}
+
+// fail stores the end of a start or of the reservation; the rules go, at once.
+func (o *Orchestrator) fail(ctx context.Context, id string, start int, why event.Refusal) error {
+	won, to := false, reservation.Aborted
+	err := o.ledger.Write(ctx, func(t *ledger.Tx) (err error) {
+		r, err := t.Reservation(id)
+		if err != nil || start != 0 && r.Start != start || r.Phase == reservation.Stopped {
+			return err
+		}
+		if r.Phase != reservation.Computing && (why.Reason == event.GuestPoweredOff || why.Reason == event.GuestReset) {
+			why.Reason = event.VMStopped // its agent gave up: nothing in it was asked to
+		}
+		if r.Wish != ledger.WishNone && reservation.Outage(why.Reason) || reservation.EndsStart(why.Reason, r.Phase, r.Start) {
+			to = reservation.Stopped
+			won, err = halt(t, r, why)
+			return err
+		}
+		won, err = end(t, r, reservation.Aborted, why)
+		return err
+	})
+	if err != nil || !won {
+		return err
+	}
+	return o.ended(ctx, id, to, why)
+}
+
+// cleanUpSoon cleans up in the background.
+func (o *Orchestrator) cleanUpSoon(id string) {
 	o.task(func() {
 		o.mu.Lock()
 		ctx := o.ctx
@@ -87,30 +139,25 @@ func (o *Orchestrator) abort(ctx context.Context, id string, err error) {
 
 // end stores the terminal state first: tokens void and certificates revoked with it, in
 // one transaction. A crash after it leaves rules until the next publishing and a VM
-// until the clean-up; both happen at the next start. Then the rules go, at once.
-func (o *Orchestrator) end(ctx context.Context, id string, to reservation.Phase, why event.Refusal) error {
-	won := false
-	err := o.ledger.Write(ctx, func(t *ledger.Tx) (err error) {
-		r, err := t.Reservation(id)
-		if err != nil {
-			return err
-		}
-		if won, err = t.End(id, to, why); err != nil || !won {
-			return err
-		}
-		kind := "vm.aborted"
-		if to == reservation.Released {
-			kind = "vm.released"
-		}
-		e := event.Event{Kind: kind, Reservation: id, Reason: why.Reason, Detail: map[string]string{"phase": string(r.Phase), "detail": why.Detail}}
-		for i, f := range why.Findings {
-			e.Detail[fmt.Sprintf("finding-%02d", i+1)] = f
-		}
-		return t.Journal(e)
-	})
+// until the clean-up; both happen at the next start.
+func end(t *ledger.Tx, r ledger.Reservation, to reservation.Phase, why event.Refusal) (bool, error) {
+	won, err := t.End(r.ID, to, why)
 	if err != nil || !won {
-		return err
+		return false, err
 	}
+	kind := "vm.aborted"
+	if to == reservation.Released {
+		kind = "vm.released"
+	}
+	e := event.Event{Kind: kind, Reservation: r.ID, Reason: why.Reason, Detail: map[string]string{"phase": string(r.Phase), "detail": why.Detail}}
+	for i, f := range why.Findings {
+		e.Detail[fmt.Sprintf("finding-%02d", i+1)] = f
+	}
+	return true, t.Journal(e)
+}
+
+// ended stops the work on what has ended in the ledger, and withdraws its rules.
+func (o *Orchestrator) ended(ctx context.Context, id string, to reservation.Phase, why event.Refusal) error {
 	slog.Info("reservation ended", "reservation", id, "phase", to, "reason", why.Reason, "detail", why.Detail)
 	o.zones.journalled()
 	o.stopRun(id, errEnded)
@@ -124,14 +171,17 @@ func (o *Orchestrator) end(ctx context.Context, id string, to reservation.Phase,
 // still to do. One clean-up of a reservation runs at a time: an end, a wish to erase and
 // the sweep may ask for it at once.
 func (o *Orchestrator) cleanUp(ctx context.Context, id string) error {
-	ctx, cancel := context.WithTimeout(ctx, cleanupLimit)
-	defer cancel()
 	done, err := o.cleaning.take(ctx, id)
 	if err != nil {
 		return err
 	}
 	defer done()
+	ctx, cancel := context.WithTimeout(ctx, cleanupLimit)
+	defer cancel()
 	r, err := o.findAny(ctx, id)
+	if err == nil && r.Phase == reservation.Stopped {
+		return o.settle(ctx, r)
+	}
 	if err != nil || r.Cleanup != ledger.CleanupPending {
 		return err
 	}
@@ -195,8 +245,8 @@ func (o *Orchestrator) destroy(ctx context.Context, r ledger.Reservation) error 
 	return h.DeleteVolume(ctx, r.Volume)
 }
 
-// sweep ends what is past its deadline and repeats clean-ups that did not come
-// through.
+// sweep ends what is past its deadline, begins starts that are due, and repeats
+// clean-ups that did not come through.
 func (o *Orchestrator) sweep(ctx context.Context) {
 	tick := time.NewTicker(sweepEvery)
 	defer tick.Stop()
@@ -207,9 +257,10 @@ func (o *Orchestrator) sweep(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		if err := o.endExpired(ctx); err != nil && ctx.Err() == nil {
+		if err := errors.Join(o.endExpired(ctx), o.endWishes(ctx)); err != nil && ctx.Err() == nil {
 			slog.Error("sweep", "error", err)
 		}
+		o.startDue(ctx)
 		if o.now().Sub(lastCleanup) > 10*time.Second {
 			lastCleanup = o.now()
 			o.repeatCleanups(ctx)
@@ -239,7 +290,7 @@ func (o *Orchestrator) endExpired(ctx context.Context) error {
 		if r.Phase == reservation.Computing {
 			reason = event.HeartbeatMissed
 		}
-		o.abort(ctx, r.ID, event.Refuse(reason, "%s ended at %s, awaited was: %s", r.Phase, r.Deadline.Format(time.RFC3339), awaitedNow(r, starts[r.ID])))
+		o.abort(ctx, r.ID, r.Start, event.Refuse(reason, "%s ended at %s, awaited was: %s", r.Phase, r.Deadline.Format(time.RFC3339), awaitedNow(r, starts[r.ID])))
 	}
 	return nil
 }
@@ -250,10 +301,8 @@ func (o *Orchestrator) repeatCleanups(ctx context.Context) {
 		return
 	}
 	for _, r := range rows {
-		o.task(func() {
-			if err := o.cleanUp(ctx, r.ID); err != nil && ctx.Err() == nil {
-				slog.Warn("clean-up goes on", "reservation", r.ID, "error", err)
-			}
-		})
+		if !o.cleaning.taken(r.ID) {
+			o.cleanUpSoon(r.ID)
+		}
 	}
 }

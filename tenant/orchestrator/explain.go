@@ -3,6 +3,7 @@ package orchestrator
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"foothold/protocol/api"
 	"foothold/protocol/event"
@@ -35,10 +36,25 @@ func (o *Orchestrator) explain(ctx context.Context, r ledger.Reservation) (api.E
 		if r.Cleanup == ledger.CleanupPending {
 			e.Awaited = "the host to confirm that the VM is gone"
 		}
+	case reservation.Stopped:
+		known := event.Explain(r.Reason)
+		e.What, e.Until, e.Next = known.Cause, time.Time{}, "foothold vm start "+r.Name
+		if r.Detail != "" {
+			e.What += ": " + r.Detail
+		}
+		switch due := r.NextStart(); {
+		case !r.Gone:
+			e.Awaited = "the host to confirm that its last instance is gone"
+		case !due.IsZero():
+			e.Until, e.Awaited, e.Next = due, fmt.Sprintf("its next start, by its restart policy %q", r.Restart), "foothold vm watch "+r.Name
+		}
 	default:
 		e.Awaited = awaitedNow(r, s)
 		e.What = "as it should be"
 		e.Next = fmt.Sprintf("foothold vm watch %s", r.Name)
+		if r.Wish != ledger.WishNone {
+			e.What, e.Awaited = fmt.Sprintf("it was asked to %s", r.Wish), "the VM to write its volume out and end"
+		}
 		if workloadEnded(r, s) {
 			known := event.Explain(event.WorkloadFailed)
 			e.Reason, e.Awaited = event.WorkloadFailed, "nothing: the VM goes on computing without its workload"

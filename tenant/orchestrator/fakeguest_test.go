@@ -80,15 +80,20 @@ type tweaks struct {
 	osProcess   string // one too many in the second audit
 }
 
-// take takes the VM that the host runs.
+// take takes the VM that the host runs, in its first start.
 func (w *world) take(id string) *guest {
+	w.t.Helper()
+	return w.takeStart(id, 1)
+}
+
+func (w *world) takeStart(id string, start int) *guest {
 	w.t.Helper()
 	g := &guest{w: w, id: id, tunnel: netip.MustParseAddr("10.84.0.2")}
 	_, g.key, _ = ed25519.GenerateKey(rand.Reader)
 	_, g.tlsKey, _ = ed25519.GenerateKey(rand.Reader)
 	w.wait(id, "started at the host", func(api.VM) bool {
-		_, s, err := w.o.row(context.Background(), id)
-		return err == nil && !s.HostStarted.IsZero()
+		r, s, err := w.o.row(context.Background(), id)
+		return err == nil && r.Start == start && !s.HostStarted.IsZero()
 	})
 	v, ok := w.host.get(id)
 	if !ok {
@@ -162,7 +167,7 @@ func (g *guest) readGrant(out upstream.VerdictResponse, tunnel digest.SHA256) {
 	check(t, out.Grant.Manifest.Open(g.vm.spec.Boot.ManifestKey, signed.Manifest, &m))
 	var c bootmsg.Components
 	check(t, out.Grant.Components.Open(g.vm.spec.Boot.ComponentKey, signed.Components, &c))
-	if m.Reservation != g.id || m.Start != 1 || !bytes.Equal(m.VMKey, g.public()) || m.Tunnel != tunnel || m.Kernel != c.Kernel || m.Initramfs != c.Initramfs ||
+	if m.Reservation != g.id || m.Start != g.vm.spec.Start || !bytes.Equal(m.VMKey, g.public()) || m.Tunnel != tunnel || m.Kernel != c.Kernel || m.Initramfs != c.Initramfs ||
 		m.Unique.SHA256 != digest.Of(out.Unique) || m.Unique.Size != int64(len(out.Unique)) || !m.Expires.After(time.Now()) || m.Cmdline == "" {
 		t.Fatalf("manifest: %+v", m)
 	}
@@ -181,7 +186,7 @@ func (g *guest) readGrant(out upstream.VerdictResponse, tunnel digest.SHA256) {
 
 // ready is act 7.
 func (g *guest) ready() event.Reason {
-	payload := must[[]byte](g.w.t)(json.Marshal(bootmsg.Report{Reservation: g.id, Start: 1, T2: g.unique.T2, Kernel: "6.1"}))
+	payload := must[[]byte](g.w.t)(json.Marshal(bootmsg.Report{Reservation: g.id, Start: g.vm.spec.Start, T2: g.unique.T2, Kernel: "6.1"}))
 	key := g.key
 	if g.tweak.signer != nil {
 		key = g.tweak.signer
@@ -286,14 +291,15 @@ func (g *guest) report(stage string, nonce []byte) audit.Report {
 		Disks: []audit.Disk{{Name: "vda", Number: "254:0", Size: int64(4096 * 16 * len("ciphertext debian") / 4096 * 4096), ReadOnly: true},
 			{Name: "vdb", Number: "254:16", Size: int64(g.vm.spec.Volume.SizeMiB) << 20}},
 	}
+	template, volume := r.Disks[0].Size, r.Disks[1].Size
 	if stage == audit.Initramfs {
 		r.Listeners = []audit.Listener{{Proto: "tcp", Address: "0.0.0.0", Port: 22, Exe: "/init"}}
 		return r
 	}
 	r.Disks = append(r.Disks,
-		audit.Disk{Name: "dm-0", Number: "253:0", Mapped: "template", ReadOnly: true, Table: "0 128 crypt aes-xts-plain64 - 0 254:0 0 1 sector_size:4096"},
+		audit.Disk{Name: "dm-0", Number: "253:0", Mapped: "template", Size: template, ReadOnly: true, Table: fmt.Sprintf("0 %d crypt aes-xts-plain64 - 0 254:0 0 1 sector_size:4096", template/512)},
 		audit.Disk{Name: "dm-1", Number: "253:1", Mapped: "os", ReadOnly: true, Table: fmt.Sprintf("0 128 verity 1 253:0 253:0 4096 4096 1 1 sha256 %s -", digest.Of([]byte("root")))},
-		audit.Disk{Name: "dm-2", Number: "253:2", Mapped: "volume", Table: "0 128 crypt aes-xts-plain64 - 0 254:16 0 1 sector_size:4096"})
+		audit.Disk{Name: "dm-2", Number: "253:2", Mapped: "volume", Size: volume, Table: fmt.Sprintf("0 %d crypt aes-xts-plain64 - 0 254:16 0 1 sector_size:4096", volume/512)})
 	r.Mounts = []audit.Mount{{Source: "/dev/mapper/os", Target: "/", Type: "erofs", Options: "ro"}}
 	r.Processes = append(r.Processes, audit.Process{PID: 9, Exe: "/sbin/init", SHA256: digest.Of([]byte("systemd"))})
 	r.Interfaces = append(r.Interfaces, audit.Interface{Name: "wg0", Addresses: []string{g.tunnel.String() + "/32"}, Up: true})
@@ -332,7 +338,7 @@ func (g *guest) serial() string {
 // say sends one message through the relay.
 func (g *guest) say(change ...func(*agentmsg.Up)) (agentmsg.Down, event.Reason) {
 	g.seq++
-	up := agentmsg.Up{Reservation: g.id, Start: 1, Seq: g.seq, Nonce: g.nonce}
+	up := agentmsg.Up{Reservation: g.id, Start: g.vm.spec.Start, Seq: g.seq, Nonce: g.nonce}
 	for _, f := range change {
 		f(&up)
 	}

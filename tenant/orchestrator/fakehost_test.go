@@ -315,6 +315,9 @@ func (h *fakeHost) create(r *http.Request) (any, event.Reason) {
 	if _, ok := h.templates[in.Spec.Template]; !ok {
 		return nil, event.UnknownTemplate
 	}
+	if old := h.vms[in.Spec.Reservation]; old != nil && old.State != hostapi.Stopped {
+		return nil, event.InUse
+	}
 	h.volumes[in.Spec.Volume.ID] = true
 	v := &hostedVM{VM: hostapi.VM{ID: in.Spec.Reservation, Start: in.Spec.Start, Name: in.Spec.Name, Host: "host-1", State: hostapi.Created,
 		Settings: in.Spec.Digest(), Firmware: h.firmware, Created: time.Now()}, spec: in.Spec, t1: in.Token}

@@ -10,6 +10,7 @@
 //	unlock.go   8  probe, audit, hand over the secrets
 //	connect.go  9  spend T3, admit the tunnel, audit again
 //	compute.go  10 open the network, workload, heartbeats
+//	restart.go  -  stop, and start again from act 2
 //	end.go      11 withdraw everything
 //
 // Acts 4 to 7, 9 and 10 answer calls of the DMZ's daemons; acts 2 and 8 are driven
@@ -80,6 +81,8 @@ type Orchestrator struct {
 	mu   sync.Mutex
 	ctx  context.Context // of Run; runs are made under it
 	runs map[string]*run // guarded by mu; live reservations by id
+	// starting holds the stopped VMs whose next start is being begun.
+	starting map[string]bool // guarded by mu
 }
 
 // run is the work on one live reservation. Its context ends with the reservation.
@@ -100,7 +103,7 @@ type ground struct {
 // New opens the state and reads what the configuration names. The clock is the
 // machine's; deadlines are compared with it in the ledger.
 func New(ctx context.Context, conf Config) (_ *Orchestrator, err error) {
-	o := &Orchestrator{conf: conf, limits: conf.phaseLimits(), network: conf.policyNetwork(), now: time.Now, runs: map[string]*run{},
+	o := &Orchestrator{conf: conf, limits: conf.phaseLimits(), network: conf.policyNetwork(), now: time.Now, runs: map[string]*run{}, starting: map[string]bool{},
 		dial: (&net.Dialer{Timeout: dialVMTimeout}).DialContext, watchEvery: watchEvery}
 	if o.vault, o.ca, err = Open(conf.State); err != nil {
 		return nil, err
@@ -239,9 +242,9 @@ func (o *Orchestrator) task(f func()) {
 	o.tasks.Go(f)
 }
 
-// drive runs one act of a reservation in the background and ends the reservation if
-// the act fails. A failure that the end itself caused changes nothing.
-func (o *Orchestrator) drive(id, what string, act func(context.Context) error) {
+// drive runs one act of a start in the background and ends what the act's failure is
+// about. A failure that the end itself caused changes nothing.
+func (o *Orchestrator) drive(id string, start int, what string, act func(context.Context) error) {
 	r := o.liveRun(id)
 	o.task(func() {
 		err := act(r.ctx)
@@ -249,7 +252,7 @@ func (o *Orchestrator) drive(id, what string, act func(context.Context) error) {
 			return
 		}
 		slog.Warn("act failed", "reservation", id, "act", what, "error", err)
-		o.abort(context.WithoutCancel(r.ctx), id, err)
+		o.abort(context.WithoutCancel(r.ctx), id, start, err)
 	})
 }
 

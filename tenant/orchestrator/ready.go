@@ -49,11 +49,11 @@ func (o *Orchestrator) bootReady(ctx context.Context, _ mtls.Identity, in upstre
 	o.zones.journalled()
 	if err != nil {
 		if r.ID != "" {
-			o.abort(context.WithoutCancel(ctx), r.ID, err)
+			o.abort(context.WithoutCancel(ctx), r.ID, r.Start, err)
 		}
 		return empty{}, err
 	}
-	o.drive(r.ID, "unlock", func(ctx context.Context) error { return o.unlock(ctx, r.ID) })
+	o.drive(r.ID, r.Start, "unlock", func(ctx context.Context) error { return o.unlock(ctx, r.ID) })
 	return empty{}, nil
 }
 

@@ -30,8 +30,12 @@ func (o *Orchestrator) Reserve(ctx context.Context, want api.CreateVM, by string
 	if err != nil {
 		return ledger.Reservation{}, err
 	}
+	restart, err := reservation.ParseRestart(want.Restart)
+	if err != nil {
+		return ledger.Reservation{}, event.Refuse(event.BadRequest, "restart: %v", err)
+	}
 	r := ledger.Reservation{ID: uuid.NewString(), Name: want.Name, Size: size.Name, MemoryMiB: size.MemoryMiB, Workload: want.Workload,
-		Phase: reservation.Reserved, Start: 1, Volume: uuid.NewString(), Cleanup: ledger.CleanupNone}
+		Phase: reservation.Reserved, Start: 1, Volume: uuid.NewString(), Cleanup: ledger.CleanupNone, Restart: restart}
 	err = o.ledger.Write(ctx, func(t *ledger.Tx) error {
 		if err := o.admitWish(t, want, size, &r); err != nil {
 			return err
@@ -50,7 +54,7 @@ func (o *Orchestrator) Reserve(ctx context.Context, want api.CreateVM, by string
 		return ledger.Reservation{}, err
 	}
 	o.zones.journalled()
-	o.drive(r.ID, "create", func(ctx context.Context) error { return o.create(ctx, r.ID) })
+	o.drive(r.ID, r.Start, "create", func(ctx context.Context) error { return o.create(ctx, r.ID) })
 	return r, nil
 }
 

@@ -137,17 +137,20 @@ func (o *Orchestrator) resume(ctx context.Context, r ledger.Reservation) error {
 		return err
 	}
 	if r.Phase == reservation.Reserved {
-		o.drive(r.ID, "create", func(ctx context.Context) error { return o.create(ctx, r.ID) })
+		o.drive(r.ID, r.Start, "create", func(ctx context.Context) error { return o.create(ctx, r.ID) })
+		return nil
+	}
+	if r.Phase == reservation.Stopped { // the sweep has its instance destroyed, and starts it when that is due
 		return nil
 	}
 	if s.HostStarted.IsZero() {
 		// T1 was in memory alone: no VM can have it for certain, so none may.
-		o.abort(ctx, r.ID, event.Refuse(event.InternalError, "the orchestrator restarted between asking for the VM and hearing that it runs"))
+		o.abort(ctx, r.ID, r.Start, event.Refuse(event.InternalError, "the orchestrator restarted between asking for the VM and hearing that it runs"))
 		return nil
 	}
 	h, err := o.host(r.Host)
 	if err != nil {
-		o.abort(ctx, r.ID, err)
+		o.abort(ctx, r.ID, r.Start, err)
 		return nil
 	}
 	o.task(func() { o.watch(o.liveRun(r.ID).ctx, h, r.ID, r.Start) })

@@ -256,9 +256,10 @@ func TestAgentMessages(t *testing.T) {
 }
 
 // computing takes a VM without workload to computing.
+// computing makes a VM that computes, and that stays stopped when it ends.
 func (w *world) computing(name string) *guest {
 	w.t.Helper()
-	g := w.take(w.create(api.CreateVM{Name: name}).ID)
+	g := w.take(w.create(api.CreateVM{Name: name, Restart: string(reservation.Never)}).ID)
 	g.pass()
 	return g
 }
@@ -303,7 +304,9 @@ func TestDeadlines(t *testing.T) {
 	silent := w.create(api.CreateVM{Name: "silent"})
 	expect(silent.ID, event.DeadlinePassed)
 	g := w.computing("mute")
-	expect(g.id, event.HeartbeatMissed)
+	if got := w.waitPhase(g.id, reservation.Stopped); got.Reason != event.HeartbeatMissed {
+		t.Errorf("mute: stopped with %q: %s", got.Reason, got.Explanation)
+	}
 	g = w.take(w.create(api.CreateVM{Name: "lost"}).ID)
 	g.boot()
 	g.door()
@@ -317,7 +320,7 @@ func TestRestart(t *testing.T) {
 	w := newWorld(t)
 	w.template("debian")
 	g := w.computing("web")
-	booting := w.take(w.create(api.CreateVM{Name: "late"}).ID)
+	booting := w.take(w.create(api.CreateVM{Name: "late", Restart: string(reservation.Never)}).ID)
 	w.mu.Lock()
 	w.docs = map[string]zone.Document{}
 	w.mu.Unlock()
@@ -335,7 +338,7 @@ func TestRestart(t *testing.T) {
 	booting.tunnel = booting.tunnel.Next()
 	booting.pass()
 	w.host.stop(booting.id, "")
-	if got := w.waitPhase("late", reservation.Aborted); got.Reason != event.VMStopped {
+	if got := w.waitPhase("late", reservation.Stopped); got.Reason != event.VMStopped {
 		t.Errorf("the host's view is not watched after a restart: %s", got.Reason)
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"time"
 
 	"foothold/internal/luks"
@@ -93,18 +94,26 @@ func (o *Orchestrator) templates(ctx context.Context) ([]api.Template, error) {
 	return list, err
 }
 
+// templateView is a template for operators. One that this orchestrator cannot use, say
+// after a change of the component key, says so; it is mended by building it again.
 func (o *Orchestrator) templateView(t *ledger.Tx, tpl ledger.Template) (api.Template, error) {
-	c, err := o.components(tpl.Components)
-	if err != nil {
-		return api.Template{}, err
-	}
-	expected, err := expect.Parse(tpl.Audit)
-	if err != nil {
-		return api.Template{}, err
-	}
 	users, err := t.TemplateUsers(tpl.Name)
-	return api.Template{Name: tpl.Name, SHA256: tpl.SHA256, Size: tpl.Size, Created: tpl.Created, Release: tpl.Release, AuthenticatedVolume: expected.AuthenticatedVolume,
-		Boot: []bootmsg.Component{c.Kernel, c.Initramfs}, Hosts: append([]string{}, tpl.Hosts...), VMs: users}, err
+	view := api.Template{Name: tpl.Name, SHA256: tpl.SHA256, Size: tpl.Size, Created: tpl.Created, Release: tpl.Release,
+		Boot: []bootmsg.Component{}, Hosts: append([]string{}, tpl.Hosts...), VMs: users}
+	if err != nil {
+		return view, err
+	}
+	if c, err := o.components(tpl.Components); err != nil {
+		view.Problem = err.Error()
+	} else {
+		view.Boot = append(view.Boot, c.Kernel, c.Initramfs)
+	}
+	if expected, err := expect.Parse(tpl.Audit); err != nil {
+		view.Problem = err.Error()
+	} else {
+		view.AuthenticatedVolume = expected.AuthenticatedVolume
+	}
+	return view, nil
 }
 
 // components opens a signed release of shared components. The organisation signs it
@@ -162,41 +171,64 @@ func (o *Orchestrator) registerTemplate(ctx context.Context, in api.RegisterTemp
 	}
 	var view api.Template
 	err = o.ledger.Write(ctx, func(t *ledger.Tx) error {
-		if err := putTemplate(t, tpl); err != nil {
+		kind, err := o.putTemplate(t, tpl)
+		if err != nil {
 			return err
 		}
 		stored, err := t.Template(in.Name)
 		if err != nil {
 			return err
 		}
-		if view, err = o.templateView(t, stored); err != nil {
+		if view, err = o.templateView(t, stored); err != nil || kind == "" {
 			return err
 		}
-		return t.Journal(event.Event{Kind: "template.registered", Detail: map[string]string{"name": in.Name, "sha256": in.SHA256.String(), "release": c.Release, "by": by}})
+		return t.Journal(event.Event{Kind: kind, Detail: map[string]string{"name": in.Name, "sha256": in.SHA256.String(), "release": c.Release,
+			"authenticated-volume": strconv.FormatBool(view.AuthenticatedVolume), "by": by}})
 	})
 	o.zones.journalled()
 	return view, err
 }
 
 // putTemplate adds a template, or gives one with the same image the components and
-// expectations that it was built with anew - unless a VM has it, which would fail its
-// next audit.
-func putTemplate(t *ledger.Tx, tpl ledger.Template) error {
+// expectations that it was built with anew, and returns the kind of event that this is,
+// "" for none. Other content is refused while a VM has the template, which would fail its
+// next audit; the same under another signature is not.
+func (o *Orchestrator) putTemplate(t *ledger.Tx, tpl ledger.Template) (string, error) {
 	old, err := t.Template(tpl.Name)
 	if errors.Is(err, ledger.ErrNotFound) {
-		return t.AddTemplate(tpl)
+		return "template.registered", t.AddTemplate(tpl)
 	}
-	if err != nil || old.Release == tpl.Release && bytes.Equal(old.Audit, tpl.Audit) {
-		return err
+	if err != nil {
+		return "", err
+	}
+	if o.sameContent(old, tpl) {
+		if bytes.Equal(old.Components.Payload, tpl.Components.Payload) && bytes.Equal(old.Components.Signature, tpl.Components.Signature) {
+			return "", nil
+		}
+		return "template.renewed", t.RenewTemplate(tpl)
 	}
 	users, err := t.TemplateUsers(tpl.Name)
 	if err != nil {
-		return err
+		return "", err
 	}
 	if users > 0 {
-		return event.Refuse(event.TemplateTaken, "template %s is registered with other boot components or expectations, and %d VMs have it", tpl.Name, users)
+		return "", event.Refuse(event.TemplateTaken, "template %s is registered with other boot components or expectations, and %d VMs have it: delete them first", tpl.Name, users)
 	}
-	return t.RenewTemplate(tpl)
+	return "template.renewed", t.RenewTemplate(tpl)
+}
+
+// sameContent reports whether VMs of both get and are held to the same. An envelope that
+// does not open any more is told by its release.
+func (o *Orchestrator) sameContent(a, b ledger.Template) bool {
+	if a.Release != b.Release || !bytes.Equal(a.Audit, b.Audit) {
+		return false
+	}
+	was, err := o.components(a.Components)
+	if err != nil {
+		return true
+	}
+	is, err := o.components(b.Components)
+	return err == nil && was.Kernel == is.Kernel && was.Initramfs == is.Initramfs
 }
 
 // checkNewTemplate refuses a name that means another image, and components that are

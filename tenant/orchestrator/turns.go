@@ -45,3 +45,10 @@ func (t *turns) take(ctx context.Context, name string) (release func(), err erro
 		return nil, ctx.Err()
 	}
 }
+
+// taken reports whether somebody has the name's turn, or waits for it.
+func (t *turns) taken(name string) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.held[name] != nil
+}

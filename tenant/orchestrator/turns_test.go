@@ -32,6 +32,9 @@ func TestOneTurnAtATime(t *testing.T) {
 		if _, err := turns.take(ctx, "a"); !errors.Is(err, context.Canceled) {
 			t.Errorf("waited on after the end: %v", err)
 		}
+		if !turns.taken("a") || turns.taken("b") {
+			t.Error("who has a turn is not known")
+		}
 		release()
 		(<-second)()
 		if len(turns.held) != 0 {

@@ -123,9 +123,8 @@ func (o *Orchestrator) decideHandover(ctx context.Context, admitted *verify.Admi
 	if err != nil {
 		return unlockmsg.Handover{}, err
 	}
-	h, err := o.releaseSecrets(ctx, admitted, r, tpl, headers, issued{cert, serial, reply.WireGuardKey})
-	h.Volume.Authenticated = expected.AuthenticatedVolume
-	return h, err
+	headers.authenticated = expected.AuthenticatedVolume
+	return o.releaseSecrets(ctx, admitted, r, tpl, headers, issued{cert, serial, reply.WireGuardKey})
 }
 
 // instance is what the tenant knows of one start, for judging audits.
@@ -195,8 +194,9 @@ func (o *Orchestrator) releaseSecrets(ctx context.Context, admitted *verify.Admi
 	return unlockmsg.Handover{
 		Template: unlockmsg.Disk{Device: "vda", Header: headers.template, Passphrase: headers.take(&headers.templatePass)},
 		Verity:   unlockmsg.Verity{RootHash: tpl.RootHash, HashOffset: tpl.HashOffset},
-		Volume:   unlockmsg.Disk{Device: "vdb", Header: headers.volume, Passphrase: headers.take(&headers.volumePass), Format: !r.Formatted},
-		T3:       t3, User: user, Password: password, Certificate: c.der,
+		Volume: unlockmsg.Disk{Device: "vdb", Header: headers.volume, Passphrase: headers.take(&headers.volumePass), Format: !r.Formatted,
+			Authenticated: headers.authenticated},
+		T3: t3, User: user, Password: password, Certificate: c.der,
 		Gateway: unlockmsg.Gateway{Address: o.conf.Gateway.Admission, ServerName: o.conf.Gateway.ServerName, CA: o.ground.gatewayCA},
 	}, nil
 }
@@ -237,6 +237,7 @@ type diskHeaders struct {
 	err                      error // the following are set when done is closed
 	template, volume         []byte
 	templatePass, volumePass secret.Bytes
+	authenticated            bool // the template's policy for the volume
 }
 
 func (o *Orchestrator) prepareHeaders(ctx context.Context, r ledger.Reservation) *diskHeaders {

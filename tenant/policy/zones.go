@@ -86,7 +86,7 @@ func (n Network) Documents(vms []VM, now time.Time) map[string]zone.Document {
 		case reservation.Booting:
 			add(zone.External, f.fromVM("boot", "tcp", n.BootServer))
 			d := docs[zone.Boot]
-			d.Boots = append(d.Boots, zone.Boots{Reservation: vm.Reservation, Address: vm.Address, TTL: left})
+			d.Boots = append(d.Boots, zone.Boots{Reservation: vm.Reservation, Start: vm.Start, Address: vm.Address, TTL: left})
 			docs[zone.Boot] = d
 		case reservation.Unlocking:
 			add(zone.External, f.ssh(n.Orchestrator, vm.MAC))

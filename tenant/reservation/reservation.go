@@ -19,6 +19,7 @@ const (
 	Unlocking  Phase = "unlocking"  // T2 spent; until the secrets are handed over
 	Connecting Phase = "connecting" // secrets handed over; until the second audit passed
 	Computing  Phase = "computing"  // under a lease that heartbeats renew
+	Stopped    Phase = "stopped"    // no instance; the volume is kept for the next start
 	Released   Phase = "released"   // ended by wish
 	Aborted    Phase = "aborted"    // ended with a reason
 )
@@ -26,17 +27,18 @@ const (
 // moves is the one table of legal moves.
 var moves = map[Phase][]Phase{
 	Reserved:   {Booting, Released, Aborted},
-	Booting:    {Unlocking, Released, Aborted},
-	Unlocking:  {Connecting, Released, Aborted},
-	Connecting: {Computing, Released, Aborted},
-	Computing:  {Booting, Released, Aborted}, // booting: a restart
+	Booting:    {Unlocking, Stopped, Released, Aborted},
+	Unlocking:  {Connecting, Stopped, Released, Aborted},
+	Connecting: {Computing, Stopped, Released, Aborted},
+	Computing:  {Stopped, Released, Aborted},
+	Stopped:    {Booting, Released, Aborted}, // booting: the next start
 	Released:   {},
 	Aborted:    {},
 }
 
 // Phases lists the closed set in the order of the story.
 func Phases() []Phase {
-	return []Phase{Reserved, Booting, Unlocking, Connecting, Computing, Released, Aborted}
+	return []Phase{Reserved, Booting, Unlocking, Connecting, Computing, Stopped, Released, Aborted}
 }
 
 // Parse accepts the name of a phase.
@@ -68,7 +70,7 @@ func Default() Limits {
 	}
 }
 
-// Of returns the limit of a phase; a terminal phase has none.
+// Of returns the limit of a phase; a terminal phase and a stopped VM have none.
 func (l Limits) Of(p Phase) time.Duration {
 	switch p {
 	case Reserved:
@@ -108,6 +110,13 @@ func Awaited(p Phase) string {
 		return "the VM to open its disks, join the gateway's tunnel, start its system and pass the second audit"
 	case Computing:
 		return "the VM's next heartbeat through the tunnel"
+	case Stopped:
+		return "an operator to start it"
 	}
 	return ""
+}
+
+// Running reports whether an instance of the VM may run in p.
+func (p Phase) Running() bool {
+	return p == Booting || p == Unlocking || p == Connecting || p == Computing
 }

@@ -9,9 +9,12 @@ import (
 func TestMoves(t *testing.T) {
 	legal := map[[2]Phase]bool{
 		{Reserved, Booting}: true, {Booting, Unlocking}: true, {Unlocking, Connecting}: true,
-		{Connecting, Computing}: true, {Computing, Booting}: true,
+		{Connecting, Computing}: true, {Stopped, Booting}: true,
 	}
-	for _, p := range []Phase{Reserved, Booting, Unlocking, Connecting, Computing} {
+	for _, p := range []Phase{Booting, Unlocking, Connecting, Computing} {
+		legal[[2]Phase{p, Stopped}] = true
+	}
+	for _, p := range []Phase{Reserved, Booting, Unlocking, Connecting, Computing, Stopped} {
 		legal[[2]Phase{p, Released}] = true
 		legal[[2]Phase{p, Aborted}] = true
 	}
@@ -45,7 +48,7 @@ func TestLimits(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, p := range Phases() {
-		if p.Terminal() != (Default().Of(p) == 0) {
+		if (p.Terminal() || p == Stopped) != (Default().Of(p) == 0) {
 			t.Errorf("%s: limit %v", p, Default().Of(p))
 		}
 		if p.Terminal() != (Awaited(p) == "") {

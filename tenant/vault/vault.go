@@ -223,8 +223,8 @@ func (v *Vault) Destroy(name string) error {
 		return fmt.Errorf("destroy secret %s: the vault needs it", name)
 	}
 	f, err := os.OpenFile(path, os.O_WRONLY|unix.O_NOFOLLOW, 0)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+	if errors.Is(err, fs.ErrNotExist) { // its removal may not be durable yet
+		return syncDir(v.dir)
 	}
 	if err != nil {
 		return fmt.Errorf("destroy secret %s: %w", name, err)

@@ -1,5 +1,6 @@
 // Command web is the lab's sample workload: a page that says where it runs, and a
-// look at the intranet, which only a computing VM can reach.
+// look at the intranet, which only a computing VM can reach. It counts its starts in a
+// file in STATE_DIRECTORY, where a VM's own volume is, and shows the count.
 //
 // It listens on port PORT (default 8080). /intranet fetches INTRANET_URL (default
 // the lab's intranet page) and shows it or why it cannot be reached. /healthz says ok.
@@ -10,10 +11,13 @@ import (
 	"fmt"
 	"html/template"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net/http"
 	"os"
 	"os/signal"
+	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -28,7 +32,7 @@ const (
 var page = template.Must(template.New("page").Parse(`<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{{.Host}}</title></head>
 <body><h1>Hello from {{.Host}}</h1>
-<p>Kernel {{.Kernel}}, {{.OS}}, up {{.Up}}.</p>
+<p>Kernel {{.Kernel}}, {{.OS}}, up {{.Up}}, start {{.Starts}} on this volume.</p>
 <p>You reached this page through the VM's tunnel. <a href="/intranet">The intranet as the VM sees it</a>.</p>
 </body></html>
 `))
@@ -42,11 +46,15 @@ func main() {
 
 func run() error {
 	start := time.Now()
+	starts, err := countStart(os.Getenv("STATE_DIRECTORY"))
+	if err != nil {
+		return err
+	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, r *http.Request) {
 		host, _ := os.Hostname()
-		page.Execute(w, map[string]string{"Host": host, "Kernel": firstLine("/proc/sys/kernel/osrelease"), "OS": osName(),
-			"Up": time.Since(start).Round(time.Second).String()})
+		page.Execute(w, map[string]any{"Host": host, "Kernel": firstLine("/proc/sys/kernel/osrelease"), "OS": osName(),
+			"Starts": starts, "Up": time.Since(start).Round(time.Second).String()})
 	})
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /intranet", intranet(setting("INTRANET_URL", "http://10.80.0.20/")))
@@ -62,6 +70,28 @@ func run() error {
 		return fmt.Errorf("serve: %w", err)
 	}
 	return nil
+}
+
+// countStart counts this start in a file of dir and returns how many there were.
+func countStart(dir string) (int, error) {
+	if dir == "" {
+		return 1, nil
+	}
+	file := filepath.Join(dir, "starts")
+	data, err := os.ReadFile(file)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return 0, fmt.Errorf("count starts: %w", err)
+	}
+	n, _ := strconv.Atoi(string(data)) // none, or not ours: the first
+	f, err := os.OpenFile(file, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return 0, fmt.Errorf("count starts: %w", err)
+	}
+	_, err = f.WriteString(strconv.Itoa(n + 1))
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil { // synced: the VM may be killed at any time
+		return 0, fmt.Errorf("count starts: %w", err)
+	}
+	return n + 1, nil
 }
 
 // intranet shows what the VM gets from url.

@@ -1,0 +1,101 @@
+//go:build system
+
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"foothold/client"
+	"foothold/lab"
+	"foothold/protocol/api"
+)
+
+// startLimit is how long one further start may take on a busy machine.
+const startLimit = 3 * time.Minute
+
+// TestRestarts takes one VM through one start after the other - by wish, after its QEMU
+// and after its host's agent was killed, after a stop - and looks whether its volume's
+// data is there each time and nothing of an earlier start serves.
+func TestRestarts(t *testing.T) {
+	s := newSystem(t)
+	s.template(t)
+	c := s.client(t)
+	s.must(t, "vm", "create", "web", "--workload", filepath.Join(s.bin, "sample-web"), "--wait")
+	seen := []api.VM{s.counted(t, c, 1)}
+	next := func(what string, do func()) {
+		t.Helper()
+		do()
+		ctx, cancel := context.WithTimeout(t.Context(), startLimit)
+		defer cancel()
+		start := len(seen) + 1
+		began := time.Now()
+		if _, err := c.WaitStart(ctx, "web", start, nil); err != nil {
+			t.Fatalf("%s: start %d: %v\n%s", what, start, err, s.run(t.Context(), "vm", "explain", "web").stdout)
+		}
+		t.Logf("%s: ready again after %.1f s", what, time.Since(began).Seconds())
+		seen = append(seen, s.counted(t, c, start))
+	}
+	next("restart by wish", func() { s.must(t, "vm", "restart", "web") })
+	next("QEMU killed", func() { s.kill(t, "qemu-system-x86_64") })
+	next("host agent killed", func() { s.kill(t, "foothold-host") })
+	next("stop and start", func() {
+		s.must(t, "vm", "stop", "web", "--wait")
+		if n := s.machines(t); n != 0 {
+			t.Errorf("%d QEMU processes of a stopped VM", n)
+		}
+		if rules, err := c.Rules(t.Context(), seen[0].ID); err != nil || len(rules) != 0 {
+			t.Errorf("rules of a stopped VM: %+v, %v", rules, err)
+		}
+		s.must(t, "vm", "start", "web")
+	})
+	var tunnels []string
+	for _, vm := range seen {
+		tunnels = append(tunnels, vm.TunnelAddress.String())
+	}
+	if len(slices.Compact(slices.Sorted(slices.Values(tunnels)))) != len(seen) {
+		t.Errorf("two starts had the same tunnel address: %q", tunnels)
+	}
+	s.must(t, "vm", "delete", "web", "--yes")
+	if left := s.volumes(t); len(left) != 0 {
+		t.Errorf("volumes are left: %q", left)
+	}
+}
+
+// counted fetches the page, which says how many starts the volume has seen.
+func (s *system) counted(t *testing.T, c *client.Client, start int) api.VM {
+	t.Helper()
+	vm, err := c.VM(t.Context(), "web")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := fmt.Sprintf("start %d on this volume", start)
+	if r := s.fetch(t, lab.Tenant, vm.WorkloadURL); !strings.Contains(r.stdout, want) {
+		t.Errorf("the page of start %d does not say %q:\n%s%s", start, want, r.stdout, r.stderr)
+	}
+	if vm.Start != start {
+		t.Errorf("start %d, want %d", vm.Start, start)
+	}
+	if n := s.machines(t); n != 1 {
+		t.Errorf("%d QEMU processes run, want 1", n)
+	}
+	return vm
+}
+
+// kill ends every process of that program in the lab's host place, at once.
+func (s *system) kill(t *testing.T, program string) {
+	t.Helper()
+	pattern := "^[^ ]*" + program[:len(program)-1] + "[" + program[len(program)-1:] + "]" // not this command's own line
+	script := `killed=0; for f in /proc/[0-9]*/cmdline; do if tr '\0' ' ' 2>/dev/null <$f | grep -q '` + pattern + `'; then p=${f#/proc/}; kill -9 ${p%/cmdline} && killed=$((killed+1)); fi; done; echo $killed`
+	out := s.must(t, "lab", "exec", "--state", s.state, lab.Host, "--", "sh", "-c", script)
+	var n int
+	if err := json.Unmarshal([]byte(strings.TrimSpace(out)), &n); err != nil || n == 0 {
+		t.Fatalf("killed %q processes of %s", out, program)
+	}
+}
