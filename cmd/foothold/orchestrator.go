@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
 	"log/slog"
 	"os"
 
@@ -14,8 +15,45 @@ import (
 func orchestratorCommand() *cobra.Command {
 	return group("orchestrator", "The tenant's deciding daemon",
 		`The orchestrator holds reservations, keys and decisions. It runs in the tenant's data
-centre. init makes its state once; run serves operators and the DMZ's daemons.`,
-		orchestratorInit(), orchestratorRun())
+centre. init makes its state once; run serves operators and the DMZ's daemons; restore takes a
+state into use that was put back from a copy.`,
+		orchestratorInit(), orchestratorRun(), orchestratorRestore())
+}
+
+func orchestratorRestore() *cobra.Command {
+	state, yes := "", false
+	c := &cobra.Command{
+		Use:   "restore --state DIR",
+		Short: "Take a state directory into use that was put back from a copy",
+		Long: `Take a state directory into use that was put back from a copy: a backup, or a file system
+that may have lost commits. What happened after the copy is not in it, so a new epoch
+begins: every open token is void, every VM's certificate revoked, every VM that was on its
+way aborted; VMs that had computed are stopped and start again by their restart policy. The
+orchestrator that runs next has the hosts destroy what it does not know. Daemons in the DMZ
+take the new epoch by themselves. The orchestrator must not run meanwhile.
+
+VMs that were created after the copy are lost with their volumes' keys. Keys that were
+destroyed after it are in the copy: delete those VMs again.`,
+		Example: "  foothold orchestrator restore --state /var/lib/foothold",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			unix.Umask(privateUmask)
+			if !yes {
+				if err := confirm(cmd, fmt.Sprintf("Begin a new epoch in %s? Every VM under way is ended.", state)); err != nil {
+					return err
+				}
+			}
+			res, err := orchestrator.Restore(cmd.Context(), state)
+			if err != nil {
+				return err
+			}
+			return json.NewEncoder(cmd.OutOrStdout()).Encode(res)
+		},
+	}
+	c.Flags().StringVar(&state, "state", "", "directory of the orchestrator's state")
+	c.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
+	c.MarkFlagRequired("state")
+	return c
 }
 
 func orchestratorInit() *cobra.Command {

@@ -28,6 +28,7 @@ const (
 	GuestPoweredOff    Reason = "guest-powered-off"
 	StopAsked          Reason = "stop-asked"
 	RestartAsked       Reason = "restart-asked"
+	EpochBegun         Reason = "epoch-begun"
 	DeadlinePassed     Reason = "deadline-passed"
 	TokenUnknown       Reason = "token-unknown"
 	TokenSpent         Reason = "token-spent"

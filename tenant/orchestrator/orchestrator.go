@@ -55,6 +55,7 @@ const dialVMTimeout = 3 * time.Second
 // Orchestrator is a running orchestrator.
 type Orchestrator struct {
 	conf      Config
+	letGo     func() // of the state directory
 	ledger    *ledger.Ledger
 	vault     *vault.Vault
 	ca        *authority.Set
@@ -105,6 +106,14 @@ type ground struct {
 func New(ctx context.Context, conf Config) (_ *Orchestrator, err error) {
 	o := &Orchestrator{conf: conf, limits: conf.phaseLimits(), network: conf.policyNetwork(), now: time.Now, runs: map[string]*run{}, starting: map[string]bool{},
 		dial: (&net.Dialer{Timeout: dialVMTimeout}).DialContext, watchEvery: watchEvery}
+	if o.letGo, err = lockState(ctx, conf.State); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			o.letGo()
+		}
+	}()
 	if o.vault, o.ca, err = Open(conf.State); err != nil {
 		return nil, err
 	}
@@ -285,8 +294,11 @@ func loadTLS(f mtls.Files, what string) (tls.Certificate, *x509.CertPool, error)
 	return cert, pool, nil
 }
 
-// Close closes the ledger.
-func (o *Orchestrator) Close() error { return o.ledger.Close() }
+// Close closes the ledger and lets go of the state directory.
+func (o *Orchestrator) Close() error {
+	defer o.letGo()
+	return o.ledger.Close()
+}
 
 func removeAll(dir string) error {
 	entries, err := os.ReadDir(dir)

@@ -53,6 +53,7 @@ func (o *Orchestrator) serve(ctx context.Context, operators, dmz net.Listener) e
 	}
 	o.task(func() { o.keepZones(ctx) })
 	o.task(func() { o.activateAll(ctx) })
+	o.task(func() { o.removeStrangers(ctx) })
 	o.task(func() { o.sweep(ctx) })
 	failed := make(chan error, 2)
 	go func() {

@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"strconv"
 	"time"
 
 	"foothold/internal/luks"
@@ -208,14 +207,15 @@ func newUser() string {
 }
 
 // loginKey derives this start's SSH key from the vault's root, so that it is nowhere
-// stored and a restarted orchestrator has it again.
+// stored and a restarted orchestrator has it again. The epoch is in it: a ledger that was
+// put back may count a start that there was before.
 func (o *Orchestrator) loginKey(id string, start int) (ssh.Signer, error) {
 	root, err := o.vault.Get(loginRoot)
 	if err != nil {
 		return nil, fmt.Errorf("read login root: %w", err)
 	}
 	defer root.Wipe()
-	seed, err := hkdf.Key(sha256.New, root.Reveal(), nil, "foothold/login-key/v1 "+id+" "+strconv.Itoa(start), ed25519.SeedSize)
+	seed, err := hkdf.Key(sha256.New, root.Reveal(), nil, fmt.Sprintf("foothold/login-key/v2 %d %s %d", o.zones.epoch, id, start), ed25519.SeedSize)
 	if err != nil {
 		return nil, fmt.Errorf("derive login key: %w", err)
 	}
