@@ -13,12 +13,13 @@ SYSTEM = $(shell grep -rl --include='*_test.go' '^//go:build system' . | xargs -
 FOOTHOLD = bin/foothold
 export FOOTHOLD_CONTEXT = $(abspath $(STATE))/context.yaml
 
-.PHONY: help build deps lab test unit system bench down clean
+.PHONY: help build deps lab test unit system faults bench down clean
 
 help:
 	@echo "make build   binaries in bin/"
 	@echo "make lab     the whole system on this machine, and a first VM"
 	@echo "make test    every test: unit tests with the race detector, then whole-system tests"
+	@echo "make faults  every daemon killed in every phase of a VM; takes half an hour"
 	@echo "make bench   measurements, as a table and as bench.json"
 	@echo "make down    end the lab"
 	@echo "make clean   end the lab and remove bin/ and build/"
@@ -47,6 +48,9 @@ unit:
 # One package at a time: VMs on two cores slow each other down.
 system: build
 	$(GO) test -tags system -count=1 -p 1 -timeout 25m $(SYSTEM)
+
+faults: deps
+	FOOTHOLD_FAULTS=all $(GO) test -tags system -count=1 -timeout 90m -run TestFaults -v ./e2e
 
 bench: deps
 	$(GO) run ./e2e/bench

@@ -4,7 +4,6 @@ package e2e
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -43,8 +42,8 @@ func TestRestarts(t *testing.T) {
 		seen = append(seen, s.counted(t, c, start))
 	}
 	next("restart by wish", func() { s.must(t, "vm", "restart", "web") })
-	next("QEMU killed", func() { s.kill(t, "qemu-system-x86_64") })
-	next("host agent killed", func() { s.kill(t, "foothold-host") })
+	next("QEMU killed", func() { s.killMatching(t, victims["QEMU"]) })
+	next("host agent killed", func() { s.killMatching(t, victims["host"]) })
 	next("stop and start", func() {
 		s.must(t, "vm", "stop", "web", "--wait")
 		if n := s.machines(t); n != 0 {
@@ -86,16 +85,4 @@ func (s *system) counted(t *testing.T, c *client.Client, start int) api.VM {
 		t.Errorf("%d QEMU processes run, want 1", n)
 	}
 	return vm
-}
-
-// kill ends every process of that program in the lab's host place, at once.
-func (s *system) kill(t *testing.T, program string) {
-	t.Helper()
-	pattern := "^[^ ]*" + program[:len(program)-1] + "[" + program[len(program)-1:] + "]" // not this command's own line
-	script := `killed=0; for f in /proc/[0-9]*/cmdline; do if tr '\0' ' ' 2>/dev/null <$f | grep -q '` + pattern + `'; then p=${f#/proc/}; kill -9 ${p%/cmdline} && killed=$((killed+1)); fi; done; echo $killed`
-	out := s.must(t, "lab", "exec", "--state", s.state, lab.Host, "--", "sh", "-c", script)
-	var n int
-	if err := json.Unmarshal([]byte(strings.TrimSpace(out)), &n); err != nil || n == 0 {
-		t.Fatalf("killed %q processes of %s", out, program)
-	}
 }
