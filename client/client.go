@@ -124,6 +124,11 @@ func (c *Client) RestartVM(ctx context.Context, name string) (vm api.VM, err err
 	return vm, c.call(ctx, http.MethodPost, vmPath(name)+"/restart", nil, &vm)
 }
 
+// SetWorkload gives a VM another workload, which is in the store already.
+func (c *Client) SetWorkload(ctx context.Context, name string, w api.Workload) (vm api.VM, err error) {
+	return vm, c.call(ctx, http.MethodPut, vmPath(name)+"/workload", w, &vm)
+}
+
 // Explain says where a VM stands.
 func (c *Client) Explain(ctx context.Context, name string) (e api.Explanation, err error) {
 	return e, c.call(ctx, http.MethodGet, vmPath(name)+"/explain", nil, &e)
@@ -296,7 +301,7 @@ func (c *Client) do(ctx context.Context, method, path string, body io.Reader, si
 	}
 	switch {
 	case body == nil:
-	case method == http.MethodPut:
+	case method == http.MethodPut && !strings.HasSuffix(path, "/workload"):
 		req.Header.Set("Content-Type", "application/octet-stream")
 		req.ContentLength = size
 	default:

@@ -50,6 +50,7 @@ func newFakeAPI() http.Handler {
 		"POST /v1/vms/{name}/stop":    f.stop,
 		"POST /v1/vms/{name}/start":   f.start,
 		"POST /v1/vms/{name}/restart": f.start,
+		"PUT /v1/vms/{name}/workload": f.setWorkload,
 		"GET /v1/vms/{name}/explain":  f.explain,
 		"GET /v1/vms/{name}/rules":    f.rules,
 		"PUT /v1/objects/{sha256}":    f.putObject,
@@ -167,6 +168,22 @@ func (f *fakeAPI) start(r *http.Request) (any, *api.Problem) {
 	vm.Start, vm.Ready, vm.Reason, vm.Explanation = vm.Start+1, false, "", ""
 	vm.Phases, vm.step = nil, 1
 	vm.Phase = fakePhases[1]
+	return vm.VM, nil
+}
+
+func (f *fakeAPI) setWorkload(r *http.Request) (any, *api.Problem) {
+	vm, p := f.find(r)
+	if p != nil {
+		return nil, p
+	}
+	var w api.Workload
+	if err := strictjson.Read(r.Body, 1<<20, &w); err != nil {
+		return nil, refuse(event.BadRequest, err.Error(), "")
+	}
+	if size, ok := f.objects[w.SHA256]; !ok || size != w.Size {
+		return nil, refuse(event.UnknownWorkload, "not in the store", "")
+	}
+	vm.Workload = &w
 	return vm.VM, nil
 }
 

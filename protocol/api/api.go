@@ -8,6 +8,7 @@
 //	POST   /v1/vms/NAME/stop          → VM               its volume is kept; one that computes writes it out first
 //	POST   /v1/vms/NAME/start         → VM               a stopped one starts again, from act 2
 //	POST   /v1/vms/NAME/restart       → VM               stop, then start
+//	PUT    /v1/vms/NAME/workload      Workload → VM    without another start
 //	GET    /v1/vms/NAME/explain       → Explanation
 //	GET    /v1/vms/NAME/rules         → []zone.Live      the VM's rules, read back from the kernels
 //	GET    /v1/vms/NAME/console       text               what the VM wrote to its console
@@ -73,7 +74,8 @@ type VM struct {
 	TunnelAddress netip.Addr          `json:"tunnel_address,omitzero"` // inside the tunnel
 	WorkloadURL   string              `json:"workload_url,omitempty"`  // from the tenant's network
 	Created       time.Time           `json:"created"`
-	Deadline      time.Time           `json:"deadline,omitzero"`        // of the phase
+	Deadline      time.Time           `json:"deadline,omitzero"` // of the phase
+	Workload      *Workload           `json:"workload,omitempty"`
 	Restart       string              `json:"restart"`                  // policy
 	Restarts      int                 `json:"restarts,omitempty"`       // in a row, since it last computed for long
 	Wish          string              `json:"wish,omitempty"`           // what was asked of the running VM: "stop", "restart"

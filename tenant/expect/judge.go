@@ -92,11 +92,14 @@ func (j *judge) processes() {
 }
 
 func (j *judge) isWorkload(p audit.Process) bool {
-	w := j.i.Workload
-	if !j.os || w == nil {
-		return false
-	}
-	return p.SHA256 == w.SHA256 || w.SHA256.IsZero() && strings.HasPrefix(p.Exe, WorkloadDir+"/")
+	return j.os && slices.ContainsFunc(j.workloads(), func(w *Workload) bool {
+		return p.SHA256 == w.SHA256 || w.SHA256.IsZero() && strings.HasPrefix(p.Exe, WorkloadDir+"/")
+	})
+}
+
+// workloads are what may run beside the OS: the workload, and the one that it replaces.
+func (j *judge) workloads() []*Workload {
+	return slices.DeleteFunc([]*Workload{j.i.Workload, j.i.Former}, func(w *Workload) bool { return w == nil })
 }
 
 func (j *judge) mounts() {

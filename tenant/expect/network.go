@@ -41,7 +41,8 @@ func (j *judge) osListeners() {
 			wireguard = l.Port
 			continue
 		}
-		if w := j.i.Workload; w != nil && (l.Proto == "tcp" || l.Proto == "tcp6") && l.Port == w.Port {
+		tcp := l.Proto == "tcp" || l.Proto == "tcp6"
+		if tcp && slices.ContainsFunc(j.workloads(), func(w *Workload) bool { return l.Port == w.Port }) {
 			continue
 		}
 		j.find("listener", "%s %s:%d of %q is not expected", l.Proto, l.Address, l.Port, l.Exe)

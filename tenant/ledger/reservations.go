@@ -105,6 +105,8 @@ type Start struct {
 	Audited    time.Time     `json:"audited,omitzero"`      // last passed audit of the OS
 	Workload   string        `json:"workload,omitempty"`    // state, as the guest says
 	Ready      time.Time     `json:"ready,omitzero"`        // the workload answered through the tunnel
+	Former     *api.Workload `json:"former,omitempty"`      // that the workload replaces, until the guest runs the new one
+	Replaced   bool          `json:"replaced,omitempty"`    // the workload is not the start's first: its failure ends nothing
 }
 
 const reservationColumns = `id, name, template, size, memory_mib, workload, phase, start, deadline, reason, detail,

@@ -1,9 +1,11 @@
 package ledger
 
 import (
+	"encoding/json"
 	"fmt"
 	"time"
 
+	"foothold/protocol/api"
 	"foothold/protocol/event"
 	"foothold/tenant/reservation"
 )
@@ -82,4 +84,24 @@ func (t *Tx) ComputedSince(id string, start int) (time.Time, error) {
 		}
 	}
 	return time.Time{}, nil
+}
+
+// SetWorkload gives a live VM another workload.
+func (t *Tx) SetWorkload(id string, start int, w *api.Workload) error {
+	data, err := json.Marshal(w)
+	if err != nil {
+		return fmt.Errorf("record workload: %w", err)
+	}
+	n, err := t.change("record workload", `UPDATE reservations SET workload = $3 WHERE id = $1 AND start = $2 AND phase NOT IN ('released','aborted')`, id, start, data)
+	if err == nil && n != 1 {
+		err = ErrMoved
+	}
+	return err
+}
+
+// RestartPart records that a part of a phase begins anew, or for the first time.
+func (t *Tx) RestartPart(id string, start int, name string) error {
+	_, err := t.change("begin part again", `INSERT INTO phases (reservation, start, name, began, ended) VALUES ($1,$2,$3,$4,0)
+		ON CONFLICT (reservation, start, name) DO UPDATE SET began = excluded.began, ended = 0`, id, start, name, nanos(t.Now))
+	return err
 }

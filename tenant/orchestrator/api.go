@@ -100,6 +100,17 @@ func (o *Orchestrator) vmOperations(a huma.API) {
 				return answer(o.vm(ctx, r.ID))
 			})
 	}
+	huma.Register(a, operation("PUT", "/v1/vms/{name}/workload", "set-workload", "Give a VM another workload", http.StatusOK),
+		func(ctx context.Context, in *struct {
+			Name string `path:"name" maxLength:"64" doc:"name or id"`
+			Body api.Workload
+		}) (*body[api.VM], error) {
+			r, err := o.SetWorkload(ctx, in.Name, in.Body, caller(ctx))
+			if err != nil {
+				return nil, problem(err)
+			}
+			return answer(o.vm(ctx, r.ID))
+		})
 	huma.Register(a, operation("GET", "/v1/vms/{name}/explain", "explain-vm", "Say where a VM stands", http.StatusOK),
 		func(ctx context.Context, in *byName) (*body[api.Explanation], error) {
 			r, err := o.find(ctx, in.Name)

@@ -27,10 +27,11 @@ const (
 	watchEvery    = time.Minute            // static quotes of a computing VM's host
 )
 
-// States of a workload, as guests report them, that end it.
+// States of a workload, as guests report them; the last two end it.
 const (
-	workloadFailed = "failed"
-	workloadExited = "exited"
+	workloadRunning = "running"
+	workloadFailed  = "failed"
+	workloadExited  = "exited"
 )
 
 // judgeOS judges an audit of the running OS that answers the nonce we gave.
@@ -145,11 +146,14 @@ func (o *Orchestrator) hearWorkload(ctx context.Context, m accepted) error {
 		return nil
 	}
 	switch w.State {
-	case "fetching", "running", workloadFailed, workloadExited:
+	case "fetching", workloadRunning, workloadFailed, workloadExited:
 	default:
 		return event.Refuse(event.WorkloadFailed, "the VM reports an unknown state")
 	}
 	if w.SHA256 != m.r.Workload.SHA256 {
+		if m.s.Former != nil && w.SHA256 == m.s.Former.SHA256 {
+			return nil // it is told with the answer
+		}
 		return event.Refuse(event.WorkloadFailed, "the VM runs %s instead of %s", w.SHA256.Short(), m.r.Workload.SHA256.Short())
 	}
 	ended := w.State == workloadFailed || w.State == workloadExited
@@ -161,6 +165,9 @@ func (o *Orchestrator) hearWorkload(ctx context.Context, m accepted) error {
 		return errors.Join(
 			t.ChangeStart(m.r.ID, m.r.Start, func(s *ledger.Start) {
 				s.Workload = w.State
+				if w.State == workloadRunning {
+					s.Former = nil
+				}
 				if ended {
 					s.Ready = time.Time{}
 				}
@@ -168,14 +175,16 @@ func (o *Orchestrator) hearWorkload(ctx context.Context, m accepted) error {
 			t.Journal(e))
 	})
 	o.zones.journalled()
-	if err == nil && ended && m.s.Ready.IsZero() {
+	if err == nil && ended && m.s.Ready.IsZero() && !m.s.Replaced {
 		err = event.Refuse(event.WorkloadFailed, "%s: %s", w.State, clip(w.Detail, maxText))
 	}
 	return err
 }
 
 // awaitWorkload asks the workload over the real path, from the tenant's network
-// through the tunnel, until it answers. With its first answer the VM is ready.
+// through the tunnel, until it answers. With its first answer the VM is ready. One that
+// replaces another is not asked while the other may answer; that it never does changes
+// nothing more.
 func (o *Orchestrator) awaitWorkload(ctx context.Context, id string) error {
 	r, s, err := o.row(ctx, id)
 	if err != nil || !s.Ready.IsZero() {
@@ -187,7 +196,12 @@ func (o *Orchestrator) awaitWorkload(ctx context.Context, id string) error {
 	client := &http.Client{Timeout: probeTimeout, Transport: &http.Transport{DisableKeepAlives: true, DialContext: o.dial},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	for {
-		err := probeWorkload(ctx, client, url)
+		err := errFormer
+		if _, s, rowErr := o.row(ctx, id); rowErr != nil {
+			return rowErr
+		} else if s.Former == nil {
+			err = probeWorkload(ctx, client, url)
+		}
 		if err == nil {
 			return o.ready(ctx, r)
 		}
@@ -195,11 +209,18 @@ func (o *Orchestrator) awaitWorkload(ctx context.Context, id string) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-late.C:
+			if s.Replaced {
+				o.journal(ctx, event.Event{Kind: "workload.silent", Reservation: id, Reason: event.WorkloadFailed, Detail: map[string]string{"url": url}})
+				return nil
+			}
 			return event.Refuse(event.WorkloadFailed, "it did not answer at %s within %v: %v", url, workloadLimit, err)
 		case <-time.After(probePause):
 		}
 	}
 }
+
+// errFormer says that the workload which is being replaced may still answer.
+var errFormer = errors.New("the VM still runs the workload that this one replaces")
 
 // probeWorkload asks once. Any answer counts, one that is not HTTP too: that it is the
 // right workload is shown by its digest, not by what it says.

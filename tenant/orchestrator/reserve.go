@@ -66,28 +66,34 @@ func checkWish(want *api.CreateVM) (policy.Size, error) {
 	if vmspec.ValidID(want.Name) { // names and ids stand for each other in calls
 		return policy.Size{}, event.Refuse(event.BadRequest, "name: it has the form of an id")
 	}
-	w := want.Workload
-	if w == nil {
-		return policy.SizeOf(want.Size)
+	if want.Workload != nil {
+		if err := checkWorkloadForm(want.Workload); err != nil {
+			return policy.Size{}, err
+		}
 	}
+	return policy.SizeOf(want.Size)
+}
+
+// checkWorkloadForm checks what needs no ledger and fills in the default port.
+func checkWorkloadForm(w *api.Workload) error {
 	if w.Port == 0 {
 		w.Port = defaultPort
 	}
 	switch {
 	case w.SHA256.IsZero():
-		return policy.Size{}, event.Refuse(event.BadRequest, "workload.sha256: want the digest of an object in the store")
+		return event.Refuse(event.BadRequest, "workload.sha256: want the digest of an object in the store")
 	case w.Size <= 0 || w.Size > maxWorkload:
-		return policy.Size{}, event.Refuse(event.BadRequest, "workload.size: want 1 byte to 1 GiB")
+		return event.Refuse(event.BadRequest, "workload.size: want 1 byte to 1 GiB")
 	case w.Kind != "executable" && w.Kind != "tar":
-		return policy.Size{}, event.Refuse(event.BadRequest, "workload.kind: want executable or tar")
+		return event.Refuse(event.BadRequest, "workload.kind: want executable or tar")
 	case w.Kind == "executable" && w.Entry != "":
-		return policy.Size{}, event.Refuse(event.BadRequest, "workload.entry: an executable has none")
+		return event.Refuse(event.BadRequest, "workload.entry: an executable has none")
 	case w.Kind == "tar" && !localPath(w.Entry):
-		return policy.Size{}, event.Refuse(event.BadRequest, "workload.entry: want the path of the executable inside the tar")
+		return event.Refuse(event.BadRequest, "workload.entry: want the path of the executable inside the tar")
 	case w.Port < 1 || w.Port > 65535:
-		return policy.Size{}, event.Refuse(event.BadRequest, "workload.port: want 1 to 65535")
+		return event.Refuse(event.BadRequest, "workload.port: want 1 to 65535")
 	}
-	return policy.SizeOf(want.Size)
+	return nil
 }
 
 // localPath accepts a clean relative path that leads nowhere else.

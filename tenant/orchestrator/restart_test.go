@@ -3,14 +3,19 @@ package orchestrator
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"net/http"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"foothold/internal/luks"
 	"foothold/internal/secret"
+	"foothold/protocol/agentmsg"
 	"foothold/protocol/api"
+	"foothold/protocol/bootmsg"
+	"foothold/protocol/digest"
 	"foothold/protocol/event"
 	"foothold/tenant/ledger"
 	"foothold/tenant/reservation"
@@ -274,5 +279,75 @@ func TestStartThatCannotBegin(t *testing.T) {
 	}
 	if r, _, err := w.o.row(context.Background(), g.id); err != nil || !r.Formatted {
 		t.Errorf("%+v, %v", r, err)
+	}
+}
+
+// TestAnotherWorkload: a computing VM gets another workload without another start. Until
+// it runs the new one the old one is no surplus; one that nobody asked for always is.
+func TestAnotherWorkload(t *testing.T) {
+	w := newWorld(t)
+	w.template("debian")
+	one, two := w.putObject([]byte("workload one")), w.putObject([]byte("workload two"))
+	work := func(c bootmsg.Component, port int) *api.Workload {
+		return &api.Workload{SHA256: c.SHA256, Size: c.Size, Kind: "executable", Port: port}
+	}
+	g := w.take(w.create(api.CreateVM{Name: "web", Workload: work(one, 8080)}).ID)
+	g.pass()
+	runs := func(c bootmsg.Component, state string) func(*agentmsg.Up) {
+		return func(up *agentmsg.Up) { up.Workload = &agentmsg.Status{SHA256: c.SHA256, State: state} }
+	}
+	g.serveWorkload(8080)
+	if _, why := g.say(runs(one, "running")); why != "" {
+		t.Fatal(why)
+	}
+	w.wait("web", "ready", func(vm api.VM) bool { return vm.Ready })
+
+	set := func(name string, body *api.Workload) (api.VM, int, api.Problem) {
+		var vm api.VM
+		status, p := w.call("PUT", "/v1/vms/"+name+"/workload", must[[]byte](t)(json.Marshal(body)), &vm)
+		return vm, status, p
+	}
+	if _, status, p := set("web", &api.Workload{SHA256: digest.Of([]byte("none")), Size: 4, Kind: "executable"}); p.Reason != event.UnknownWorkload {
+		t.Errorf("one that is not in the store: %d %+v", status, p)
+	}
+	if _, status, p := set("web", &api.Workload{SHA256: two.SHA256, Size: two.Size, Kind: "script"}); p.Reason != event.BadRequest {
+		t.Errorf("one of no kind: %d %+v", status, p)
+	}
+	vm, status, p := set("web", work(two, 9090))
+	if status != http.StatusOK || vm.Ready || vm.Start != 1 || vm.Phase != string(reservation.Computing) || !strings.HasSuffix(vm.WorkloadURL, ":9090/") {
+		t.Fatalf("changed: %d %+v %+v", status, p, vm)
+	}
+	w.waitFlows(g.id, "external: wireguard", "gateway: peer quarantined=false", "gateway: store", "gateway: from-10.80.0.0/24", "internal: from-10.80.0.0/24")
+	down, why := g.say(runs(one, "running")) // it has not been told yet
+	if why != "" || down.Workload == nil || down.Workload.SHA256 != two.SHA256 || down.Workload.Port != 9090 {
+		t.Fatalf("the VM is told %+v, %s", down.Workload, why)
+	}
+	g.serveWorkload(9090)
+	check(t, pause(t.Context(), 4*probePause))
+	if w.vm("web").Ready {
+		t.Error("it is ready while it may still run the old one")
+	}
+	if _, why := g.say(runs(two, "running")); why != "" {
+		t.Fatal(why)
+	}
+	w.wait("web", "ready again", func(vm api.VM) bool { return vm.Ready })
+
+	// A replacement that fails ends nothing: the VM and its data are wanted.
+	three := w.putObject([]byte("workload three"))
+	if _, status, p := set("web", work(three, 9090)); status != http.StatusOK {
+		t.Fatalf("changed again: %d %+v", status, p)
+	}
+	if _, why := g.say(runs(three, "failed")); why != "" {
+		t.Errorf("a failed replacement: %s", why)
+	}
+	if vm := w.vm("web"); vm.Phase != string(reservation.Computing) || vm.Reason != event.WorkloadFailed || vm.Ready {
+		t.Errorf("with a failed replacement: %+v", vm)
+	}
+	if _, why := g.say(runs(one, "running")); why != event.WorkloadFailed { // long replaced
+		t.Errorf("a workload that nobody asked for: %q", why)
+	}
+	w.waitPhase("web", reservation.Aborted)
+	if _, status, p := set("web", work(one, 8080)); p.Reason != event.WrongPhase {
+		t.Errorf("of an ended VM: %d %+v", status, p)
 	}
 }

@@ -15,6 +15,7 @@ import (
 
 	"foothold/internal/luks"
 	"foothold/internal/secret"
+	"foothold/protocol/api"
 	"foothold/protocol/digest"
 	"foothold/protocol/event"
 	"foothold/protocol/evidence"
@@ -135,12 +136,20 @@ func (o *Orchestrator) instance(r ledger.Reservation, s ledger.Start, tpl ledger
 		Tunnel: s.TunnelAddress, TunnelPrefix: o.conf.Gateway.Pool,
 	}
 	if r.Workload != nil && r.Phase == reservation.Computing {
-		i.Workload = &expect.Workload{Port: r.Workload.Port}
-		if r.Workload.Kind == "executable" {
-			i.Workload.SHA256 = r.Workload.SHA256
+		i.Workload = expectedWorkload(r.Workload)
+		if s.Former != nil {
+			i.Former = expectedWorkload(s.Former)
 		}
 	}
 	return i
+}
+
+func expectedWorkload(w *api.Workload) *expect.Workload {
+	e := &expect.Workload{Port: w.Port}
+	if w.Kind == "executable" {
+		e.SHA256 = w.SHA256
+	}
+	return e
 }
 
 // releaseCertificate issues the VM's certificate: for the key that the VM made, naming
