@@ -30,10 +30,14 @@ const (
 	slack     = 250 * time.Millisecond // two ends closer than this are the same
 	attempts  = 5                      // of a transaction that races with an expiry
 	rereads   = 3                      // beside Apply, before it has to wait
+	dumpShare = 4                      // one in so many elements changes: to dump all sets is quicker then
 	logSnap   = 128                    // bytes of a dropped packet that are logged: its headers
 	logBatch  = 32                     // packets a log message gathers (for at most a second)
 	maxShapes = 128
 )
+
+// errDeviates says that a reading shows something else than was applied.
+var errDeviates = errors.New("the kernel holds other rules than it was told")
 
 // Table is the daemon's nftables table in its network namespace.
 type Table struct {
@@ -98,7 +102,7 @@ func (t *Table) Apply(ctx context.Context, flows []Flow) error {
 		return err
 	}
 	t.changes++
-	if err := t.settle(ctx, touched, whole); err != nil {
+	if err := t.settle(ctx, touched, whole || len(touched) > max(perRequest, len(t.applied.owners)/dumpShare)); err != nil {
 		if undo(); whole {
 			t.applied = former
 		}
@@ -110,12 +114,12 @@ func (t *Table) Apply(ctx context.Context, flows []Flow) error {
 }
 
 // settle makes the kernel what is applied. An element that expired between our look and
-// the transaction cannot be deleted, and a set that is gone cannot be read: then the
-// transaction had no effect, and the next try looks at everything.
+// the transaction cannot be deleted, a set that is gone cannot be read, and a walk
+// through sets may miss something: the next try looks at everything.
 func (t *Table) settle(ctx context.Context, touched []element, whole bool) error {
 	for try := 1; ; try++ {
 		err := t.change(touched, whole)
-		again := errors.Is(err, unix.ENOENT) || errors.Is(err, errInterrupted)
+		again := errors.Is(err, unix.ENOENT) || errors.Is(err, errInterrupted) || errors.Is(err, errDeviates)
 		if !again || try == attempts || ctx.Err() != nil {
 			return err
 		}
@@ -137,7 +141,7 @@ func (t *Table) change(touched []element, whole bool) (err error) {
 			t.kernel = nil
 		}
 	}()
-	have, err := t.read(touched, whole)
+	have, err := t.read(touched, whole, false)
 	if err != nil {
 		return err
 	}
@@ -159,22 +163,27 @@ func (t *Table) change(touched []element, whole bool) (err error) {
 	}
 	late := t.now() - began // timeouts run from when the kernel gets them
 	t.sets, t.loaded = sets, true
-	if have, err = t.read(touched, whole); err != nil {
+	if have, err = t.read(touched, whole, true); err != nil {
 		return err
 	}
 	t.see(touched, have, whole)
 	return t.deviation(touched, have, late)
 }
 
-// read asks the kernel for the touched elements, or for all of the table.
-func (t *Table) read(touched []element, whole bool) (map[element]held, error) {
+// read asks the kernel for the touched elements, or for all of the table. A reading of
+// all that is to confirm a change asks again for what is not met as wanted.
+func (t *Table) read(touched []element, whole, confirm bool) (map[element]held, error) {
 	if !t.loaded {
 		return nil, nil
 	}
 	if !whole {
 		return t.kernel.get(t.table, touched)
 	}
-	have, err := t.kernel.all(t.table, t.sets, t.applied.wants(t.now()))
+	var wants map[element]want
+	if confirm {
+		wants = t.applied.wants(t.now())
+	}
+	have, err := t.kernel.all(t.table, t.sets, wants)
 	if errors.Is(err, unix.ENOENT) {
 		t.sets, t.loaded = map[shape]*nftables.Set{}, false // somebody deleted it: make it anew
 	}
@@ -282,15 +291,15 @@ func (t *Table) deviation(touched []element, have map[element]held, late time.Du
 			w.until += min(late, max(0, h.until-w.until))
 		}
 		if !there {
-			return fmt.Errorf("the kernel does not hold %s %x for flow %q", e.shape.name(), e.key, w.id)
+			return fmt.Errorf("%w: it lacks %s %x for flow %q", errDeviates, e.shape.name(), e.key, w.id)
 		}
 		if !matches(h, w) {
-			return fmt.Errorf("the kernel holds %s %x for flow %q until %s, not for %q until %s", e.shape.name(), e.key, h.id, h.until, w.id, w.until)
+			return fmt.Errorf("%w: %s %x is for flow %q until %s, not for %q until %s", errDeviates, e.shape.name(), e.key, h.id, h.until, w.id, w.until)
 		}
 	}
 	for e, h := range have {
 		if _, ok := t.applied.want(e, now); !ok && !ending(h.until) {
-			return fmt.Errorf("the kernel holds %s %x of %q for no flow", e.shape.name(), e.key, h.id)
+			return fmt.Errorf("%w: %s %x of %q is for no flow", errDeviates, e.shape.name(), e.key, h.id)
 		}
 	}
 	return nil
