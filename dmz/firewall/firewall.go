@@ -134,6 +134,9 @@ func (fw *Firewall) apply(ctx context.Context, flows []ruleset.Flow) error {
 	return fixNeighbours(fw.adjacent, flows, upstream.Boottime())
 }
 
+// Reread implements upstream.Target.
+func (fw *Firewall) Reread() error { return fw.table.Reread() }
+
 // Live implements upstream.Target.
 func (fw *Firewall) Live() ([]zone.Live, error) { return fw.table.Live() }
 

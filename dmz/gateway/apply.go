@@ -124,6 +124,9 @@ func (g *Gateway) restrict(f *ruleset.Flow) (bool, error) {
 	return true, nil
 }
 
+// Reread implements upstream.Target. Peers are read whenever Live is called.
+func (g *Gateway) Reread() error { return g.table.Reread() }
+
 // Live implements upstream.Target: flows from the kernel, peers from the interface.
 func (g *Gateway) Live() ([]zone.Live, error) {
 	out, err := g.table.Live()

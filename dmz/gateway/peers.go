@@ -16,6 +16,7 @@ import (
 	"foothold/internal/secret"
 	"foothold/internal/strictjson"
 	"foothold/internal/wg"
+	"foothold/protocol/agentmsg"
 )
 
 // Files in the state directory.
@@ -39,6 +40,8 @@ type peer struct {
 	Until       time.Duration `json:"until"`
 	Listed      bool          `json:"listed"` // a zone document has named it
 	Open        bool          `json:"open"`   // the newest one says that it is not quarantined
+
+	resumed bool // admitted by a former process
 }
 
 func (p *peer) key() (k [wg.KeyLen]byte) {
@@ -46,8 +49,17 @@ func (p *peer) key() (k [wg.KeyLen]byte) {
 	return k
 }
 
+// wireguard is the peer for the interface. The session keys of a former process are
+// lost, and a VM that still has them asks for new ones only after hearing nothing for
+// 15 s (WireGuard's keep-alive and rekey timeouts): so the gateway calls a resumed peer.
+// It does so at once and until answered, since a keep-alive needs a session.
 func (p *peer) wireguard() wg.Peer {
-	return wg.Peer{PublicKey: p.key(), PresharedKey: p.PSK, AllowedIPs: []netip.Prefix{netip.PrefixFrom(p.Address, 32)}}
+	out := wg.Peer{PublicKey: p.key(), PresharedKey: p.PSK, AllowedIPs: []netip.Prefix{netip.PrefixFrom(p.Address, 32)}}
+	if p.resumed {
+		out.Endpoint = netip.AddrPortFrom(p.Source, agentmsg.TunnelPort)
+		out.Keepalive = keepalive * time.Second
+	}
+	return out
 }
 
 // peersState is the file's content.
@@ -78,6 +90,9 @@ func loadPeers(dir string) (peersState, error) {
 	}
 	if s.Boot != boot {
 		s.Boot, s.Peers = boot, nil
+	}
+	for _, p := range s.Peers {
+		p.resumed = true
 	}
 	return s, nil
 }

@@ -172,32 +172,6 @@ func (f Flow) element(k kind, src, dst Endpoint) element {
 	return element{shape{k, src.Prefix.Bits(), dst.Prefix.Bits()}, string(key)}
 }
 
-// want is what an element should be: the latest end of all flows that share it.
-type want struct {
-	id    string
-	until time.Duration
-}
-
-// desired compiles flows; those that are over at now are left out.
-func desired(flows []Flow, self func(netip.Addr) bool, now time.Duration) (map[element]want, error) {
-	out := make(map[element]want, 2*len(flows))
-	for _, f := range flows {
-		if err := f.check(); err != nil {
-			return nil, fmt.Errorf("flow %q: %w", f.ID, err)
-		}
-		if f.Until != Forever && f.Until-now < minLife {
-			continue
-		}
-		for _, e := range f.elements(self) {
-			have, ok := out[e]
-			if !ok || (have.until != Forever && (f.Until == Forever || f.Until > have.until)) {
-				out[e] = want{f.ID, f.Until}
-			}
-		}
-	}
-	return out, nil
-}
-
 // shapesOf lists the sets that the elements need, exact ones first.
 func shapesOf(elements map[element]want) []shape {
 	seen := map[shape]bool{}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -28,10 +29,15 @@ const (
 	minLife   = 10 * time.Millisecond  // less is not worth a rule
 	slack     = 250 * time.Millisecond // two ends closer than this are the same
 	attempts  = 5                      // of a transaction that races with an expiry
+	rereads   = 3                      // beside Apply, before it has to wait
+	dumpShare = 4                      // one in so many elements changes: to dump all sets is quicker then
 	logSnap   = 128                    // bytes of a dropped packet that are logged: its headers
 	logBatch  = 32                     // packets a log message gathers (for at most a second)
 	maxShapes = 128
 )
+
+// errDeviates says that a reading shows something else than was applied.
+var errDeviates = errors.New("the kernel holds other rules than it was told")
 
 // Table is the daemon's nftables table in its network namespace.
 type Table struct {
@@ -41,12 +47,18 @@ type Table struct {
 	group    uint16
 	now      func() time.Duration
 
-	mu     sync.Mutex
-	table  *nftables.Table
-	sets   map[shape]*nftables.Set // guarded by mu; those in the kernel
-	loaded bool                    // guarded by mu; the table is ours
-	flows  []Flow                  // guarded by mu; last applied
-	self   map[netip.Addr]bool     // guarded by mu; own addresses at that time
+	mu      sync.Mutex
+	table   *nftables.Table
+	kernel  *kernel                 // guarded by mu; nil: not open
+	sets    map[shape]*nftables.Set // guarded by mu; those in the kernel, replaced rather than changed
+	loaded  bool                    // guarded by mu; the table is ours
+	applied applied                 // guarded by mu
+	sure    bool                    // guarded by mu; the last readings showed what is applied
+	seen    map[element]held        // guarded by mu; newest reading of each element
+	changes int                     // guarded by mu; counts calls of Apply
+
+	rereading sync.Mutex // taken before mu
+	beside    *reader    // guarded by rereading; nil: not open
 }
 
 // Config says how the table is made.
@@ -63,69 +75,134 @@ func New(c Config) *Table {
 	return &Table{
 		adjacent: c.Adjacent, tunnel: c.Tunnel, inside: c.Inside, group: c.LogGroup, now: c.Now,
 		table: &nftables.Table{Name: tableName, Family: nftables.TableFamilyINet},
-		sets:  map[shape]*nftables.Set{},
+		sets:  map[shape]*nftables.Set{}, applied: applied{owners: map[element][]want{}},
 	}
 }
 
-// Apply makes the table permit exactly flows. The first call replaces whatever table a
-// former process left, in one transaction; later ones change what differs, in one
-// transaction as well unless it is larger than the socket's buffer: then what closes
-// comes first.
+// Apply makes the table permit exactly flows and reads back what it changed. The first
+// call replaces whatever table a former process left, in one transaction; later ones
+// change what differs from the flows before, in one transaction as well unless it is
+// larger than the socket's buffer: then what closes comes first. After an error, or when
+// Reread has seen something else than what was applied, all of the kernel's sets are
+// compared.
 func (t *Table) Apply(ctx context.Context, flows []Flow) error {
-	t.mu.Lock()
-	defer t.mu.Unlock()
 	self, err := ownAddresses()
 	if err != nil {
 		return err
 	}
-	isSelf := func(a netip.Addr) bool { return self[a] }
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	former, whole := t.applied, !t.sure || !maps.Equal(self, t.applied.self)
+	if whole {
+		t.applied = applied{owners: map[element][]want{}, self: self}
+	}
+	touched, undo, err := t.applied.become(flows)
+	if err != nil {
+		t.applied = former
+		return err
+	}
+	t.changes++
+	if err := t.settle(ctx, touched, whole || len(touched) > max(perRequest, len(t.applied.owners)/dumpShare)); err != nil {
+		if undo(); whole {
+			t.applied = former
+		}
+		t.sure = false
+		return fmt.Errorf("change rules: %w", err)
+	}
+	t.sure = true
+	return nil
+}
+
+// settle makes the kernel what is applied. An element that expired between our look and
+// the transaction cannot be deleted, a set that is gone cannot be read, and a walk
+// through sets may miss something: the next try looks at everything.
+func (t *Table) settle(ctx context.Context, touched []element, whole bool) error {
 	for try := 1; ; try++ {
-		want, err := desired(flows, isSelf, t.now())
-		if err != nil {
+		err := t.change(touched, whole)
+		again := errors.Is(err, unix.ENOENT) || errors.Is(err, errInterrupted) || errors.Is(err, errDeviates)
+		if !again || try == attempts || ctx.Err() != nil {
 			return err
 		}
-		err = t.change(want)
-		if err == nil {
-			t.flows, t.self = flows, self
-			return nil
-		}
-		// An element that expired between our look and the transaction cannot be
-		// deleted; the transaction had no effect.
-		if try == attempts || !errors.Is(err, unix.ENOENT) || ctx.Err() != nil {
-			return fmt.Errorf("change rules: %w", err)
-		}
+		touched, whole = t.applied.all(), true
 	}
 }
 
-// change brings the kernel from what it has to what it should.
-func (t *Table) change(want map[element]want) error {
-	tx, err := begin()
-	if err != nil {
-		return err
-	}
-	shapes := shapesOf(want)
-	have := map[element]nftables.SetElement{}
-	if t.loaded {
-		if have, err = t.dump(); err != nil {
+// change brings the touched elements, or the whole table, from what the kernel has to
+// what it should have.
+func (t *Table) change(touched []element, whole bool) (err error) {
+	if t.kernel == nil {
+		if t.kernel, err = openKernel(t.now); err != nil {
 			return err
 		}
 	}
-	sets := t.structure(tx, shapes)
+	defer func() {
+		if err != nil {
+			t.kernel.close()
+			t.kernel = nil
+		}
+	}()
+	have, err := t.read(touched, whole, false)
+	if err != nil {
+		return err
+	}
+	gone, fresh := t.difference(touched, have)
+	tx := t.kernel.begin()
+	sets := t.structure(tx, shapesOf(fresh))
 	if len(sets) > maxShapes {
 		return fmt.Errorf("%d pairs of prefix lengths; at most %d", len(sets), maxShapes)
 	}
-	gone, fresh := t.difference(have, want)
 	if err := tx.delete(sets, gone); err != nil {
 		return err
 	}
-	if err := tx.add(sets, fresh, t.now()); err != nil {
+	began := t.now()
+	if err := tx.add(sets, fresh, began); err != nil {
 		return err
 	}
 	if err := tx.flush(); err != nil {
 		return err
 	}
+	late := t.now() - began // timeouts run from when the kernel gets them
 	t.sets, t.loaded = sets, true
-	return nil
+	if have, err = t.read(touched, whole, true); err != nil {
+		return err
+	}
+	t.see(touched, have, whole)
+	return t.deviation(touched, have, late)
+}
+
+// read asks the kernel for the touched elements, or for all of the table. A reading of
+// all that is to confirm a change asks again for what is not met as wanted.
+func (t *Table) read(touched []element, whole, confirm bool) (map[element]held, error) {
+	if !t.loaded {
+		return nil, nil
+	}
+	if !whole {
+		return t.kernel.get(t.table, touched)
+	}
+	var wants map[element]want
+	if confirm {
+		wants = t.applied.wants(t.now())
+	}
+	have, err := t.kernel.all(t.table, t.sets, wants)
+	if errors.Is(err, unix.ENOENT) {
+		t.sets, t.loaded = map[shape]*nftables.Set{}, false // somebody deleted it: make it anew
+	}
+	return have, err
+}
+
+// see keeps a reading.
+func (t *Table) see(touched []element, have map[element]held, whole bool) {
+	if whole {
+		t.seen = have
+		return
+	}
+	for _, e := range touched {
+		if h, ok := have[e]; ok {
+			t.seen[e] = h
+		} else {
+			delete(t.seen, e)
+		}
+	}
 }
 
 // structure adds table, chains, missing sets and their rules to the transaction.
@@ -179,90 +256,148 @@ func (t *Table) structure(tx *transaction, shapes []shape) map[shape]*nftables.S
 }
 
 // difference lists what must go and what must come; a changed end is both.
-func (t *Table) difference(have map[element]nftables.SetElement, wants map[element]want) (gone []element, fresh map[element]want) {
+func (t *Table) difference(touched []element, have map[element]held) (gone []element, fresh map[element]want) {
 	now := t.now()
 	fresh = map[element]want{}
-	for e, w := range wants {
-		if h, ok := have[e]; !ok || !matches(h, w, now) {
+	for _, e := range touched {
+		w, ok := t.applied.want(e, now)
+		if h, there := have[e]; ok && !(there && matches(h, w)) {
 			fresh[e] = w
 		}
 	}
 	for e := range have {
 		_, again := fresh[e]
-		if _, stays := wants[e]; !stays || again {
+		if _, stays := t.applied.want(e, now); !stays || again {
 			gone = append(gone, e)
 		}
 	}
 	return gone, fresh
 }
 
-func matches(h nftables.SetElement, w want, now time.Duration) bool {
-	if h.Comment != w.id || (w.until == Forever) != (h.Timeout == 0) {
-		return false
+func matches(h held, w want) bool { return h.id == w.id && sameEnd(h.until, w.until) }
+
+// deviation says what the kernel has otherwise than applied, ends aside that came late
+// by the time a transaction took. What ends just now may be there or not.
+func (t *Table) deviation(touched []element, have map[element]held, late time.Duration) error {
+	now := t.now()
+	ending := func(until time.Duration) bool { return until != Forever && until-now < slack }
+	for _, e := range touched {
+		w, ok := t.applied.want(e, now)
+		if !ok || ending(w.until) {
+			continue
+		}
+		h, there := have[e]
+		if w.until != Forever {
+			w.until += min(late, max(0, h.until-w.until))
+		}
+		if !there {
+			return fmt.Errorf("%w: it lacks %s %x for flow %q", errDeviates, e.shape.name(), e.key, w.id)
+		}
+		if !matches(h, w) {
+			return fmt.Errorf("%w: %s %x is for flow %q until %s, not for %q until %s", errDeviates, e.shape.name(), e.key, h.id, h.until, w.id, w.until)
+		}
 	}
-	return w.until == Forever || (now+h.Expires-w.until).Abs() < slack
+	for e, h := range have {
+		if _, ok := t.applied.want(e, now); !ok && !ending(h.until) {
+			return fmt.Errorf("%w: %s %x of %q is for no flow", errDeviates, e.shape.name(), e.key, h.id)
+		}
+	}
+	return nil
 }
 
-// dump reads every set from the kernel.
-func (t *Table) dump() (map[element]nftables.SetElement, error) {
-	conn, err := nftables.New()
+// Reread reads the whole table from the kernel, so that changes that others made show
+// in Live, and the next Apply mends them. Apply goes on meanwhile; when that has spoilt
+// the reading a few times, it has to wait for one.
+func (t *Table) Reread() error {
+	t.rereading.Lock()
+	defer t.rereading.Unlock()
+	for range rereads {
+		if err := t.rereadBeside(); !errors.Is(err, errInterrupted) {
+			return err
+		}
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	have, err := t.readBeside(t.sets, t.applied.wants(t.now()))
+	return t.judge(have, err)
+}
+
+// rereadBeside reads without holding mu.
+func (t *Table) rereadBeside() error {
+	t.mu.Lock()
+	sets, expected, changes := t.sets, t.applied.wants(t.now()), t.changes
+	t.mu.Unlock()
+	have, err := t.readBeside(sets, expected)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.changes != changes {
+		return errInterrupted
+	}
+	return t.judge(have, err)
+}
+
+// readBeside reads over a socket of its own. The caller holds rereading.
+func (t *Table) readBeside(sets map[shape]*nftables.Set, expected map[element]want) (_ map[element]held, err error) {
+	if t.beside == nil {
+		if t.beside, err = openReader(t.now); err != nil {
+			return nil, err
+		}
+	}
+	have, err := t.beside.all(t.table, sets, expected)
 	if err != nil {
-		return nil, fmt.Errorf("read rules: %w", err)
+		t.beside.close()
+		t.beside = nil
 	}
-	out := map[element]nftables.SetElement{}
-	for s, set := range t.sets {
-		elems, err := conn.GetSetElements(set)
-		if err != nil {
-			return nil, fmt.Errorf("read set %s: %w", set.Name, err)
-		}
-		for _, e := range elems {
-			out[element{s, string(e.Key)}] = e
-		}
-	}
-	return out, nil
+	return have, err
 }
 
-// Live reads back which flows are in effect: both of a flow's elements are in the
-// kernel. What is in the kernel for no flow is listed by its element, as unexpected.
+// judge keeps a reading of everything. The caller holds mu.
+func (t *Table) judge(have map[element]held, err error) error {
+	if err != nil {
+		t.sure = false
+		return err
+	}
+	t.seen = have
+	if t.deviation(t.applied.all(), have, 0) != nil {
+		t.sure = false // Live shows how
+	}
+	return nil
+}
+
+// Live lists which flows were in effect at their newest reading and have not ended
+// since: both of a flow's elements are in the kernel. What is in the kernel for no flow
+// is listed by its element, as unexpected.
 func (t *Table) Live() ([]zone.Live, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if !t.loaded {
-		return nil, nil
-	}
-	have, err := t.dump()
-	if err != nil {
-		return nil, err
-	}
+	now := t.now()
 	known := map[element]bool{}
 	var out []zone.Live
-	for _, f := range t.flows {
-		els := f.elements(func(a netip.Addr) bool { return t.self[a] })
-		call, ok := have[els[0]]
-		answer, both := have[els[1]]
+	for _, f := range t.applied.flows {
+		els := f.elements(t.applied.isSelf)
 		known[els[0]], known[els[1]] = true, true
+		call, ok := t.inEffect(els[0], now)
+		answer, both := t.inEffect(els[1], now)
 		if !ok || !both {
 			continue
 		}
-		l := zone.Live{ID: f.ID, Reservation: f.Reservation, Rule: f.String(), Packets: packets(call) + packets(answer)}
-		if call.Timeout != 0 {
-			l.Remaining = min(call.Expires, answer.Expires)
+		l := zone.Live{ID: f.ID, Reservation: f.Reservation, Rule: f.String(), Packets: call.packets + answer.packets}
+		if call.until != Forever {
+			l.Remaining = min(call.until, answer.until) - now
 		}
 		out = append(out, l)
 	}
-	for e, h := range have {
-		if !known[e] {
-			out = append(out, zone.Live{ID: "unexpected/" + h.Comment, Rule: fmt.Sprintf("%s %x", e.shape.name(), e.key), Remaining: h.Expires, Packets: packets(h)})
+	for e := range t.seen {
+		if h, ok := t.inEffect(e, now); ok && !known[e] {
+			out = append(out, zone.Live{ID: "unexpected/" + h.id, Rule: fmt.Sprintf("%s %x", e.shape.name(), e.key), Remaining: max(0, h.until-now), Packets: h.packets})
 		}
 	}
 	return out, nil
 }
 
-func packets(e nftables.SetElement) uint64 {
-	if e.Counter == nil {
-		return 0
-	}
-	return e.Counter.Packets
+func (t *Table) inEffect(e element, now time.Duration) (held, bool) {
+	h, ok := t.seen[e]
+	return h, ok && (h.until == Forever || h.until > now)
 }
 
 // ownAddresses lists the namespace's IPv4 addresses.

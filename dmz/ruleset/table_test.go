@@ -251,10 +251,12 @@ func TestReadBackIsTheKernels(t *testing.T) {
 			}
 		}
 		// Someone else's change of the kernel shows.
-		tx, err := begin()
+		others, err := openKernel(boottime)
 		if err != nil {
 			return err
 		}
+		defer others.close()
+		tx := others.begin()
 		el := ssh(until).elements(func(netip.Addr) bool { return false })[0]
 		if err := tx.delete(w.table.sets, []element{el}); err != nil {
 			return err
@@ -266,6 +268,9 @@ func TestReadBackIsTheKernels(t *testing.T) {
 			return err
 		}
 		if err := tx.flush(); err != nil {
+			return err
+		}
+		if err := w.table.Reread(); err != nil {
 			return err
 		}
 		live, err = w.table.Live()

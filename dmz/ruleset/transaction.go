@@ -2,20 +2,13 @@ package ruleset
 
 import (
 	"errors"
-	"fmt"
 	"slices"
 	"time"
 
 	"github.com/google/nftables"
-	"github.com/mdlayher/netlink"
-	"golang.org/x/sys/unix"
 )
 
-const (
-	perMessage = 128     // elements a message; a netlink attribute holds 64 KiB
-	sendBuffer = 8 << 20 // asked for; without privilege the kernel grants less
-	minBudget  = 64 << 10
-)
+const perMessage = 128 // elements a message; a netlink attribute holds 64 KiB
 
 // transaction gathers messages of one batch and cuts it when it grows over what the
 // socket can send at once.
@@ -26,36 +19,7 @@ type transaction struct {
 	err    error
 }
 
-func begin() (*transaction, error) {
-	tx := &transaction{budget: minBudget}
-	conn, err := nftables.New(nftables.WithSockOptions(func(c *netlink.Conn) error {
-		if err := c.SetWriteBuffer(sendBuffer); err != nil {
-			return err
-		}
-		return c.SetReadBuffer(sendBuffer)
-	}))
-	if err != nil {
-		return nil, fmt.Errorf("open nftables: %w", err)
-	}
-	tx.conn = conn
-	if n, err := grantedBuffer(); err == nil {
-		tx.budget = max(minBudget, n/2)
-	}
-	return tx, nil
-}
-
-// grantedBuffer asks what the kernel grants of sendBuffer.
-func grantedBuffer() (int, error) {
-	c, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
-	if err != nil {
-		return 0, err
-	}
-	defer c.Close()
-	if err := c.SetWriteBuffer(sendBuffer); err != nil {
-		return 0, err
-	}
-	return c.WriteBuffer()
-}
+func (k *kernel) begin() *transaction { return &transaction{conn: k.write, budget: k.budget} }
 
 func (tx *transaction) note(err error) { tx.err = errors.Join(tx.err, err) }
 

@@ -43,6 +43,8 @@ func (f *target) Apply(_ context.Context, s *upstream.State) error {
 	return nil
 }
 
+func (f *target) Reread() error { return nil }
+
 func (f *target) Live() ([]zone.Live, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

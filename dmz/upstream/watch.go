@@ -30,15 +30,19 @@ type Watcher struct {
 
 	docs chan *State   // newest accepted document, capacity 1
 	ask  chan struct{} // report again although nothing changed
+	read chan error    // a full reading's end
 }
 
 // Target is the daemon that a document describes.
 type Target interface {
-	// Apply makes the kernel what s says, wholly or, with an error, not at all; it is
-	// called again with the same document after an error and when the daemon restarts.
-	// Calls do not overlap.
+	// Apply makes the kernel what s says, wholly or, with an error, not at all, and
+	// reads back what it changed; it is called again with the same document after an
+	// error and when the daemon restarts. Calls do not overlap.
 	Apply(ctx context.Context, s *State) error
-	// Live reads back what is in effect.
+	// Reread reads everything back, for what others changed. It may overlap with Apply
+	// and does not hold it up.
+	Reread() error
+	// Live is what is in effect by the newest readings.
 	Live() ([]zone.Live, error)
 }
 
@@ -47,7 +51,7 @@ const (
 	reconnectFirst = 250 * time.Millisecond
 	reconnectMax   = 5 * time.Second
 	applyRetry     = time.Second
-	reportEvery    = 10 * time.Second // so that what the kernel timed out is seen upstream
+	rereadEvery    = 10 * time.Second // so that what others changed is seen upstream
 	silenceLeases  = 2                // a stream that is silent for so many leases is dead
 	defaultSilence = 2 * time.Minute  // before the first document
 	maxLine        = zone.MaxDocument/3*4 + 4096
@@ -64,7 +68,7 @@ func NewWatcher(ctx context.Context, c *Client, ev *Events, name, dir string, t 
 		return nil, err
 	}
 	w := &Watcher{client: c, events: ev, zone: name, target: t, mark: mark,
-		docs: make(chan *State, 1), ask: make(chan struct{}, 1)}
+		docs: make(chan *State, 1), ask: make(chan struct{}, 1), read: make(chan error)}
 	if mark.held == nil {
 		return w, nil
 	}
@@ -84,6 +88,7 @@ func NewWatcher(ctx context.Context, c *Client, ev *Events, name, dir string, t 
 // Run follows the stream until ctx ends.
 func (w *Watcher) Run(ctx context.Context) {
 	go w.applyLoop(ctx, w.mark.held)
+	go w.rereadLoop(ctx)
 	pause := reconnectFirst
 	for ctx.Err() == nil {
 		got, err := w.follow(ctx)
@@ -182,8 +187,6 @@ func (w *Watcher) refuse(why string, err error) error {
 // applyLoop applies what accept persisted and reports what is live.
 func (w *Watcher) applyLoop(ctx context.Context, current *State) {
 	var failed error
-	tick := time.NewTicker(reportEvery)
-	defer tick.Stop()
 	retry := time.NewTimer(0)
 	if current == nil {
 		retry.Stop()
@@ -201,13 +204,36 @@ func (w *Watcher) applyLoop(ctx context.Context, current *State) {
 				failed = w.apply(ctx, current)
 			}
 		case <-w.ask:
-		case <-tick.C:
+		case err := <-w.read:
+			if err != nil && current != nil {
+				slog.Error("zone not read back", "zone", w.zone, "err", err)
+				failed = w.apply(ctx, current)
+			}
 		}
 		if failed != nil {
 			retry.Reset(applyRetry)
 		}
 		if current != nil {
 			w.report(ctx, current, failed)
+		}
+	}
+}
+
+// rereadLoop has everything read back now and then, and a report made of it. What cannot
+// be read is made anew.
+func (w *Watcher) rereadLoop(ctx context.Context) {
+	tick := time.NewTicker(rereadEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case w.read <- w.target.Reread():
 		}
 	}
 }

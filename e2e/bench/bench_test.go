@@ -1,11 +1,22 @@
 package main
 
 import (
+	"os"
 	"testing"
 	"time"
 
+	"foothold/internal/command"
 	"foothold/protocol/api"
 )
+
+// TestMain measures in the place of main when phaseChanges runs this binary again.
+func TestMain(m *testing.M) {
+	if os.Getenv(insideNamespace) != "" {
+		main()
+		return
+	}
+	os.Exit(m.Run())
+}
 
 func TestMedian(t *testing.T) {
 	for _, c := range []struct {
@@ -51,6 +62,25 @@ func TestInProcessMeasuresRealWork(t *testing.T) {
 		t.Logf("%s: %v %s", r.Name, r.Value, r.Unit)
 		if r.Value <= 0 {
 			t.Errorf("%s is %v", r.Name, r.Value)
+		}
+	}
+}
+
+func TestPhaseChangesAreMeasuredBesideNft(t *testing.T) {
+	if _, err := command.Find("nft"); err != nil {
+		t.Skip(err)
+	}
+	results, err := phaseChanges(t.Context(), 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(results) != 2 {
+		t.Fatalf("results %+v", results)
+	}
+	for _, r := range results {
+		t.Logf("%s: %v %s, nft %v", r.Name, r.Value, r.Unit, r.PeerValue)
+		if r.Value <= 0 || r.PeerValue <= 0 {
+			t.Errorf("%+v", r)
 		}
 	}
 }

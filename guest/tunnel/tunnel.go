@@ -94,7 +94,7 @@ func (t *Tunnel) check(gateway netip.Addr) error {
 // network, everywhere else through the tunnel. The kernel keeps both when the process
 // that made them is gone.
 func (t *Tunnel) Up(private secret.Bytes, mac string, cloudGateway netip.Addr) error {
-	dev, err := wg.Open(wg.Config{Name: Interface, PrivateKey: private, MTU: t.MTU, Address: []netip.Prefix{netip.PrefixFrom(t.Address, 32)}})
+	dev, err := wg.Open(wg.Config{Name: Interface, PrivateKey: private, ListenPort: agentmsg.TunnelPort, MTU: t.MTU, Address: []netip.Prefix{netip.PrefixFrom(t.Address, 32)}})
 	if err != nil {
 		return err
 	}

@@ -24,6 +24,10 @@ const (
 	PathAgent = "/v1/agent"
 )
 
+// TunnelPort is the UDP port of the VM's end of the tunnel. It is fixed, so that a
+// gateway that has restarted knows where to call.
+const TunnelPort = 51820
+
 // MaxMessage bounds a message in bytes.
 const MaxMessage = 3 << 20
 
