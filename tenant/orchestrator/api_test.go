@@ -132,7 +132,7 @@ func TestTemplateIsRenewed(t *testing.T) {
 	} {
 		before, was := reg.Components, expected
 		change()
-		if _, status, p := register(); status != http.StatusConflict || p.Reason != event.TemplateTaken {
+		if _, status, p := register(); status != http.StatusConflict || p.Reason != event.TemplateTaken || !strings.HasSuffix(p.Detail, ": a") {
 			t.Errorf("other %s under a VM: %d %+v", what, status, p)
 		}
 		reg.Components, expected = before, was

@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"foothold/internal/luks"
@@ -207,14 +208,29 @@ func (o *Orchestrator) putTemplate(t *ledger.Tx, tpl ledger.Template) (string, e
 		}
 		return "template.renewed", t.RenewTemplate(tpl)
 	}
-	users, err := t.TemplateUsers(tpl.Name)
+	rows, err := t.Reservations()
 	if err != nil {
 		return "", err
 	}
-	if users > 0 {
-		return "", event.Refuse(event.TemplateTaken, "template %s is registered with other boot components or expectations, and %d VMs have it: delete them first", tpl.Name, users)
+	var users []string
+	for _, r := range rows {
+		if r.Template == tpl.Name {
+			users = append(users, r.Name)
+		}
+	}
+	if len(users) > 0 {
+		return "", event.Refuse(event.TemplateTaken, "template %s is registered with other boot components or expectations, and these VMs have it: %s", tpl.Name, nameSome(users))
 	}
 	return "template.renewed", t.RenewTemplate(tpl)
+}
+
+// nameSome lists a few names and counts the rest.
+func nameSome(names []string) string {
+	const most = 5
+	if len(names) <= most {
+		return strings.Join(names, ", ")
+	}
+	return fmt.Sprintf("%s and %d more", strings.Join(names[:most], ", "), len(names)-most)
 }
 
 // sameContent reports whether VMs of both get and are held to the same. An envelope that
