@@ -46,6 +46,7 @@ func Explanations() map[Reason]Explanation {
 		SignatureInvalid:   {"a signature does not belong to what it signs", "somebody altered it on the way: compare keys and documents, see the events before"},
 		DigestMismatch:     {"a component or image is not the one that was signed for", "see the boot server's and the store's log for what was sent; build or upload it again"},
 		LoaderFailed:       {"the VM's loader gave up", "see `foothold vm logs NAME` for its message"},
+		ServerUntrusted:    {"the boot server or gateway that answered the VM has not the pinned certificate: another authority, name, use or role", "look for who answers at its address on the cloud network; if its certificate was made anew, see that it is of the authority in the orchestrator's configuration"},
 		BootServerFailed:   {"the boot server could not carry the conversation through", "see the boot server's log: `foothold lab logs bootserver`"},
 		ReportRefused:      {"the VM's report does not fit what was delivered to it or is not signed by its key", "treat the relay as suspect: see the boot server's log"},
 		ProbeAccepted:      {"the VM let in a login that must be refused", "do not use this template: its agent does not keep the door; audit it by `foothold template audit`"},

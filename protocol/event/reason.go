@@ -36,6 +36,7 @@ const (
 	SignatureInvalid   Reason = "signature-invalid"
 	DigestMismatch     Reason = "digest-mismatch"
 	LoaderFailed       Reason = "loader-failed"
+	ServerUntrusted    Reason = "server-untrusted"
 	BootServerFailed   Reason = "boot-server-failed"
 	ReportRefused      Reason = "report-refused"
 	ProbeAccepted      Reason = "probe-accepted"
