@@ -428,7 +428,8 @@ func TestBootRefuses(t *testing.T) {
 		"asked again while held": {func(w *world) {
 			w.host = func(h *hostEnd) {
 				h.hold()
-				go h.say(channel.Message{Type: channel.AskTunnel, Challenge: challenge})
+				h.hear() // a TPM command, which gets no answer
+				h.say(channel.Message{Type: channel.AskTunnel, Challenge: challenge})
 				h.rest()
 			}
 		}, event.ChannelMisuse},
