@@ -52,6 +52,8 @@ const (
 	HeartbeatMissed    Reason = "heartbeat-missed"
 	WorkloadFailed     Reason = "workload-failed"
 	ZoneNotApplied     Reason = "zone-not-applied"
+	ZoneRefused        Reason = "zone-refused"
+	TrafficRefused     Reason = "traffic-refused"
 
 	// Said by the operator's own tool, which knows nothing more.
 	OrchestratorAway      Reason = "orchestrator-away"
