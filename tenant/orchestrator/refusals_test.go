@@ -17,6 +17,7 @@ import (
 
 	"foothold/protocol/agentmsg"
 	"foothold/protocol/api"
+	"foothold/protocol/audit"
 	"foothold/protocol/digest"
 	"foothold/protocol/event"
 	"foothold/protocol/signed"
@@ -609,5 +610,95 @@ func TestRefusedCertificatesAreJournalled(t *testing.T) {
 		if !slices.Contains(listeners, l) {
 			t.Errorf("nothing of the listener for %s: %q", l, listeners)
 		}
+	}
+}
+
+// TestOneThingTooManyEndsTheVM: at the first audit it is handed no secret, at the second
+// and at each later one its tunnel and rules go. Package expect shows what else is found.
+func TestOneThingTooManyEndsTheVM(t *testing.T) {
+	w := newWorld(t, roomy)
+	w.template("debian")
+	evil := digest.Of([]byte("evil"))
+	for name, c := range map[string]struct {
+		add   func(*audit.Report)
+		check string
+	}{
+		"process": {func(r *audit.Report) {
+			r.Processes = append(r.Processes, audit.Process{PID: 66, Exe: "/bin/evil", SHA256: evil})
+		}, "process"},
+		"listener": {func(r *audit.Report) {
+			r.Listeners = append(r.Listeners, audit.Listener{Proto: "tcp", Address: "0.0.0.0", Port: 4444, Exe: "/init"})
+		}, "listener"},
+		"module": {func(r *audit.Report) { r.Modules = append(r.Modules, "rootkit") }, "module"},
+		"user":   {func(r *audit.Report) { r.Users = append(r.Users, audit.User{Name: "eve", Shell: "/bin/sh"}) }, "user"},
+		"file": {func(r *audit.Report) {
+			r.Files = append(r.Files, audit.File{Path: "/etc/ld.so.preload", Mode: 0o100644, SHA256: evil})
+		}, "file"},
+	} {
+		ended := func(t *testing.T, g *guest) {
+			t.Helper()
+			got := w.waitPhase(g.id, reservation.Aborted)
+			var e api.Explanation
+			w.call("GET", "/v1/vms/"+g.id+"/explain", nil, &e)
+			if got.Reason != event.AuditFailed || len(e.Findings) != 1 || !strings.HasPrefix(e.Findings[0], c.check+": ") {
+				t.Errorf("ended with %q and %q, want one finding of a %s", got.Reason, e.Findings, c.check)
+			}
+			w.waitGone(g.id)
+			w.waitFlows(g.id)
+			w.call("DELETE", "/v1/vms/web", nil, nil)
+		}
+		t.Run(name+" at the first audit", func(t *testing.T) {
+			g := w.take(w.create(api.CreateVM{Name: "web"}).ID)
+			g.tweak.first = c.add
+			w.refusedOnce(name, "vm.aborted", event.AuditFailed, func() {
+				g.boot()
+				g.door()
+				g.ready()
+				w.waitPhase(g.id, reservation.Aborted)
+			})
+			if g.hand.User != "" || slices.Contains(w.events(g.id), "certificate.issued") {
+				t.Error("it was handed secrets")
+			}
+			ended(t, g)
+		})
+		t.Run(name+" at the second", func(t *testing.T) {
+			g := w.take(w.create(api.CreateVM{Name: "web"}).ID)
+			g.upTo(token.T3)
+			if why := g.admit(); why != "" {
+				t.Fatal(why)
+			}
+			g.say()
+			w.refusedOnce(name, "vm.aborted", event.AuditFailed, func() {
+				if _, why := g.say(func(up *agentmsg.Up) { g.withAudit(up); c.add(up.Audit) }); why != event.AuditFailed {
+					t.Errorf("said: %q", why)
+				}
+			})
+			if slices.Contains(w.events(g.id), "vm.computing") {
+				t.Error("it computed")
+			}
+			ended(t, g)
+		})
+	}
+}
+
+// TestTheHostsReasonIsKept: what a host ended a VM for is why it ended, if a host can know
+// it; anything else says no more than that it ended.
+func TestTheHostsReasonIsKept(t *testing.T) {
+	w := newWorld(t, roomy)
+	w.template("debian")
+	for said, want := range map[event.Reason]event.Reason{
+		event.ChannelMisuse: event.ChannelMisuse, event.TPMCommandRefused: event.TPMCommandRefused, event.TPMBusy: event.TPMBusy,
+		event.LoaderFailed: event.LoaderFailed, event.BootServerFailed: event.BootServerFailed, event.ServerUntrusted: event.ServerUntrusted,
+		event.SignatureInvalid: event.SignatureInvalid, event.DigestMismatch: event.DigestMismatch, event.DeadlinePassed: event.DeadlinePassed,
+		event.Released: event.VMStopped, event.AuditFailed: event.VMStopped, "": event.VMStopped, "made-up": event.VMStopped,
+	} {
+		g := w.take(w.create(api.CreateVM{Name: "web"}).ID)
+		w.refusedOnce(string(said), "vm.aborted", want, func() {
+			w.host.stop(g.id, said)
+			w.waitPhase(g.id, reservation.Aborted)
+		})
+		w.waitGone(g.id)
+		w.waitFlows(g.id)
+		w.call("DELETE", "/v1/vms/web", nil, nil)
 	}
 }
