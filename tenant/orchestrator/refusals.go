@@ -58,8 +58,11 @@ func (o *Orchestrator) allow(kind string, h http.Handler, roles ...string) http.
 // or version.
 func (o *Orchestrator) tellTLS(ctx context.Context, listener string) func(netip.Addr, string, int) {
 	return func(from netip.Addr, why string, count int) {
-		o.journal(context.WithoutCancel(ctx), event.Event{Kind: tlsRefused, Reason: event.NotPermitted,
-			Detail: map[string]string{"listener": listener, "from": from.String(), "why": clip(why, maxText), "count": strconv.Itoa(count)}})
+		e := event.Event{Kind: tlsRefused, Reason: event.NotPermitted,
+			Detail: map[string]string{"listener": listener, "from": from.String(), "why": clip(why, maxText), "count": strconv.Itoa(count)}}
+		if o.journalled.take("tls of "+listener, size([]event.Event{e}), o.now()) {
+			o.journal(context.WithoutCancel(ctx), e)
+		}
 	}
 }
 

@@ -491,7 +491,10 @@ func TestForgedByTheBootServer(t *testing.T) {
 				}
 			})
 			if c.ends {
-				w.waitPhase(g.id, reservation.Aborted)
+				got := w.waitPhase(g.id, reservation.Aborted)
+				if name == "second verdict" && !strings.Contains(got.Explanation, "judged before") { // its nonce is used up, too
+					t.Errorf("ended with %q", got.Explanation)
+				}
 				w.waitGone(g.id)
 				w.waitFlows(g.id)
 			} else if vm := w.vm(g.id); vm.Phase != string(reservation.Booting) {
