@@ -41,8 +41,8 @@ func errorsPage() string {
 	var b strings.Builder
 	b.WriteString("# Reasons\n\n" +
 		"<!-- Made from protocol/event by: go test ./docs -update -->\n\n" +
-		"Every refusal and failure carries one of these codes: in messages, `--json`, the journal and counters. They are\n" +
-		"stable. `foothold vm explain NAME` gives the findings of the case at hand.\n\n" +
+		"Every refusal and failure carries one of these codes: in messages, `--json`, the journal and the counts of\n" +
+		"`foothold status`. They are stable. `foothold vm explain NAME` gives the findings of the case at hand.\n\n" +
 		"| reason | cause | what to do |\n|---|---|---|\n")
 	table := event.Explanations()
 	var reasons []string

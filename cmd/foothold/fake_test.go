@@ -288,7 +288,8 @@ func (f *fakeAPI) hosts(*http.Request) (any, *api.Problem) {
 
 func (f *fakeAPI) status(*http.Request) (any, *api.Problem) {
 	return api.Status{Version: "v0", Profile: "lab", Epoch: 1, VMs: len(f.vms),
-		Zones: []api.ZoneState{{Zone: zone.External, Wanted: 4, Live: 3, Seen: time.Now()}}}, nil
+		Zones:    []api.ZoneState{{Zone: zone.External, Wanted: 4, Live: 3, Seen: time.Now()}},
+		Refusals: []api.Refusals{{Source: "orchestrator", Kind: "token.rejected", Reason: event.TokenSpent, Count: 2}}}, nil
 }
 
 // events holds two entries and answers them one at a time; when following, two more.

@@ -14,7 +14,9 @@ func statusCommand() *cobra.Command {
 		Use:   "status",
 		Short: "Show the installation at a glance",
 		Long: `Show the installation at a glance: for each zone of the DMZ, the revision that the
-orchestrator wants and the one that the daemon has read back from its kernel.`,
+orchestrator wants and the one that the daemon has read back from its kernel. Below it,
+how often what was refused, and what failed, since the installation was made: the reasons
+are those of "foothold events".`,
 		Example: "  foothold status",
 		Args:    cobra.NoArgs,
 		RunE: inSession(func(cmd *cobra.Command, _ []string, s *session) error {
@@ -22,7 +24,7 @@ orchestrator wants and the one that the daemon has read back from its kernel.`,
 			if err != nil {
 				return err
 			}
-			st.Zones = orEmpty(st.Zones)
+			st.Zones, st.Refusals = orEmpty(st.Zones), orEmpty(st.Refusals)
 			if wantsJSON(cmd) {
 				return printJSON(cmd.OutOrStdout(), st)
 			}
@@ -49,6 +51,15 @@ orchestrator wants and the one that the daemon has read back from its kernel.`,
 			}
 			s.out.Line("")
 			s.out.Table([]string{"zone", "state", "wanted", "live", "last report"}, rows)
+			if len(st.Refusals) == 0 {
+				return nil
+			}
+			rows = nil
+			for _, r := range st.Refusals {
+				rows = append(rows, []string{term.Clean(r.Source), term.Clean(r.Kind), term.Clean(string(r.Reason)), strconv.FormatInt(r.Count, 10)})
+			}
+			s.out.Line("")
+			s.out.Table([]string{"told by", "what", "reason", "times"}, rows)
 			return nil
 		}),
 	}))

@@ -72,7 +72,7 @@ func Run(ctx context.Context, c Config) error {
 	wg.Go(func() { gate.tellDropped(ctx) })
 	return serve.HTTPS(ctx, gate.listener(ctx, l), tlsConfig(cert), s.handler(), func(srv *http.Server) {
 		srv.ConnContext = s.begin
-	})
+	}, serve.TellRefused(ctx, events.TLSRefused("boot")))
 }
 
 // tlsConfig takes any client certificate: it is made by the loader for this one

@@ -99,7 +99,7 @@ func Run(ctx context.Context, c Config) error {
 		mux := http.NewServeMux()
 		mux.Handle("POST "+path, mtls.Allow(h, mtls.VM))
 		run.Go(func() {
-			if err := serve.HTTPS(ctx, l, tlsConf, mux); err != nil {
+			if err := serve.HTTPS(ctx, l, tlsConf, mux, serve.TellRefused(ctx, g.events.TLSRefused(path))); err != nil {
 				cancel(err)
 			}
 		})

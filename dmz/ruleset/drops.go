@@ -131,7 +131,7 @@ func (d *dropCounter) flush(now time.Time) {
 		c.packets, c.told = 0, now
 	}
 	if d.other > 0 {
-		d.emit(event.Event{Kind: kindDropped, Detail: map[string]string{"packets": strconv.Itoa(d.other), "rule": "various"}})
+		d.emit(event.Event{Kind: kindDropped, Reason: event.TrafficRefused, Detail: map[string]string{"packets": strconv.Itoa(d.other), "rule": "various"}})
 		d.other = 0
 	}
 }
@@ -142,7 +142,7 @@ func (d *dropCounter) unseen(missed, lost int64) {
 	if missed == 0 && lost == d.lost {
 		return
 	}
-	d.emit(event.Event{Kind: kindUnseen, Detail: map[string]string{
+	d.emit(event.Event{Kind: kindUnseen, Reason: event.TrafficRefused, Detail: map[string]string{
 		"packets": strconv.FormatInt(missed, 10), "overflows": strconv.FormatInt(lost-d.lost, 10)}})
 	d.lost = lost
 }
@@ -171,7 +171,7 @@ func (d *dropCounter) tell(k dropKey, c *dropCount) {
 		add("port", strconv.Itoa(int(k.port)))
 	}
 	slog.Info("dropped", "rule", k.chain, "from", k.src.String(), "to", k.dst.String(), "protocol", detail["protocol"], "port", k.port, "packets", c.packets)
-	d.emit(event.Event{Kind: kindDropped, Detail: detail})
+	d.emit(event.Event{Kind: kindDropped, Reason: event.TrafficRefused, Detail: detail})
 }
 
 func protocolName(p uint8) string {

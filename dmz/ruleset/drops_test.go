@@ -31,6 +31,11 @@ func TestFloodStaysSmall(t *testing.T) {
 	if d := told[0].Detail; told[0].Kind != kindDropped || d["port"] != "22" || d["packets"] != "1001" || d["from"] != "10.82.0.200" || d["interface"] != "vpc0" {
 		t.Errorf("the most frequent: %+v", told[0])
 	}
+	for _, e := range told {
+		if e.Reason != event.TrafficRefused {
+			t.Errorf("told without its reason: %+v", e)
+		}
+	}
 	if d := told[maxPerFlush].Detail; d["packets"] != "100" || d["rule"] != "various" {
 		t.Errorf("the rest: %+v", d)
 	}

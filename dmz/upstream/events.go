@@ -3,6 +3,7 @@ package upstream
 import (
 	"context"
 	"log/slog"
+	"net/netip"
 	"strconv"
 	"sync"
 	"time"
@@ -55,6 +56,15 @@ func (e *Events) Emit(ev event.Event) {
 	select {
 	case e.wake <- struct{}{}:
 	default:
+	}
+}
+
+// TLSRefused tells of connections that ended in their handshake: of another authority,
+// name, usage or version (serve.TellRefused).
+func (e *Events) TLSRefused(listener string) func(netip.Addr, string, int) {
+	return func(from netip.Addr, why string, count int) {
+		e.Emit(event.Event{Kind: "tls.refused", Reason: event.NotPermitted,
+			Detail: map[string]string{"listener": listener, "from": from.String(), "why": why, "count": strconv.Itoa(count)}})
 	}
 }
 

@@ -106,7 +106,13 @@ func reported(epoch, revision int64) func(zone.Report) bool {
 }
 
 func refused(why string) func(event.Event) bool {
-	return func(e event.Event) bool { return e.Kind == "zone.refused" && e.Detail["why"] == why }
+	reason := event.ZoneRefused
+	if why == "signature" {
+		reason = event.SignatureInvalid
+	}
+	return func(e event.Event) bool {
+		return e.Kind == "zone.refused" && e.Detail["why"] == why && e.Reason == reason
+	}
 }
 
 func TestDocumentsApplyInOrderAndNeverBack(t *testing.T) {

@@ -141,6 +141,9 @@ func (w *Watcher) follow(ctx context.Context) (bool, error) {
 	}
 }
 
+// forged is why a document is refused that the orchestrator did not sign.
+const forged = "signature"
+
 // accept takes one line of the stream: verify, compare, persist, hand to applyLoop.
 func (w *Watcher) accept(line []byte) (*State, error) {
 	received := Boottime()
@@ -150,7 +153,7 @@ func (w *Watcher) accept(line []byte) (*State, error) {
 	}
 	s := &State{Received: received, Digest: digest.Of(env.Payload)}
 	if err := env.Open(w.client.zoneKey, signed.Zone, &s.Document); err != nil {
-		return nil, w.refuse("signature", fmt.Errorf("zone document: %w", err))
+		return nil, w.refuse(forged, fmt.Errorf("zone document: %w", err))
 	}
 	d := &s.Document
 	if d.Zone != w.zone || d.Epoch < 1 || d.Revision < 1 || d.Lease <= 0 {
@@ -180,7 +183,11 @@ func (w *Watcher) accept(line []byte) (*State, error) {
 }
 
 func (w *Watcher) refuse(why string, err error) error {
-	w.events.Emit(event.Event{Kind: "zone.refused", Reason: event.SignatureInvalid, Detail: map[string]string{"zone": w.zone, "why": why}})
+	reason := event.ZoneRefused
+	if why == forged {
+		reason = event.SignatureInvalid
+	}
+	w.events.Emit(event.Event{Kind: "zone.refused", Reason: reason, Detail: map[string]string{"zone": w.zone, "why": why}})
 	return err
 }
 

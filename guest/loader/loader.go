@@ -118,7 +118,7 @@ func (b *boot) openTunnel(ctx context.Context) error {
 	}
 	pins := pinned.Pins{URL: b.Spec.Boot.URL, ServerName: b.Spec.Boot.ServerName, CA: b.Spec.Boot.CA}
 	if b.link, err = pinned.Dial(ctx, pins, cert); err != nil {
-		return event.Refuse(event.BootServerFailed, "%v", err)
+		return event.Refuse(pinned.Reason(err, event.BootServerFailed), "%v", err)
 	}
 	b.Say("tunnel open")
 	var opened bootmsg.OpenResponse

@@ -94,9 +94,12 @@ func newWorld(t *testing.T) *world {
 	return w
 }
 
-// authority makes a CA and a server certificate of it.
-func authority(t *testing.T, name string) (ca []byte, cert tls.Certificate) {
+// authority makes a CA and a certificate of it, a server's or of another usage.
+func authority(t *testing.T, name string, usage ...x509.ExtKeyUsage) (ca []byte, cert tls.Certificate) {
 	t.Helper()
+	if usage == nil {
+		usage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
+	}
 	caPub, caKey, _ := ed25519.GenerateKey(rand.Reader)
 	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "boot"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}
@@ -106,7 +109,7 @@ func authority(t *testing.T, name string) (ca []byte, cert tls.Certificate) {
 	}
 	pub, key, _ := ed25519.GenerateKey(rand.Reader)
 	leaf := &x509.Certificate{SerialNumber: big.NewInt(2), DNSNames: []string{name}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}
+		ExtKeyUsage: usage}
 	der, err := x509.CreateCertificate(rand.Reader, leaf, template, pub, caKey)
 	if err != nil {
 		t.Fatal(err)
@@ -343,12 +346,17 @@ func TestBootRefuses(t *testing.T) {
 		bend   func(*world)
 		reason event.Reason
 	}{
-		"another authority": {func(w *world) { w.spec.Boot.CA, _ = authority(t, serverName) }, event.BootServerFailed},
+		"another authority": {func(w *world) { w.spec.Boot.CA, _ = authority(t, serverName) }, event.ServerUntrusted},
 		"another name": {func(w *world) {
 			ca, cert := authority(t, "other.foothold.internal")
 			w.spec.Boot.CA = ca
 			w.bendTLS = func(c *tls.Config) { c.Certificates = []tls.Certificate{cert} }
-		}, event.BootServerFailed},
+		}, event.ServerUntrusted},
+		"a client's certificate as the server's": {func(w *world) {
+			ca, cert := authority(t, serverName, x509.ExtKeyUsageClientAuth)
+			w.spec.Boot.CA = ca
+			w.bendTLS = func(c *tls.Config) { c.Certificates = []tls.Certificate{cert} }
+		}, event.ServerUntrusted},
 		"TLS 1.2": {func(w *world) { w.bendTLS = func(c *tls.Config) { c.MinVersion, c.MaxVersion = 0, tls.VersionTLS12 } }, event.BootServerFailed},
 		"pin is no authority": {func(w *world) {
 			_, cert := authority(t, serverName)
@@ -359,7 +367,23 @@ func TestBootRefuses(t *testing.T) {
 		"another reservation": {func(w *world) {
 			w.open = func(o *bootmsg.OpenResponse) { o.Reservation = "0f0e0d0c-0b0a-4908-8706-0504030201ff" }
 		}, event.BootServerFailed},
-		"short nonce":           {func(w *world) { w.open = func(o *bootmsg.OpenResponse) { o.Nonce = o.Nonce[1:] } }, event.BootServerFailed},
+		"short nonce": {func(w *world) { w.open = func(o *bootmsg.OpenResponse) { o.Nonce = o.Nonce[1:] } }, event.BootServerFailed},
+		"kernel and initramfs swapped": {func(w *world) {
+			w.sent[bootmsg.PathKernel], w.sent[bootmsg.PathInitramfs] = w.initramfs, w.kernel
+		}, event.BootServerFailed},
+		"swapped, of one size": {func(w *world) {
+			w.kernel = bytes.Repeat([]byte("K"), len(w.initramfs))
+			w.sent[bootmsg.PathKernel], w.sent[bootmsg.PathInitramfs] = w.initramfs, w.kernel
+		}, event.DigestMismatch},
+		"unique part of another VM": {func(w *world) { w.sent[bootmsg.PathUnique] = []byte("Unique") }, event.DigestMismatch},
+		"unsigned manifest":         {func(w *world) { w.bendGrant = func(g *bootmsg.Grant) { g.Manifest.Signature = nil } }, event.SignatureInvalid},
+		"unsigned components":       {func(w *world) { w.bendGrant = func(g *bootmsg.Grant) { g.Components.Signature = nil } }, event.SignatureInvalid},
+		"altered manifest": {func(w *world) {
+			w.bendGrant = func(g *bootmsg.Grant) { g.Manifest.Payload = append(g.Manifest.Payload, ' ') }
+		}, event.SignatureInvalid},
+		"altered components": {func(w *world) {
+			w.bendGrant = func(g *bootmsg.Grant) { g.Components.Payload = append(g.Components.Payload, ' ') }
+		}, event.SignatureInvalid},
 		"altered kernel":        {func(w *world) { w.sent[bootmsg.PathKernel] = flip(w.kernel) }, event.DigestMismatch},
 		"altered initramfs":     {func(w *world) { w.sent[bootmsg.PathInitramfs] = flip(w.initramfs) }, event.DigestMismatch},
 		"altered unique part":   {func(w *world) { w.sent[bootmsg.PathUnique] = flip(w.unique) }, event.DigestMismatch},
@@ -404,7 +428,8 @@ func TestBootRefuses(t *testing.T) {
 		"asked again while held": {func(w *world) {
 			w.host = func(h *hostEnd) {
 				h.hold()
-				go h.say(channel.Message{Type: channel.AskTunnel, Challenge: challenge})
+				h.hear() // a TPM command, which gets no answer
+				h.say(channel.Message{Type: channel.AskTunnel, Challenge: challenge})
 				h.rest()
 			}
 		}, event.ChannelMisuse},

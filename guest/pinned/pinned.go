@@ -29,6 +29,7 @@ import (
 
 	"foothold/internal/mtls"
 	"foothold/internal/strictjson"
+	"foothold/protocol/event"
 )
 
 // Limits of the connection.
@@ -42,6 +43,18 @@ const (
 
 // ErrRefused is returned when the server answers but refuses. It gives no detail.
 var ErrRefused = errors.New("the server refuses")
+
+// ErrUntrusted is returned when the server that answers is not the pinned one.
+var ErrUntrusted = errors.New("the server is not the pinned one")
+
+// Reason is the reason of an error of Dial: that the server is not the pinned one, or
+// otherwise.
+func Reason(err error, otherwise event.Reason) event.Reason {
+	if errors.Is(err, ErrUntrusted) {
+		return event.ServerUntrusted
+	}
+	return otherwise
+}
 
 // Pins is all that the VM believes of the server.
 type Pins struct {
@@ -93,6 +106,10 @@ func Dial(ctx context.Context, pins Pins, cert tls.Certificate) (*Conn, error) {
 	defer cancel()
 	if err := conn.HandshakeContext(hello); err != nil {
 		raw.Close()
+		var verification *tls.CertificateVerificationError
+		if errors.As(err, &verification) {
+			err = fmt.Errorf("%w: %w", ErrUntrusted, err)
+		}
 		return nil, fmt.Errorf("authenticate the server: %w", err)
 	}
 	if s := conn.ConnectionState(); s.Version != tls.VersionTLS13 || s.DidResume || len(s.VerifiedChains) == 0 {
@@ -101,7 +118,7 @@ func Dial(ctx context.Context, pins Pins, cert tls.Certificate) (*Conn, error) {
 	}
 	if err := pins.role(conn.ConnectionState().PeerCertificates[0]); err != nil {
 		raw.Close()
-		return nil, fmt.Errorf("authenticate the server: %w", err)
+		return nil, fmt.Errorf("authenticate the server: %w: %w", ErrUntrusted, err)
 	}
 	return &Conn{conn, addr.String()}, nil
 }

@@ -56,7 +56,7 @@ func Admit(ctx context.Context, a Admission) (*Tunnel, error) {
 	pins := pinned.Pins{URL: "https://" + g.Address.String(), ServerName: g.ServerName, CA: g.CA, Role: mtls.Gateway}
 	link, err := pinned.Dial(ctx, pins, Certificate(a.Handover.Certificate, a.Key))
 	if err != nil {
-		return nil, event.Refuse(event.AdmissionRefused, "%v", err)
+		return nil, event.Refuse(pinned.Reason(err, event.AdmissionRefused), "%v", err)
 	}
 	defer link.Close()
 	request := agentmsg.AdmitRequest{T3: a.Handover.T3, User: a.Handover.User, Password: a.Handover.Password}

@@ -159,6 +159,12 @@ type peerKey struct{}
 // Allow passes calls of the listed roles to h, with the caller's identity in the
 // context, and refuses all others.
 func Allow(h http.Handler, roles ...string) http.Handler {
+	return AllowTold(h, func(*http.Request, Identity) {}, roles...)
+}
+
+// AllowTold is Allow that calls refused for each caller of another role, before the
+// caller has its answer.
+func AllowTold(h http.Handler, refused func(*http.Request, Identity), roles ...string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.TLS == nil {
 			http.Error(w, "refused", http.StatusForbidden)
@@ -166,6 +172,7 @@ func Allow(h http.Handler, roles ...string) http.Handler {
 		}
 		id, err := peer(*r.TLS)
 		if err != nil || !slices.Contains(roles, id.Role) {
+			refused(r, id)
 			http.Error(w, "refused", http.StatusForbidden)
 			return
 		}

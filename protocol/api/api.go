@@ -182,6 +182,16 @@ type Status struct {
 	Epoch   int64       `json:"epoch"`
 	VMs     int         `json:"vms"`
 	Zones   []ZoneState `json:"zones"`
+	// Refusals counts what was refused and what failed since the installation was made.
+	Refusals []Refusals `json:"refusals"`
+}
+
+// Refusals is how often the journal has an entry with this reason.
+type Refusals struct {
+	Source string       `json:"source"` // "orchestrator", or role/name of the daemon that told it
+	Kind   string       `json:"kind"`   // of the entries
+	Reason event.Reason `json:"reason"`
+	Count  int64        `json:"count"`
 }
 
 // ZoneState compares what a daemon should hold with what it last read back.

@@ -52,6 +52,7 @@ func Explanations() map[Reason]Explanation {
 		SignatureInvalid:   {"a signature does not belong to what it signs", "somebody altered it on the way: compare keys and documents, see the events before"},
 		DigestMismatch:     {"a component or image is not the one that was signed for", "see the boot server's and the store's log for what was sent; build or upload it again"},
 		LoaderFailed:       {"the VM's loader gave up", "see `foothold vm logs NAME` for its message"},
+		ServerUntrusted:    {"the boot server or gateway that answered the VM has not the pinned certificate: another authority, name, use or role", "look for who answers at its address on the cloud network; if its certificate was made anew, see that it is of the authority in the orchestrator's configuration"},
 		BootServerFailed:   {"the boot server could not carry the conversation through", "see the boot server's log: `foothold lab logs bootserver`"},
 		ReportRefused:      {"the VM's report does not fit what was delivered to it or is not signed by its key", "treat the relay as suspect: see the boot server's log"},
 		ProbeAccepted:      {"the VM let in a login that must be refused", "do not use this template: its agent does not keep the door; audit it by `foothold template audit`"},
@@ -67,6 +68,8 @@ func Explanations() map[Reason]Explanation {
 		HeartbeatMissed:    {"the VM did not report through its tunnel within its lease", "see `foothold vm logs NAME`; check gateway and cloud network"},
 		WorkloadFailed:     {"the workload could not be fetched or started, or ended", "run it in a VM of the same template; see `foothold vm logs NAME`"},
 		ZoneNotApplied:     {"a firewall, the gateway or the boot server did not make the wanted rules so", "see `foothold status` for which, and its log"},
+		ZoneRefused:        {"a daemon was sent a zone document that is older than the one it holds, of another zone, or malformed", "look for who plays old documents back between orchestrator and DMZ; after a restored database, see that its epoch has grown"},
+		TrafficRefused:     {"a packet came that nothing lets pass in the phase that its VM is in: another port, source, MAC or direction", "see source, MAC and port in `foothold events`; a VM that sends before its rules are live is dropped for a moment, too"},
 
 		OrchestratorAway:      {"no answer came from the orchestrator; nothing is known of the request", "check that it runs and that the context names its address: `foothold context show`, in a lab `foothold lab status`; then `foothold vm list`"},
 		OrchestratorUntrusted: {"the tool and the orchestrator do not trust each other's certificates", "use the context that belongs to this orchestrator: `foothold context show`"},

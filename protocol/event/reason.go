@@ -42,6 +42,7 @@ const (
 	SignatureInvalid   Reason = "signature-invalid"
 	DigestMismatch     Reason = "digest-mismatch"
 	LoaderFailed       Reason = "loader-failed"
+	ServerUntrusted    Reason = "server-untrusted"
 	BootServerFailed   Reason = "boot-server-failed"
 	ReportRefused      Reason = "report-refused"
 	ProbeAccepted      Reason = "probe-accepted"
@@ -57,6 +58,8 @@ const (
 	HeartbeatMissed    Reason = "heartbeat-missed"
 	WorkloadFailed     Reason = "workload-failed"
 	ZoneNotApplied     Reason = "zone-not-applied"
+	ZoneRefused        Reason = "zone-refused"
+	TrafficRefused     Reason = "traffic-refused"
 
 	// Said by the operator's own tool, which knows nothing more.
 	OrchestratorAway      Reason = "orchestrator-away"

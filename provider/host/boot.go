@@ -29,7 +29,7 @@ var errGone = errors.New("the VM has ended")
 
 // loaderReasons are the reasons that a loader may give; any other counts as loader-failed.
 var loaderReasons = []event.Reason{
-	event.LoaderFailed, event.BootServerFailed, event.SignatureInvalid, event.DigestMismatch, event.CertificateInvalid, event.QuoteRefused,
+	event.LoaderFailed, event.BootServerFailed, event.ServerUntrusted, event.SignatureInvalid, event.DigestMismatch, event.CertificateInvalid, event.QuoteRefused,
 }
 
 // conversation is the host's side of one VM's local channel.

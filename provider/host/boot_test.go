@@ -190,6 +190,7 @@ func TestMisuseEndsTheVM(t *testing.T) {
 		"more after the release":      {channel.Released, channel.Message{Type: channel.Command, Data: []byte("x")}, event.ChannelMisuse},
 		"handover twice":              {channel.Released, channel.Message{Type: channel.Handover}, event.ChannelMisuse},
 		"loader gives up":             {channel.AskTunnel, channel.Message{Type: channel.Failed, Reason: string(event.SignatureInvalid)}, event.SignatureInvalid},
+		"loader met a false server":   {"", channel.Message{Type: channel.Failed, Reason: string(event.ServerUntrusted)}, event.ServerUntrusted},
 		"loader invents a reason":     {channel.AskTunnel, channel.Message{Type: channel.Failed, Reason: string(event.Released)}, event.LoaderFailed},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -42,6 +42,7 @@ func (t *Tx) JournalFrom(e event.Event) error {
 }
 
 // append chains an entry: its hash covers its number, the hash before it and its bytes.
+// An entry with a reason counts under it.
 func (t *Tx) append(e event.Event, origin *string) error {
 	var seq int64
 	var text string
@@ -61,8 +62,11 @@ func (t *Tx) append(e event.Event, origin *string) error {
 	if err != nil {
 		return fmt.Errorf("journal: %w", err)
 	}
-	return t.one("journal", `INSERT INTO journal (seq, hash, reservation, origin, entry) VALUES ($1,$2,$3,$4,$5)`,
-		seq, chain(seq, previous, data).String(), e.Reservation, origin, data)
+	if err := t.one("journal", `INSERT INTO journal (seq, hash, reservation, origin, entry) VALUES ($1,$2,$3,$4,$5)`,
+		seq, chain(seq, previous, data).String(), e.Reservation, origin, data); err != nil {
+		return err
+	}
+	return t.count(e)
 }
 
 func chain(seq int64, previous digest.SHA256, entry []byte) digest.SHA256 {

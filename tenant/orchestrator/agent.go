@@ -60,10 +60,10 @@ func (m accepted) audits() (bool, error) {
 // gatewayAgent answers a message of a guest that came through its tunnel: the second
 // audit (act 9), heartbeats and the workload's state (act 10). The gateway only relays:
 // the message is signed by the VM's key, the answer by the manifest key.
-func (o *Orchestrator) gatewayAgent(ctx context.Context, _ mtls.Identity, in upstream.AgentRequest) (signed.Envelope, error) {
+func (o *Orchestrator) gatewayAgent(ctx context.Context, who mtls.Identity, in upstream.AgentRequest) (signed.Envelope, error) {
 	m, err := o.acceptUp(ctx, in)
 	if err != nil {
-		return signed.Envelope{}, err
+		return signed.Envelope{}, o.refusedCall(ctx, who, upstream.PathGatewayAgent, m.r.ID, err)
 	}
 	// What was accepted is acted on, whatever becomes of the gateway meanwhile: it must not
 	// choose where a VM's story breaks off.

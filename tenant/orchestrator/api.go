@@ -34,13 +34,13 @@ func (o *Orchestrator) operatorAPI() http.Handler {
 	conf.RejectUnknownQueryParameters = true
 	strict := huma.Format{Marshal: huma.DefaultJSONFormat.Marshal, Unmarshal: strictjson.Unmarshal}
 	conf.Formats = map[string]huma.Format{"application/json": strict, "json": strict} // "json": application/problem+json
-	conf.Transformers = []huma.Transformer{plainProblem}
+	conf.Transformers = []huma.Transformer{o.plainProblem}
 	conf.Components.Schemas.RegisterTypeAlias(reflect.TypeFor[secret.Bytes](), reflect.TypeFor[[]byte]())
 	a := humago.New(mux, conf)
 	o.vmOperations(a)
 	o.otherOperations(a)
 	o.templateOperations(a, mux)
-	return mtls.Allow(mux, mtls.Operator)
+	return o.allow(requestRefused, mux, mtls.Operator)
 }
 
 // body is an answer.
@@ -284,11 +284,13 @@ func statusOf(r event.Reason) int {
 	return http.StatusForbidden
 }
 
-// plainProblem replaces huma's own errors, which repeat submitted values, by ours.
-func plainProblem(_ huma.Context, _ string, v any) (any, error) {
+// plainProblem replaces huma's own errors, which repeat submitted values, by ours, and
+// journals what it answers.
+func (o *Orchestrator) plainProblem(c huma.Context, _ string, v any) (any, error) {
+	var p api.Problem
 	switch e := v.(type) {
 	case *refused:
-		return e.Problem, nil
+		p = e.Problem
 	case *huma.ErrorModel:
 		detail := e.Detail
 		for _, d := range e.Errors {
@@ -296,7 +298,10 @@ func plainProblem(_ huma.Context, _ string, v any) (any, error) {
 				detail += ": " + d.Location + ": " + d.Message
 			}
 		}
-		return api.Problem{Reason: event.BadRequest, Detail: detail, Next: event.Explain(event.BadRequest).Next}, nil
+		p = api.Problem{Reason: event.BadRequest, Detail: detail, Next: event.Explain(event.BadRequest).Next}
+	default:
+		return v, nil
 	}
-	return v, nil
+	o.journalRefused(c.Context(), requestRefused, caller(c.Context()), c.Operation().OperationID, "", event.Refuse(p.Reason, "%s", p.Detail))
+	return p, nil
 }

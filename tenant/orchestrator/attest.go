@@ -21,10 +21,10 @@ import (
 // bootVerdict is act 5: it judges the quote that the boot server fetched through the
 // VM's tunnel. The host's log and claims come from the host itself, not through the VM.
 // A VM that is not admitted is ended.
-func (o *Orchestrator) bootVerdict(ctx context.Context, _ mtls.Identity, in upstream.VerdictRequest) (upstream.VerdictResponse, error) {
+func (o *Orchestrator) bootVerdict(ctx context.Context, who mtls.Identity, in upstream.VerdictRequest) (upstream.VerdictResponse, error) {
 	r, s, err := o.fromBooting(ctx, in.Reservation, in.Source.Unmap())
 	if err != nil {
-		return upstream.VerdictResponse{}, err
+		return upstream.VerdictResponse{}, o.refusedCall(ctx, who, upstream.PathBootVerdict, r.ID, err)
 	}
 	out, err := o.judgeBoot(ctx, r, s, in)
 	if err != nil {

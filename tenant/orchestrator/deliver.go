@@ -122,10 +122,10 @@ func newAccount() string {
 }
 
 // bootDone hears from the boot server how the conversation ended.
-func (o *Orchestrator) bootDone(ctx context.Context, _ mtls.Identity, in upstream.DoneRequest) (empty, error) {
+func (o *Orchestrator) bootDone(ctx context.Context, who mtls.Identity, in upstream.DoneRequest) (empty, error) {
 	r, s, err := o.fromBooting(ctx, in.Reservation, netip.Addr{})
 	if err != nil {
-		return empty{}, err
+		return empty{}, o.refusedCall(ctx, who, upstream.PathBootDone, r.ID, err)
 	}
 	if in.Reason != "" {
 		o.abort(context.WithoutCancel(ctx), r.ID, r.Start, bootFailure(in.Reason))

@@ -74,6 +74,7 @@ type tweaks struct {
 	openDoor    bool               // any key may log in
 	hostKey     ed25519.PrivateKey
 	process     string // one process too many in the first audit
+	first       func(*audit.Report)
 	handover    string // reason with which the VM refuses the handover
 	password    string
 	cert        []byte
@@ -267,6 +268,9 @@ func (g *guest) converse(c io.ReadWriter) {
 	r := g.report(audit.Initramfs, ask.Nonce)
 	if g.tweak.process != "" {
 		r.Processes = append(r.Processes, audit.Process{PID: 77, Exe: g.tweak.process, SHA256: digest.Of([]byte(g.tweak.process))})
+	}
+	if g.tweak.first != nil {
+		g.tweak.first(&r)
 	}
 	if frame.Write(c, unlockmsg.MaxFrame, unlockmsg.AuditReply{Report: r, Request: csr, WireGuardKey: bytes.Repeat([]byte{7}, 32)}) != nil {
 		return

@@ -18,13 +18,13 @@ import (
 // bootReady is act 7: the boot server relays the VM's report. T2 in it is spent first,
 // before the signature is even looked at; the report must be signed by the key that the
 // quote admitted. With that, in the same transaction, the VM moves to unlocking.
-func (o *Orchestrator) bootReady(ctx context.Context, _ mtls.Identity, in upstream.ReadyRequest) (empty, error) {
+func (o *Orchestrator) bootReady(ctx context.Context, who mtls.Identity, in upstream.ReadyRequest) (empty, error) {
 	// What is read here unverified serves to find T2 and nothing else.
 	var claimed struct {
 		T2 token.Token `json:"t2"`
 	}
 	if len(in.Report.Payload) > bootmsg.MaxMessage || json.Unmarshal(in.Report.Payload, &claimed) != nil || !claimed.T2.Is(token.T2) {
-		return empty{}, event.Refuse(event.BadRequest, "the report carries no T2")
+		return empty{}, o.refusedCall(ctx, who, upstream.PathBootReady, "", event.Refuse(event.BadRequest, "the report carries no T2"))
 	}
 	source := in.Source.Unmap()
 	r, err := o.ledger.Spend(ctx, ledger.Presentation{Kind: token.T2, Digest: claimed.T2.Digest(), Source: source}, func(t *ledger.Tx, r ledger.Reservation) error {

@@ -113,7 +113,7 @@ func (o *Orchestrator) admitWish(t *ledger.Tx, want api.CreateVM, size policy.Si
 		if want.Template == "" {
 			return event.Refuse(event.UnknownTemplate, "no template is registered")
 		}
-		return event.Refuse(event.UnknownTemplate, "no template of that name is registered")
+		return event.Refuse(event.UnknownTemplate, "%s is not registered", named("template", want.Template))
 	}
 	if err != nil {
 		return err

@@ -57,10 +57,12 @@ func (o *Orchestrator) serve(ctx context.Context, operators, dmz net.Listener) e
 	o.task(func() { o.sweep(ctx) })
 	failed := make(chan error, 2)
 	go func() {
-		failed <- serve.HTTPS(ctx, operators, mtls.ServerConfig(operatorCert, operatorCA, mtls.Operator), o.operatorAPI())
+		failed <- serve.HTTPS(ctx, operators, mtls.ServerConfig(operatorCert, operatorCA, mtls.Operator), o.operatorAPI(),
+			serve.TellRefused(ctx, o.tellTLS(ctx, "operators")))
 	}()
 	go func() {
-		failed <- serve.HTTPS(ctx, dmz, mtls.ServerConfig(dmzCert, dmzCA, mtls.BootServer, mtls.Gateway, mtls.Firewall, mtls.Store), o.upstreamAPI())
+		failed <- serve.HTTPS(ctx, dmz, mtls.ServerConfig(dmzCert, dmzCA, mtls.BootServer, mtls.Gateway, mtls.Firewall, mtls.Store), o.upstreamAPI(),
+			serve.TellRefused(ctx, o.tellTLS(ctx, "dmz")))
 	}()
 	slog.Info("serving", "listening", []string{operators.Addr().String(), dmz.Addr().String()}, "profile", o.conf.Profile, "epoch", o.zones.epoch)
 	first := <-failed

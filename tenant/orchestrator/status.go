@@ -47,7 +47,11 @@ func (o *Orchestrator) status(ctx context.Context) (api.Status, error) {
 	s := api.Status{Version: version(), Profile: o.conf.Profile, Epoch: o.zones.epoch, Zones: o.zones.states()}
 	err := o.ledger.Read(ctx, func(t *ledger.Tx) error {
 		live, err := t.Live()
+		if err != nil {
+			return err
+		}
 		s.VMs = len(live)
+		s.Refusals, err = t.Refusals()
 		return err
 	})
 	return s, err

@@ -47,17 +47,17 @@ func (o *Orchestrator) templateOperations(a huma.API, mux *http.ServeMux) {
 		func(ctx context.Context, in *byName) (*body[struct{}], error) {
 			return answer(struct{}{}, o.deleteTemplate(ctx, in.Name, caller(ctx)))
 		})
-	upload(a, mux, "/v1/templates/{name}/image", "put-image", "Upload a template's ciphertext", func(r *http.Request) error {
+	o.upload(a, mux, "/v1/templates/{name}/image", "put-image", "Upload a template's ciphertext", func(r *http.Request) error {
 		return o.putImage(r.Context(), r.PathValue("name"), r.ContentLength, r.Body, caller(r.Context()))
 	})
-	upload(a, mux, "/v1/objects/{name}", "put-object", "Put an object into the DMZ's store", func(r *http.Request) error {
+	o.upload(a, mux, "/v1/objects/{name}", "put-object", "Put an object into the DMZ's store", func(r *http.Request) error {
 		return o.putObject(r.Context(), r.PathValue("name"), r.ContentLength, r.Body, caller(r.Context()))
 	})
 }
 
 // upload registers a PUT of bytes that are streamed, beside huma, which would read them
 // into memory.
-func upload(a huma.API, mux *http.ServeMux, path, id, summary string, f func(*http.Request) error) {
+func (o *Orchestrator) upload(a huma.API, mux *http.ServeMux, path, id, summary string, f func(*http.Request) error) {
 	a.OpenAPI().AddOperation(&huma.Operation{OperationID: id, Method: http.MethodPut, Path: path, Summary: summary,
 		Parameters:  []*huma.Param{{Name: "name", In: "path", Required: true, Schema: &huma.Schema{Type: huma.TypeString}}},
 		RequestBody: &huma.RequestBody{Required: true, Content: map[string]*huma.MediaType{"application/octet-stream": {}}},
@@ -71,6 +71,7 @@ func upload(a huma.API, mux *http.ServeMux, path, id, summary string, f func(*ht
 		}
 		var p *refused
 		errors.As(problem(err), &p)
+		o.journalRefused(r.Context(), requestRefused, caller(r.Context()), r.Pattern, "", err)
 		w.WriteHeader(p.status)
 		json.NewEncoder(w).Encode(p.Problem)
 	})
@@ -309,7 +310,7 @@ func (o *Orchestrator) template(ctx context.Context, name string) (tpl ledger.Te
 	}
 	err = o.ledger.Read(ctx, func(t *ledger.Tx) (err error) { tpl, err = t.Template(name); return err })
 	if errors.Is(err, ledger.ErrNotFound) {
-		err = event.Refuse(event.UnknownTemplate, "no template of that name is registered")
+		err = event.Refuse(event.UnknownTemplate, "%s is not registered", named("template", name))
 	}
 	return tpl, err
 }

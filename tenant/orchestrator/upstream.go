@@ -25,24 +25,24 @@ const streamWrite = 10 * time.Second
 func (o *Orchestrator) upstreamAPI() http.Handler {
 	mux := http.NewServeMux()
 	all := []string{mtls.BootServer, mtls.Gateway, mtls.Firewall}
-	mux.Handle("GET "+upstream.PathZone, mtls.Allow(http.HandlerFunc(o.zoneStream), all...))
-	mux.Handle("POST "+upstream.PathZoneReport, mtls.Allow(handle(o.zoneReport), all...))
-	mux.Handle("POST "+upstream.PathEvents, mtls.Allow(handle(o.takeEvents), append(all, mtls.Store)...))
+	mux.Handle("GET "+upstream.PathZone, o.allow(callRefused, http.HandlerFunc(o.zoneStream), all...))
+	mux.Handle("POST "+upstream.PathZoneReport, o.allow(callRefused, handle(o, o.zoneReport), all...))
+	mux.Handle("POST "+upstream.PathEvents, o.allow(callRefused, handle(o, o.takeEvents), append(all, mtls.Store)...))
 	for path, h := range map[string]http.Handler{
-		upstream.PathBootOpen:    handle(o.bootOpen),
-		upstream.PathBootVerdict: handle(o.bootVerdict),
-		upstream.PathBootDone:    handle(o.bootDone),
-		upstream.PathBootReady:   handle(o.bootReady),
+		upstream.PathBootOpen:    handle(o, o.bootOpen),
+		upstream.PathBootVerdict: handle(o, o.bootVerdict),
+		upstream.PathBootDone:    handle(o, o.bootDone),
+		upstream.PathBootReady:   handle(o, o.bootReady),
 	} {
-		mux.Handle("POST "+path, mtls.Allow(h, mtls.BootServer))
+		mux.Handle("POST "+path, o.allow(callRefused, h, mtls.BootServer))
 	}
-	mux.Handle("POST "+upstream.PathGatewayAdmit, mtls.Allow(handle(o.gatewayAdmit), mtls.Gateway))
-	mux.Handle("POST "+upstream.PathGatewayAgent, mtls.Allow(handle(o.gatewayAgent), mtls.Gateway))
+	mux.Handle("POST "+upstream.PathGatewayAdmit, o.allow(callRefused, handle(o, o.gatewayAdmit), mtls.Gateway))
+	mux.Handle("POST "+upstream.PathGatewayAgent, o.allow(callRefused, handle(o, o.gatewayAgent), mtls.Gateway))
 	return mux
 }
 
 // handle decodes a request strictly, calls f, and answers with its result or Problem.
-func handle[In, Out any](f func(context.Context, mtls.Identity, In) (Out, error)) http.Handler {
+func handle[In, Out any](o *Orchestrator, f func(context.Context, mtls.Identity, In) (Out, error)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		who, ok := mtls.Caller(r.Context())
@@ -53,7 +53,7 @@ func handle[In, Out any](f func(context.Context, mtls.Identity, In) (Out, error)
 		var in In
 		if err := strictjson.Read(r.Body, upstream.MaxMessage, &in); err != nil {
 			slog.Warn("malformed call", "from", who, "path", r.URL.Path, "error", err)
-			refuse(w, event.Refuse(event.BadRequest, "%v", err))
+			refuse(w, o.refusedCall(r.Context(), who, r.Pattern, "", event.Refuse(event.BadRequest, "%v", err)))
 			return
 		}
 		out, err := f(r.Context(), who, in)
@@ -98,7 +98,7 @@ func (o *Orchestrator) zoneStream(w http.ResponseWriter, r *http.Request) {
 	who, _ := mtls.Caller(r.Context())
 	name, ok := zoneOf(who)
 	if !ok {
-		refuse(w, event.Refuse(event.NotPermitted, "%s has no zone", who))
+		refuse(w, o.refusedCall(r.Context(), who, r.Pattern, "", event.Refuse(event.NotPermitted, "%s has no zone", who)))
 		return
 	}
 	w.Header().Set("Content-Type", "application/x-ndjson")
@@ -128,13 +128,13 @@ func (o *Orchestrator) zoneStream(w http.ResponseWriter, r *http.Request) {
 
 func (o *Orchestrator) zoneReport(ctx context.Context, who mtls.Identity, r zone.Report) (empty, error) {
 	if name, ok := zoneOf(who); !ok || name != r.Zone {
-		return empty{}, event.Refuse(event.NotPermitted, "%s does not keep zone %q", who, r.Zone)
+		return empty{}, o.refusedCall(ctx, who, upstream.PathZoneReport, "", event.Refuse(event.NotPermitted, "%s does not keep zone %.64q", who, r.Zone))
 	}
 	if len(r.Error) > 1024 {
 		r.Error = r.Error[:1024]
 	}
 	if err := o.zones.report(r, o.now()); err != nil {
-		return empty{}, err
+		return empty{}, o.refusedCall(ctx, who, upstream.PathZoneReport, "", err)
 	}
 	if r.Error != "" && o.journalled.take(who.String(), len(r.Error), o.now()) {
 		o.zoneFault(ctx, r)
@@ -152,11 +152,11 @@ const (
 // certificate says, whatever they claim.
 func (o *Orchestrator) takeEvents(ctx context.Context, who mtls.Identity, list []event.Event) (empty, error) {
 	if len(list) > event.MaxBatch {
-		return empty{}, event.Refuse(event.BadRequest, "%d events, at most %d", len(list), event.MaxBatch)
+		return empty{}, o.refusedCall(ctx, who, upstream.PathEvents, "", event.Refuse(event.BadRequest, "%d events, at most %d", len(list), event.MaxBatch))
 	}
 	for _, e := range list {
 		if err := checkEvent(e); err != nil {
-			return empty{}, err
+			return empty{}, o.refusedCall(ctx, who, upstream.PathEvents, "", err)
 		}
 	}
 	if !o.journalled.take(who.String(), size(list), o.now()) {

@@ -27,7 +27,7 @@ func (o *Orchestrator) find(ctx context.Context, nameOrID string) (r ledger.Rese
 		return err
 	})
 	if errors.Is(err, ledger.ErrNotFound) {
-		return r, event.Refuse(event.UnknownVM, "no VM of that name or id")
+		return r, event.Refuse(event.UnknownVM, "there is no %s", named("VM", nameOrID))
 	}
 	return r, err
 }

@@ -41,7 +41,7 @@ func SizeOf(name string) (Size, error) {
 			return s, nil
 		}
 	}
-	return Size{}, event.Refuse(event.UnknownSize, "there are small, medium and large")
+	return Size{}, event.Refuse(event.UnknownSize, "size: there are small, medium and large")
 }
 
 // Quota bounds what live VMs may use together.

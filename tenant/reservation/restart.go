@@ -66,9 +66,9 @@ var outages = map[event.Reason]bool{
 	event.TPMBusy: true, event.LoaderFailed: true, event.BootServerFailed: true, event.SSHFailed: true, event.ZoneNotApplied: true,
 	event.WorkloadFailed: true, event.InternalError: true,
 	// A token of an earlier start, or a guess, that somebody presents from the VM's address
-	// ends the instance that boots there. Anybody on the cloud network can do that, so it
-	// must not end a VM that has a volume.
-	event.TokenSpent: true, event.TokenUnknown: true, event.TokenExpired: true,
+	// ends the instance that boots there, and so does a server that poses as ours. Anybody
+	// on the cloud network can do either, so it must not end a VM that has a volume.
+	event.TokenSpent: true, event.TokenUnknown: true, event.TokenExpired: true, event.ServerUntrusted: true,
 }
 
 // Outage reports whether a reason says no more than that an instance does not run.

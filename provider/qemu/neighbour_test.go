@@ -1,0 +1,131 @@
+package qemu
+
+import (
+	"bytes"
+	"net"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// experimental is an EtherType that nobody uses (IEEE 802, local experimental).
+const experimental = 0x88b5
+
+// segment is a bridge with an uplink, behind which is whoever is no VM, and two VMs' taps.
+type segment struct {
+	t      *testing.T
+	uplink int // packet socket
+	taps   [2]*os.File
+	macs   [2]net.HardwareAddr
+}
+
+func newSegment(t *testing.T) *segment {
+	t.Helper()
+	if _, err := os.Stat("/dev/net/tun"); err != nil {
+		t.Skip("no /dev/net/tun")
+	}
+	s := &segment{t: t}
+	br := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "br-seg"}}
+	s.must(netlink.LinkAdd(br))
+	t.Cleanup(func() { netlink.LinkDel(br) })
+	s.must(netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "seg-up", MasterIndex: br.Index}, PeerName: "seg-far"}))
+	for _, name := range []string{"br-seg", "seg-up", "seg-far"} {
+		link, err := netlink.LinkByName(name)
+		s.must(err)
+		s.must(netlink.LinkSetUp(link))
+	}
+	far, err := netlink.LinkByName("seg-far")
+	s.must(err)
+	t.Cleanup(func() { netlink.LinkDel(far) })
+	const network = experimental<<8&0xff00 | experimental>>8
+	s.uplink, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, network)
+	s.must(err)
+	t.Cleanup(func() { unix.Close(s.uplink) })
+	s.must(unix.Bind(s.uplink, &unix.SockaddrLinklayer{Protocol: network, Ifindex: far.Attrs().Index}))
+	for i, mac := range []string{"02:f0:0a:52:00:0a", "02:f0:0a:52:00:0b"} {
+		s.macs[i], err = net.ParseMAC(mac)
+		s.must(err)
+		s.taps[i], err = OpenTap([]string{"fh-a", "fh-b"}[i], "br-seg", mac, 1500)
+		s.must(err)
+		t.Cleanup(func() { s.taps[i].Close() })
+	}
+	return s
+}
+
+func (s *segment) must(err error) {
+	s.t.Helper()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// frame is one that its text identifies.
+func frame(to, from net.HardwareAddr, text string) []byte {
+	f := append(append(append([]byte{}, to...), from...), experimental>>8, experimental&0xff)
+	return append(append(f, text...), make([]byte, 46)...)
+}
+
+// virtio is the header before each frame at a tap: no offloads.
+const virtio = 10 // bytes
+
+func (s *segment) fromVM(i int, f []byte) {
+	s.t.Helper()
+	_, err := s.taps[i].Write(append(make([]byte, virtio), f...))
+	s.must(err)
+}
+
+// arrives reports whether a frame with the text can be read soon.
+func arrives(fd int, text string, patience time.Duration) bool {
+	buf := make([]byte, 2048)
+	for end := time.Now().Add(patience); time.Now().Before(end); {
+		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		if n, err := unix.Poll(fds, 50); n != 1 || err != nil {
+			continue
+		}
+		if n, err := unix.Read(fd, buf); err == nil && bytes.Contains(buf[:n], []byte(text)) {
+			return true
+		}
+	}
+	return false
+}
+
+// TestNeighboursDoNotMeet: what a VM sends goes to the uplink and to no other VM on the
+// segment, whatever address it is for; and what has another source than its own address
+// goes nowhere.
+func TestNeighboursDoNotMeet(t *testing.T) {
+	s := newSegment(t)
+	all := net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
+	firewall := net.HardwareAddr{2, 0, 0, 0, 0, 1}
+	other := int(s.taps[1].Fd())
+	const long, short = 10 * time.Second, 300 * time.Millisecond
+	for end := time.Now().Add(long); ; { // a bridge's port forwards a moment after it came up
+		s.fromVM(0, frame(all, s.macs[0], "begin"))
+		if arrives(s.uplink, "begin", short) {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal("nothing of the VM arrives at the uplink")
+		}
+	}
+	_, err := unix.Write(s.uplink, frame(s.macs[1], firewall, "from outside"))
+	s.must(err)
+	if !arrives(other, "from outside", long) {
+		t.Fatal("nothing arrives at the other VM: the rest would show nothing")
+	}
+	s.fromVM(0, frame(s.macs[1], s.macs[0], "to the neighbour"))
+	s.fromVM(0, frame(all, s.macs[0], "to everyone"))
+	if arrives(other, "to ", short) {
+		t.Error("a neighbour is reached")
+	}
+	if !arrives(s.uplink, "to everyone", long) {
+		t.Error("the uplink is not reached")
+	}
+	s.fromVM(0, frame(all, s.macs[1], "as the neighbour"))
+	s.fromVM(0, frame(all, firewall, "as the firewall"))
+	if arrives(s.uplink, "as the ", short) || arrives(other, "as the ", short) {
+		t.Error("a frame under another address passes")
+	}
+}
