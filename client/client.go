@@ -187,6 +187,11 @@ func (c *Client) Status(ctx context.Context) (s api.Status, err error) {
 	return s, c.call(ctx, http.MethodGet, "/v1/status", nil, &s)
 }
 
+// Fsck holds database, vault, hosts, kernel rules and tunnels against each other.
+func (c *Client) Fsck(ctx context.Context) (f api.Fsck, err error) {
+	return f, c.call(ctx, http.MethodGet, "/v1/fsck", nil, &f)
+}
+
 func vmPath(name string) string { return "/v1/vms/" + url.PathEscape(name) }
 
 // EventQuery selects journal entries.

@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -13,27 +14,49 @@ import (
 	"testing"
 
 	"foothold/protocol/event"
+	"foothold/tenant/fsck"
 )
 
-var update = flag.Bool("update", false, "write errors.md")
+var update = flag.Bool("update", false, "write errors.md and fsck.md")
 
 // root is the clone's folder, above this one.
 const root = ".."
 
-func TestErrorsPageIsCurrent(t *testing.T) {
-	page := errorsPage()
+func TestErrorsPageIsCurrent(t *testing.T) { current(t, "errors.md", errorsPage(), "protocol/event") }
+
+func TestFsckPageIsCurrent(t *testing.T) { current(t, "fsck.md", fsckPage(), "tenant/fsck") }
+
+// current holds a page to what its package says, or writes it.
+func current(t *testing.T, name, page, source string) {
+	t.Helper()
 	if *update {
-		if err := os.WriteFile("errors.md", []byte(page), 0o644); err != nil {
+		if err := os.WriteFile(name, []byte(page), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
-	have, err := os.ReadFile("errors.md")
+	have, err := os.ReadFile(name)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if string(have) != page {
-		t.Error("errors.md is not what protocol/event says; make it by: go test ./docs -update")
+		t.Errorf("%s is not what %s says; make it by: go test ./docs -update", name, source)
 	}
+}
+
+// fsckPage is fsck.md.
+func fsckPage() string {
+	var b strings.Builder
+	b.WriteString("# What fsck names\n\n" +
+		"<!-- Made from tenant/fsck by: go test ./docs -update -->\n\n" +
+		"`foothold fsck` names each thing that does not fit with one of these codes. They are stable. `under-way`, `clean-up`,\n" +
+		"`start-pending`, `zone-behind` and a tunnel or a rule of the gateway that was just asked for are in motion until their time has\n" +
+		"passed; `object-unused` and `template-unsent` are notes. [operations.md](operations.md#does-everything-fit) says when to run it.\n\n" +
+		"| code | what it says | what to do |\n|---|---|---|\n")
+	table := fsck.Codes()
+	for _, code := range slices.Sorted(maps.Keys(table)) {
+		fmt.Fprintf(&b, "| `%s` | %s | %s |\n", code, table[code].What, table[code].Next)
+	}
+	return b.String()
 }
 
 // errorsPage is errors.md.

@@ -52,6 +52,7 @@ func TestRestarts(t *testing.T) {
 		if rules, err := c.Rules(t.Context(), seen[0].ID); err != nil || len(rules) != 0 {
 			t.Errorf("rules of a stopped VM: %+v, %v", rules, err)
 		}
+		s.must(t, "fsck")
 		s.must(t, "vm", "start", "web")
 	})
 	var tunnels []string
@@ -65,6 +66,7 @@ func TestRestarts(t *testing.T) {
 	if left := s.volumes(t); len(left) != 0 {
 		t.Errorf("volumes are left: %q", left)
 	}
+	s.must(t, "fsck")
 }
 
 // counted fetches the page, which says how many starts the volume has seen.
@@ -84,5 +86,6 @@ func (s *system) counted(t *testing.T, c *client.Client, start int) api.VM {
 	if n := s.machines(t); n != 1 {
 		t.Errorf("%d QEMU processes run, want 1", n)
 	}
+	s.must(t, "fsck")
 	return vm
 }

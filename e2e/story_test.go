@@ -33,10 +33,12 @@ func TestStory(t *testing.T) {
 	t.Run("a VM computes and says how it came there", func(t *testing.T) { complete(t, vm) })
 	t.Run("the workload answers through the tunnel", func(t *testing.T) { s.workload(t, vm) })
 	t.Run("people are told", func(t *testing.T) { s.told(t) })
+	t.Run("everything fits while it computes", func(t *testing.T) { s.fits(t, 1) })
 	for range 3 {
 		w.round(t, "computing")
 	}
 	t.Run("the end leaves nothing of the VM", func(t *testing.T) { s.end(t, c, vm) })
+	t.Run("everything fits after its end", func(t *testing.T) { s.fits(t, 0) })
 	w.round(t, "after its end")
 	t.Run("only the table's traffic passes", func(t *testing.T) { w.judge(t) })
 }
@@ -149,6 +151,19 @@ func (s *system) told(t *testing.T) {
 			}
 		}
 	}
+}
+
+// fits holds database, vault, host, kernels and tunnels against each other.
+func (s *system) fits(t *testing.T, vms int) {
+	r := s.run(t.Context(), "fsck", "--json")
+	var f api.Fsck
+	if err := json.Unmarshal([]byte(r.stdout), &f); err != nil {
+		t.Fatalf("standard output is not one JSON object: %v\n%s%s", err, r.stdout, r.stderr)
+	}
+	if r.code != 0 || !f.Clean || f.Looked.VMs != vms || f.Looked.Instances != vms || f.Looked.Volumes != vms || f.Looked.Hosts != 1 || f.Looked.Rules == 0 {
+		t.Errorf("exit code %d, looked at %+v, findings %+v", r.code, f.Looked, f.Findings)
+	}
+	t.Logf("in motion: %+v", f.Motion)
 }
 
 // end deletes the VM and looks for what could be left of it: rules, QEMU, volume.

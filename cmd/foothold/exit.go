@@ -14,7 +14,7 @@ import (
 // Exit codes, stable. `foothold help exit-codes` and docs/operations.md explain them.
 const (
 	exitOK          = 0
-	exitFailure     = 1   // the operation was tried and failed
+	exitFailure     = 1   // the operation was tried and failed, or fsck found what does not fit
 	exitUsage       = 2   // the command line or a file it names is wrong
 	exitRefused     = 3   // the orchestrator refused
 	exitAborted     = 4   // the VM that was waited for was stopped, aborted or released, or its workload ended
@@ -27,7 +27,7 @@ const (
 const exitHelp = `Every command ends with one of these codes. They are stable.
 
   0    done
-  1    the operation was tried and failed
+  1    the operation was tried and failed, or fsck found what does not fit
   2    the command line, the context or a file that it names is wrong; nothing was done
   3    the orchestrator refused; the message carries a stable reason
   4    the VM that was waited for was stopped, aborted or released, or its workload ended

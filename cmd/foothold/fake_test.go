@@ -60,6 +60,7 @@ func newFakeAPI() http.Handler {
 		"DELETE /v1/templates/{n}":    f.deleteTemplate,
 		"GET /v1/hosts":               f.hosts,
 		"GET /v1/status":              f.status,
+		"GET /v1/fsck":                f.fsck,
 	} {
 		mux.HandleFunc(pattern, f.handle(h))
 	}
@@ -290,6 +291,18 @@ func (f *fakeAPI) status(*http.Request) (any, *api.Problem) {
 	return api.Status{Version: "v0", Profile: "lab", Epoch: 1, VMs: len(f.vms),
 		Zones:    []api.ZoneState{{Zone: zone.External, Wanted: 4, Live: 3, Seen: time.Now()}},
 		Refusals: []api.Refusals{{Source: "orchestrator", Kind: "token.rejected", Reason: event.TokenSpent, Count: 2}}}, nil
+}
+
+// fsck finds what does not fit as soon as there is a VM.
+func (f *fakeAPI) fsck(*http.Request) (any, *api.Problem) {
+	out := api.Fsck{Clean: len(f.vms) == 0, Time: time.Now(), Looked: api.Looked{VMs: len(f.vms), Hosts: 1, Rules: 12, Entries: 1},
+		Motion: []api.Finding{{Code: "zone-behind", Thing: "zone external", Found: "revision 3 is live", Until: time.Now().Add(time.Second)}},
+		Notes:  []api.Finding{{Code: "object-unused", Thing: "object x", Found: "nothing does"}}}
+	for name := range f.vms {
+		out.Findings = append(out.Findings, api.Finding{Code: "vm-missing", Thing: "VM " + name, Expected: "start 1 runs",
+			Found: "the host does \x1b[2Jnot list it", Next: "foothold vm restart " + name})
+	}
+	return out, nil
 }
 
 // events holds two entries and answers them one at a time; when following, two more.

@@ -18,6 +18,7 @@ var commands = []func() *cobra.Command{
 	hostCommand,
 	eventsCommand,
 	statusCommand,
+	fsckCommand,
 	contextCommand,
 	labCommand,
 	orchestratorCommand,

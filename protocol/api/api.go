@@ -20,6 +20,7 @@
 //	PUT    /v1/objects/SHA256         bytes              workloads, kernels, initramfs: checked, passed on to the DMZ's store
 //	GET    /v1/hosts                  → []Host
 //	GET    /v1/status                 → Status
+//	GET    /v1/fsck                   → Fsck             everything held against everything; takes seconds
 //
 // A refusal is a status of 400 or above with Problem as body.
 package api
@@ -201,6 +202,38 @@ type ZoneState struct {
 	Live   int64     `json:"live"`
 	Seen   time.Time `json:"seen,omitzero"`
 	Error  string    `json:"error,omitempty"`
+}
+
+// Fsck says whether database, vault, hosts, kernel rules and tunnels fit each other.
+type Fsck struct {
+	Clean    bool      `json:"clean"` // there are no findings
+	Time     time.Time `json:"time"`
+	Looked   Looked    `json:"looked"`
+	Findings []Finding `json:"findings"` // what does not fit
+	Motion   []Finding `json:"motion"`   // what is under way and has time left
+	Notes    []Finding `json:"notes"`    // what fits and may be of interest
+}
+
+// Looked counts what was held against each other.
+type Looked struct {
+	VMs       int   `json:"vms"`       // that are not deleted
+	Keys      int   `json:"keys"`      // of volumes and templates, in the vault
+	Hosts     int   `json:"hosts"`     // that answered
+	Instances int   `json:"instances"` // of VMs, at hosts
+	Volumes   int   `json:"volumes"`   // at hosts
+	Templates int   `json:"templates"` // at hosts
+	Rules     int   `json:"rules"`     // and tunnels, read back from the kernels
+	Entries   int64 `json:"entries"`   // of the journal
+}
+
+// Finding is one thing that is not as it should be, or is on its way there.
+type Finding struct {
+	Code     string    `json:"code"` // stable; docs/fsck.md lists them
+	Thing    string    `json:"thing"`
+	Expected string    `json:"expected"`
+	Found    string    `json:"found"`
+	Until    time.Time `json:"until,omitzero"` // how long it may be under way, or might have been
+	Next     string    `json:"next"`           // what the reader can do
 }
 
 // Problem is the body of every refusal: thing, reason, next step.

@@ -8,6 +8,7 @@
 //	GET    /v1/vms/ID           → VM                   ?wait=STATE holds the answer up to 30 s for a change
 //	GET    /v1/vms/ID/console   text                   output-only console, last 1 MiB
 //	DELETE /v1/vms/ID           → {}                   stops it; absent already is success
+//	GET    /v1/volumes          → []Volume
 //	DELETE /v1/volumes/ID       → {}
 //	POST   /v1/quote            QuoteRequest → QuoteResponse
 //	POST   /v1/activate         ActivateRequest → ActivateResponse
@@ -99,6 +100,13 @@ type Template struct {
 	SHA256 digest.SHA256 `json:"sha256"`
 	Size   int64         `json:"size"`
 	Users  int           `json:"users"` // VMs that have it attached
+}
+
+// Volume is a stored volume.
+type Volume struct {
+	ID       string `json:"id"`
+	Size     int64  `json:"size"`     // bytes, as the VM sees it
+	Attached bool   `json:"attached"` // a VM that has not ended has it
 }
 
 // Problem is the body of every refusal.

@@ -47,6 +47,7 @@ func (a *Agent) handler() http.Handler {
 		"GET /v1/vms/{id}":           a.callGet,
 		"GET /v1/vms/{id}/console":   a.callConsole,
 		"DELETE /v1/vms/{id}":        a.callDestroy,
+		"GET /v1/volumes":            a.callVolumes,
 		"DELETE /v1/volumes/{id}":    a.callDeleteVolume,
 		"POST /v1/quote":             a.callQuote,
 		"POST /v1/activate":          a.callActivate,
@@ -208,6 +209,10 @@ func (a *Agent) callDestroy(r *http.Request, tenant string) (any, error) {
 		}
 	}
 	return struct{}{}, nil
+}
+
+func (a *Agent) callVolumes(_ *http.Request, tenant string) (any, error) {
+	return a.listVolumes(tenant)
 }
 
 func (a *Agent) callDeleteVolume(r *http.Request, tenant string) (any, error) {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/x509"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -112,10 +113,12 @@ func TestTenantsDoNotSeeEachOther(t *testing.T) {
 	other.ok("DELETE", "/v1/templates/"+req.Spec.Template.String(), nil, nil)
 	var vms []hostapi.VM
 	var templates []hostapi.Template
+	var volumes []hostapi.Volume
 	other.ok("GET", "/v1/vms", nil, &vms)
 	other.ok("GET", "/v1/templates", nil, &templates)
-	if len(vms) != 0 || len(templates) != 0 {
-		t.Errorf("the other tenant sees %v, %v", vms, templates)
+	other.ok("GET", "/v1/volumes", nil, &volumes)
+	if len(vms) != 0 || len(templates) != 0 || len(volumes) != 0 {
+		t.Errorf("the other tenant sees %v, %v, %v", vms, templates, volumes)
 	}
 	theirs := request("web", 1)
 	theirs.Spec.Tenant = "other"
@@ -125,6 +128,43 @@ func TestTenantsDoNotSeeEachOther(t *testing.T) {
 	if len(templates) != 1 || templates[0].Users != 1 || templates[0].Size != int64(len(templateBytes)) {
 		t.Errorf("templates %+v", templates)
 	}
+}
+
+// TestVolumesAreListed: a volume outlives the VM that it was made for, and is listed
+// until it is deleted.
+func TestVolumesAreListed(t *testing.T) {
+	w := newWorld(t, nil)
+	w.run()
+	c := w.client("acme-orchestrator")
+	c.putTemplate()
+	req := request("web", 1)
+	list := func() (volumes []hostapi.Volume) {
+		t.Helper()
+		c.ok("GET", "/v1/volumes", nil, &volumes)
+		return volumes
+	}
+	if got := list(); len(got) != 0 {
+		t.Errorf("before any VM: %+v", got)
+	}
+	c.ok("POST", "/v1/vms", req, nil)
+	want := hostapi.Volume{ID: req.Spec.Volume.ID, Size: int64(req.Spec.Volume.SizeMiB) << 20, Attached: true}
+	if got := list(); !slices.Equal(got, []hostapi.Volume{want}) {
+		t.Errorf("of a VM: %+v, want %+v", got, want)
+	}
+	folder := w.conf.State + "/volumes/acme"
+	if err := os.WriteFile(folder+"/half-written", nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c.ok("DELETE", "/v1/vms/"+req.Spec.Reservation, nil, nil)
+	want.Attached = false
+	if got := list(); !slices.Equal(got, []hostapi.Volume{want}) {
+		t.Errorf("after the VM's end: %+v, want %+v", got, want)
+	}
+	c.ok("DELETE", "/v1/volumes/"+want.ID, nil, nil)
+	if got := list(); len(got) != 0 {
+		t.Errorf("after its deletion: %+v", got)
+	}
+	w.client("stranger").refused("GET", "/v1/volumes", nil, "not-permitted")
 }
 
 func TestOnlyTenantsCall(t *testing.T) {

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"foothold/internal/durable"
 	"foothold/protocol/digest"
@@ -21,6 +22,9 @@ import (
 // maxTemplate bounds a template image in bytes.
 const maxTemplate = 64 << 30
 
+// volumeSuffix completes a volume's id to its file's name.
+const volumeSuffix = ".img"
+
 // Each tenant's disks lie in folders of its own, so that none can name another's.
 
 func (a *Agent) templatePath(tenant string, sum digest.SHA256) string {
@@ -28,7 +32,7 @@ func (a *Agent) templatePath(tenant string, sum digest.SHA256) string {
 }
 
 func (a *Agent) volumePath(tenant, id string) string {
-	return filepath.Join(a.conf.State, "volumes", tenant, id+".img")
+	return filepath.Join(a.conf.State, "volumes", tenant, id+volumeSuffix)
 }
 
 // putTemplate stores what r gives under its digest, whole or not at all.
@@ -166,12 +170,41 @@ func lock(f *os.File) error {
 	return nil
 }
 
+// listVolumes lists the tenant's volumes and whether a VM has each attached.
+func (a *Agent) listVolumes(tenant string) ([]hostapi.Volume, error) {
+	list := []hostapi.Volume{}
+	entries, err := os.ReadDir(filepath.Join(a.conf.State, "volumes", tenant))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("list volumes: %w", err)
+	}
+	for _, e := range entries {
+		id, ok := strings.CutSuffix(e.Name(), volumeSuffix)
+		if !ok || !vmspec.ValidID(id) {
+			continue // one that is being made
+		}
+		info, err := e.Info()
+		if err != nil {
+			continue // deleted meanwhile
+		}
+		list = append(list, hostapi.Volume{ID: id, Size: info.Size(), Attached: a.holder(tenant, id) != nil})
+	}
+	return list, nil
+}
+
+// holder is the VM that has the volume attached or will have, or nil.
+func (a *Agent) holder(tenant, volume string) *vm {
+	for _, v := range a.list(tenant) {
+		if v.spec.Volume.ID == volume && v.describe().State != hostapi.Stopped {
+			return v
+		}
+	}
+	return nil
+}
+
 // deleteVolume removes the volume's file; absent already is success.
 func (a *Agent) deleteVolume(tenant, id string) error {
-	for _, v := range a.list(tenant) {
-		if v.spec.Volume.ID == id && v.describe().State != hostapi.Stopped {
-			return event.Refuse(event.InUse, "VM %s has the volume attached", v.spec.Name)
-		}
+	if v := a.holder(tenant, id); v != nil {
+		return event.Refuse(event.InUse, "VM %s has the volume attached", v.spec.Name)
 	}
 	path := a.volumePath(tenant, id)
 	f, err := os.OpenFile(path, os.O_RDWR, 0)

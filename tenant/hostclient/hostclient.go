@@ -108,6 +108,11 @@ func (c *Client) Destroy(ctx context.Context, id string) error {
 	return c.call(ctx, callTimeout, http.MethodDelete, "/v1/vms/"+id, nil, nil, hostapi.MaxMessage)
 }
 
+// Volumes lists this tenant's.
+func (c *Client) Volumes(ctx context.Context) (list []hostapi.Volume, err error) {
+	return list, c.call(ctx, callTimeout, http.MethodGet, "/v1/volumes", nil, &list, maxList)
+}
+
 // DeleteVolume removes a volume's ciphertext; absent already is success.
 func (c *Client) DeleteVolume(ctx context.Context, id string) error {
 	return c.call(ctx, callTimeout, http.MethodDelete, "/v1/volumes/"+id, nil, nil, hostapi.MaxMessage)

@@ -99,7 +99,11 @@ func (t *Tx) JournalAfter(seq int64, reservation string, limit int) ([]api.Journ
 	return list, rows.Err()
 }
 
-// VerifyJournal walks the whole chain and names the first entry that does not fit.
+// ErrBroken is returned for a journal whose chain does not verify.
+var ErrBroken = errors.New("does not continue the chain")
+
+// VerifyJournal walks the whole chain and names the first entry that does not fit, with
+// [ErrBroken].
 func (t *Tx) VerifyJournal() error {
 	rows, err := t.tx.QueryContext(t.ctx, `SELECT seq, hash, entry FROM journal ORDER BY seq`)
 	if err != nil {
@@ -116,7 +120,7 @@ func (t *Tx) VerifyJournal() error {
 		}
 		next := chain(seq, previous, data)
 		if seq != want || next.String() != hash {
-			return fmt.Errorf("journal: entry %d does not continue the chain", want)
+			return fmt.Errorf("journal: entry %d %w", want, ErrBroken)
 		}
 		previous = next
 	}

@@ -151,6 +151,8 @@ func (o *Orchestrator) otherOperations(a huma.API) {
 		func(ctx context.Context, _ *struct{}) (*body[[]api.Host], error) { return answer(o.hostList(ctx)) })
 	huma.Register(a, operation("GET", "/v1/status", "status", "The installation at a glance", http.StatusOK),
 		func(ctx context.Context, _ *struct{}) (*body[api.Status], error) { return answer(o.status(ctx)) })
+	huma.Register(a, operation("GET", "/v1/fsck", "fsck", "Hold everything against everything", http.StatusOK),
+		func(ctx context.Context, _ *struct{}) (*body[api.Fsck], error) { return answer(o.fsck(ctx)) })
 	huma.Register(a, operation("GET", "/v1/events", "list-events", "Read or follow the journal", http.StatusOK), o.events)
 }
 

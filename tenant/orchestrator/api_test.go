@@ -249,7 +249,7 @@ func TestOpenAPI(t *testing.T) {
 	resp := must[*http.Response](t)(w.operator.Get(w.api + "/openapi.json"))
 	defer resp.Body.Close()
 	data := must[[]byte](t)(io.ReadAll(resp.Body))
-	for _, want := range []string{`"/v1/vms"`, `"/v1/vms/{name}/explain"`, `"/v1/templates/{name}/image"`, `"/v1/objects/{name}"`, `"/v1/events"`} {
+	for _, want := range []string{`"/v1/vms"`, `"/v1/vms/{name}/explain"`, `"/v1/templates/{name}/image"`, `"/v1/objects/{name}"`, `"/v1/events"`, `"/v1/fsck"`} {
 		if !strings.Contains(string(data), want) {
 			t.Errorf("the description lacks %s", want)
 		}

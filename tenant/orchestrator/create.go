@@ -28,7 +28,10 @@ const (
 	retryPause = 2 * time.Second        // after a host did not answer
 )
 
-func volumeKeyName(volume string) string { return "volume-" + volume }
+// volumeKey begins the vault's names of volumes' keys.
+const volumeKey = "volume-"
+
+func volumeKeyName(volume string) string { return volumeKey + volume }
 
 // create is act 2.
 func (o *Orchestrator) create(ctx context.Context, id string) error {

@@ -53,7 +53,7 @@ type fakeHost struct {
 
 	mu        sync.Mutex
 	vms       map[string]*hostedVM
-	volumes   map[string]bool
+	volumes   map[string]int64 // size in bytes by id
 	templates map[digest.SHA256]int64
 	fail      map[string]int // guarded by mu: "METHOD path-prefix" → how many calls fail
 	undead    bool           // guarded by mu: destroys nothing but says so
@@ -68,7 +68,7 @@ type hostedVM struct {
 
 func newFakeHost(t *testing.T, files mtls.Files, clients string) *fakeHost {
 	t.Helper()
-	h := &fakeHost{t: t, vms: map[string]*hostedVM{}, volumes: map[string]bool{}, templates: map[digest.SHA256]int64{}, fail: map[string]int{}}
+	h := &fakeHost{t: t, vms: map[string]*hostedVM{}, volumes: map[string]int64{}, templates: map[digest.SHA256]int64{}, fail: map[string]int{}}
 	h.changed = sync.NewCond(&h.mu)
 	h.dev = swtpmtest.New(t).Open()
 	h.aik = h.makeKey(inventory.AIKHandle, tpm.AIKTemplate())
@@ -256,6 +256,34 @@ func (h *fakeHost) handler() http.Handler {
 		h.changed.Broadcast()
 		return struct{}{}, ""
 	})
+	on("GET /v1/volumes", func(*http.Request) (any, event.Reason) {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		list := []hostapi.Volume{}
+		for id, size := range h.volumes {
+			list = append(list, hostapi.Volume{ID: id, Size: size, Attached: h.attached(id)})
+		}
+		return list, ""
+	})
+	on("GET /v1/templates", func(*http.Request) (any, event.Reason) {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		list := []hostapi.Template{}
+		for sum, size := range h.templates {
+			list = append(list, hostapi.Template{SHA256: sum, Size: size})
+		}
+		return list, ""
+	})
+	on("DELETE /v1/templates/{sum}", func(r *http.Request) (any, event.Reason) {
+		sum, err := digest.Parse(r.PathValue("sum"))
+		if err != nil {
+			return nil, event.BadRequest
+		}
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		delete(h.templates, sum)
+		return struct{}{}, ""
+	})
 	on("DELETE /v1/volumes/{id}", func(r *http.Request) (any, event.Reason) {
 		h.mu.Lock()
 		defer h.mu.Unlock()
@@ -305,6 +333,16 @@ func (h *fakeHost) handler() http.Handler {
 	return mux
 }
 
+// attached reports whether a VM that has not ended has the volume. The caller holds mu.
+func (h *fakeHost) attached(volume string) bool {
+	for _, v := range h.vms {
+		if v.spec.Volume.ID == volume && v.State != hostapi.Stopped {
+			return true
+		}
+	}
+	return false
+}
+
 func (h *fakeHost) create(r *http.Request) (any, event.Reason) {
 	var in hostapi.CreateRequest
 	if err := strictjson.Read(r.Body, hostapi.MaxMessage, &in); err != nil || in.Spec.Validate() != nil || in.Token.Digest() != in.Spec.TokenDigest {
@@ -318,7 +356,7 @@ func (h *fakeHost) create(r *http.Request) (any, event.Reason) {
 	if old := h.vms[in.Spec.Reservation]; old != nil && old.State != hostapi.Stopped {
 		return nil, event.InUse
 	}
-	h.volumes[in.Spec.Volume.ID] = true
+	h.volumes[in.Spec.Volume.ID] = int64(in.Spec.Volume.SizeMiB) << 20
 	v := &hostedVM{VM: hostapi.VM{ID: in.Spec.Reservation, Start: in.Spec.Start, Name: in.Spec.Name, Host: "host-1", State: hostapi.Created,
 		Settings: in.Spec.Digest(), Firmware: h.firmware, Created: time.Now()}, spec: in.Spec, t1: in.Token}
 	h.vms[v.ID] = v

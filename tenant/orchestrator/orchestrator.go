@@ -12,6 +12,7 @@
 //	compute.go  10 open the network, workload, heartbeats
 //	restart.go  -  stop, and start again from act 2
 //	end.go      11 withdraw everything
+//	fsck.go     -  hold everything against everything
 //
 // Acts 4 to 7, 9 and 10 answer calls of the DMZ's daemons; acts 2 and 8 are driven
 // from here, by one goroutine for each live reservation. The ledger holds all that

@@ -85,7 +85,7 @@ func (w *world) endStory(g *guest, id string) {
 		t.Fatalf("delete: %d %+v %+v", status, p, vm)
 	}
 	w.waitFlows(id)
-	if w.host.has(id) || w.host.volumes[g.vm.spec.Volume.ID] {
+	if w.host.has(id) || w.host.volumes[g.vm.spec.Volume.ID] != 0 {
 		t.Error("VM or volume is still at the host")
 	}
 	if has, _ := w.o.vault.Has(volumeKeyName(g.vm.spec.Volume.ID)); has {

@@ -33,7 +33,10 @@ import (
 // maxImage bounds a template's ciphertext in bytes.
 const maxImage = 64 << 30
 
-func templateKeyName(name string) string { return "template-" + name }
+// templateKey begins the vault's names of templates' keys.
+const templateKey = "template-"
+
+func templateKeyName(name string) string { return templateKey + name }
 
 func (o *Orchestrator) templateOperations(a huma.API, mux *http.ServeMux) {
 	huma.Register(a, operation("GET", "/v1/templates", "list-templates", "List templates", http.StatusOK),

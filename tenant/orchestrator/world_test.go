@@ -237,6 +237,12 @@ func (w *world) keepZone(ctx context.Context, daemon, name string) {
 			for _, f := range doc.Flows {
 				r.Live = append(r.Live, zone.Live{ID: f.ID, Reservation: f.Reservation, Rule: f.Proto})
 			}
+			for _, p := range doc.Peers {
+				r.Live = append(r.Live, zone.Live{ID: p.Reservation, Reservation: p.Reservation, Rule: "tunnel " + p.Address.String()})
+			}
+			for _, b := range doc.Boots {
+				r.Live = append(r.Live, zone.Live{ID: b.Reservation, Reservation: b.Reservation, Rule: b.Address.String() + " may connect"})
+			}
 			w.post(ctx, daemon, upstream.PathZoneReport, r, nil)
 		}
 		resp.Body.Close()

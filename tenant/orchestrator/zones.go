@@ -39,9 +39,11 @@ type zones struct {
 // zoneState is guarded by zones.mu; its documents are not changed once stored.
 type zoneState struct {
 	revision int64
+	document zone.Document
 	line     []byte // the signed envelope as it is streamed, with newline
 	plain    []byte // the document without what changes with time alone
 	signed   time.Time
+	changed  time.Time // when plain last did
 	report   zone.Report
 	seen     time.Time
 }
@@ -108,7 +110,10 @@ func (o *Orchestrator) signZone(ctx context.Context, doc zone.Document, plain []
 	z.mu.Lock()
 	defer z.mu.Unlock()
 	s := z.state[doc.Zone]
-	s.revision, s.line, s.plain, s.signed = doc.Revision, append(line, '\n'), plain, now
+	if string(s.plain) != string(plain) {
+		s.changed = now
+	}
+	s.revision, s.document, s.line, s.plain, s.signed = doc.Revision, doc, append(line, '\n'), plain, now
 	z.wake()
 	return nil
 }
@@ -126,19 +131,24 @@ func (o *Orchestrator) zoneVMs(ctx context.Context) ([]policy.VM, error) {
 			if err != nil {
 				return fmt.Errorf("start %d of %s: %w", r.Start, r.ID, err)
 			}
-			vm := policy.VM{Reservation: r.ID, Start: r.Start, Phase: r.Phase, Deadline: r.Deadline, Address: r.Address, MAC: r.MAC,
-				Running: !s.HostStarted.IsZero()}
-			if r.Workload != nil {
-				vm.Port = r.Workload.Port
-			}
-			if s.TunnelAddress.IsValid() {
-				vm.Peer = &policy.Peer{Serial: s.Serial, PublicKey: s.WireGuardKey, Address: s.TunnelAddress}
-			}
-			vms = append(vms, vm)
+			vms = append(vms, zoneVM(r, s))
 		}
 		return nil
 	})
 	return vms, err
+}
+
+// zoneVM is what the documents need to know of one live VM.
+func zoneVM(r ledger.Reservation, s ledger.Start) policy.VM {
+	vm := policy.VM{Reservation: r.ID, Start: r.Start, Phase: r.Phase, Deadline: r.Deadline, Address: r.Address, MAC: r.MAC,
+		Running: !s.HostStarted.IsZero()}
+	if r.Workload != nil {
+		vm.Port = r.Workload.Port
+	}
+	if s.TunnelAddress.IsValid() {
+		vm.Peer = &policy.Peer{Serial: s.Serial, PublicKey: s.WireGuardKey, Address: s.TunnelAddress}
+	}
+	return vm
 }
 
 // timeless is a document without the fields that change while nothing else does.
