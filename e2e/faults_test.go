@@ -149,6 +149,9 @@ func (s *system) leftOf(t *testing.T, c *client.Client, id string) string {
 	if volumes := s.volumes(t); len(volumes) > 0 {
 		return "the volume " + volumes[0]
 	}
+	if r := s.run(t.Context(), "fsck"); r.code != 0 {
+		return "something that does not fit:\n" + r.stdout + r.stderr
+	}
 	return ""
 }
 

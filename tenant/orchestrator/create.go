@@ -49,7 +49,7 @@ func (o *Orchestrator) create(ctx context.Context, id string) error {
 	t1 := token.New(token.T1)
 	spec, err := o.begin(ctx, r, t1.Digest())
 	if err != nil {
-		return err
+		return errors.Join(err, o.eraseLate(context.WithoutCancel(ctx), id))
 	}
 	r.Start = spec.Start
 	h, err := o.host(spec.host)
@@ -84,6 +84,16 @@ func (o *Orchestrator) create(ctx context.Context, id string) error {
 	}
 	o.task(func() { o.watch(o.liveRun(id).ctx, h, id, r.Start) })
 	return nil
+}
+
+// eraseLate destroys the key of a volume whose VM was released, and the key destroyed,
+// while create was about to make it.
+func (o *Orchestrator) eraseLate(ctx context.Context, id string) error {
+	r, err := o.findAny(ctx, id)
+	if err != nil || r.Live() {
+		return err
+	}
+	return o.erase(r)
 }
 
 type hostedSpec struct {

@@ -190,3 +190,19 @@ func TestPowerCut(t *testing.T) {
 		w.stop()
 	}
 }
+
+// TestKeyOfAReleasedVM: a creation that is late makes no key for a volume that was
+// erased meanwhile.
+func TestKeyOfAReleasedVM(t *testing.T) {
+	w := newWorld(t)
+	w.template("debian")
+	g := w.take(w.create(api.CreateVM{Name: "a"}).ID)
+	w.call("DELETE", "/v1/vms/a", nil, nil)
+	w.waitGone(g.id)
+	if err := w.o.create(t.Context(), g.id); !errors.Is(err, ledger.ErrMoved) {
+		t.Errorf("the creation of a released VM: %v", err)
+	}
+	if has, err := w.o.vault.Has(volumeKeyName(g.vm.spec.Volume.ID)); err != nil || has {
+		t.Errorf("its volume has a key again: %v", err)
+	}
+}
