@@ -271,6 +271,8 @@ func (l *testLab) testReach(t *testing.T) {
 // testFences looks at the daemons' processes: what they see and what they may.
 func (l *testLab) testFences(t *testing.T) {
 	l.t = t
+	const netAdmin = 1 << 12
+	keeps := map[string]uint64{lab.External: netAdmin, lab.Internal: netAdmin, lab.Gateway: netAdmin, "host": netAdmin} // others none
 	for _, d := range l.status().Daemons {
 		show := func(command string) string {
 			return l.must("exec", d.Place, "--", "sh", "-c", strings.ReplaceAll(command, "PID", strconv.Itoa(d.PID)))
@@ -278,10 +280,19 @@ func (l *testLab) testFences(t *testing.T) {
 		if out := show("grep NoNewPrivs /proc/PID/status"); !strings.Contains(out, "1") {
 			t.Errorf("%s may gain privileges: %s", d.Name, out)
 		}
-		mask, err := strconv.ParseUint(strings.Fields(show("grep CapBnd /proc/PID/status"))[1], 16, 64)
-		const netAdmin, netBind = 1 << 12, 1 << 10
-		if err != nil || mask&^(netAdmin|netBind) != 0 {
-			t.Errorf("%s keeps capabilities %x (%v)", d.Name, mask, err)
+		for _, set := range []string{"CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"} {
+			mask, err := strconv.ParseUint(strings.Fields(show("grep " + set + " /proc/PID/status"))[1], 16, 64)
+			if want := keeps[d.Name]; err != nil || mask&^want != 0 || set == "CapEff" && mask != want {
+				t.Errorf("%s: %s is %x, want %x (%v)", d.Name, set, mask, want, err)
+			}
+		}
+		if out := show("grep 'core file' /proc/PID/limits"); !strings.Contains(strings.Join(strings.Fields(out), " "), "size 0 0") {
+			t.Errorf("%s may leave a core file: %s", d.Name, out)
+		}
+		// A process of the same user without privileges, as all of them are.
+		if _, _, code := l.run("", "exec", d.Place, "--", "setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs",
+			"head", "-c0", fmt.Sprintf("/proc/%d/environ", d.PID)); code == 0 {
+			t.Errorf("others of its user read the memory of %s", d.Name)
 		}
 		var own []string // folders with keys that it sees
 		for _, folder := range []string{"tenant", "provider", "dmz/gateway", "dmz/store", "dmz/bootserver", "dmz/external", "dmz/internal"} {

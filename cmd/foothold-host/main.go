@@ -21,6 +21,7 @@ import (
 
 	"foothold/internal/config"
 	"foothold/internal/durable"
+	"foothold/internal/harden"
 	"foothold/internal/signingkey"
 	"foothold/internal/strictjson"
 	"foothold/internal/tpm"
@@ -28,6 +29,8 @@ import (
 	"foothold/protocol/vmspec"
 	"foothold/provider/enroll"
 	"foothold/provider/host"
+
+	"golang.org/x/sys/unix"
 )
 
 // maxHost bounds a host's inventory entry in bytes.
@@ -78,14 +81,11 @@ func run(ctx context.Context, args []string) error {
 	if err := parse(f, args, false); err != nil {
 		return err
 	}
-	if err := host.Harden(); err != nil {
+	if err := harden.Process(unix.CAP_NET_ADMIN); err != nil { // to make VMs' taps
 		return err
 	}
 	var conf host.Config
-	if err := config.Read(*file, &conf); err != nil {
-		return err
-	}
-	sum, err := durable.Digest(*file)
+	sum, err := config.ReadMeasured(*file, &conf)
 	if err != nil {
 		return err
 	}

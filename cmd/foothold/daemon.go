@@ -2,35 +2,39 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"os"
 
 	"foothold/internal/config"
+	"foothold/internal/harden"
+	"foothold/internal/harden/fence"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 )
 
-// privateUmask keeps what a daemon writes its own.
-const privateUmask = 0o077
+// daemonConfig is a daemon's configuration, which says all that the daemon opens.
+type daemonConfig interface{ Files() fence.Files }
 
-// daemonCommand makes `foothold NAME --config FILE`. C's zero value holds no defaults:
-// run fills them in and validates before it starts anything.
-func daemonCommand[C any](name, short string, run func(context.Context, C) error) *cobra.Command {
+// daemonCommand makes `foothold NAME --config FILE`: a process without privileges but
+// the kept capabilities, that opens the files of its configuration alone. C's zero value
+// holds no defaults: run fills them in and validates before it starts anything.
+func daemonCommand[C daemonConfig](name, short string, run func(context.Context, C) error, keep ...uintptr) *cobra.Command {
 	var file string
 	cmd := &cobra.Command{
 		Use:   name + " --config FILE",
 		Short: short,
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := shieldProcess(); err != nil {
+			if err := harden.Process(keep...); err != nil {
 				return err
 			}
 			slog.SetDefault(slog.New(slog.NewJSONHandler(os.Stderr, nil)).With("daemon", name))
 			var c C
 			if err := config.Read(file, &c); err != nil {
 				return &exitError{exitUsage, err}
+			}
+			if err := enclose(c.Files()); err != nil {
+				return err
 			}
 			return run(cmd.Context(), c)
 		},
@@ -42,12 +46,16 @@ func daemonCommand[C any](name, short string, run func(context.Context, C) error
 	return cmd
 }
 
-// shieldProcess keeps other processes of the same user, and core dumps, out of the
-// daemon's memory.
-func shieldProcess() error {
-	unix.Umask(privateUmask)
-	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
-		return fmt.Errorf("make process non-dumpable: %w", err)
+// enclose bounds the daemon's files and says how well the kernel does so.
+func enclose(files fence.Files) error {
+	version, err := files.Enclose()
+	switch {
+	case err != nil:
+		return err
+	case version == 0:
+		slog.Warn("files not bounded: this kernel has no Landlock")
+	default:
+		slog.Info("files bounded", "landlock", version)
 	}
 	return nil
 }

@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"foothold/internal/harden"
 	"foothold/lab"
 	"foothold/lab/supervisor"
 )
@@ -24,7 +25,12 @@ func labInner() []*cobra.Command {
 			return supervisor.Run(args[0])
 		}),
 		hidden("confine", cobra.ExactArgs(1), func(_ context.Context, _ io.Writer, args []string) error { return supervisor.Confine(args[0]) }),
-		hidden("page", cobra.NoArgs, func(ctx context.Context, _ io.Writer, _ []string) error { return lab.ServePage(ctx) }),
+		hidden("page", cobra.NoArgs, func(ctx context.Context, _ io.Writer, _ []string) error {
+			if err := harden.Process(); err != nil {
+				return err
+			}
+			return lab.ServePage(ctx)
+		}),
 		hidden("get", cobra.ExactArgs(1), func(ctx context.Context, w io.Writer, args []string) error { return getPage(ctx, w, args[0]) }),
 	}
 }

@@ -6,10 +6,10 @@ import (
 	"log/slog"
 	"os"
 
+	"foothold/internal/harden"
 	"foothold/tenant/orchestrator"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 )
 
 func orchestratorCommand() *cobra.Command {
@@ -37,7 +37,9 @@ destroyed after it are in the copy: delete those VMs again.`,
 		Example: "  foothold orchestrator restore --state /var/lib/foothold",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			unix.Umask(privateUmask)
+			if err := harden.Process(); err != nil { // it opens the vault
+				return err
+			}
 			if !yes {
 				if err := confirm(cmd, fmt.Sprintf("Begin a new epoch in %s? Every VM under way is ended.", state)); err != nil {
 					return err
@@ -68,7 +70,9 @@ into the DMZ daemons' configurations, the authorities' files to those who check 
 		Example: "  foothold orchestrator init --state /var/lib/foothold | jq -r .zone_key",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			unix.Umask(privateUmask)
+			if err := harden.Process(); err != nil { // it makes keys
+				return err
+			}
 			res, err := orchestrator.Init(cmd.Context(), state)
 			if err != nil {
 				return err
@@ -91,7 +95,7 @@ func orchestratorRun() *cobra.Command {
 		Example: "  foothold orchestrator run --config /etc/foothold/orchestrator.yaml",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := shieldProcess(); err != nil {
+			if err := harden.Process(); err != nil {
 				return err
 			}
 			slog.SetDefault(slog.New(slog.NewJSONHandler(os.Stderr, nil)).With("daemon", "orchestrator"))

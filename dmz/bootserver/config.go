@@ -3,8 +3,10 @@ package bootserver
 
 import (
 	"net/netip"
+	"slices"
 
 	"foothold/dmz/upstream"
+	"foothold/internal/harden/fence"
 	"foothold/internal/mtls"
 )
 
@@ -25,4 +27,9 @@ type Config struct {
 	StoreName string `yaml:"store_name"`
 	// StoreTLS is how the boot server reaches the store.
 	StoreTLS mtls.Files `yaml:"store_tls"`
+}
+
+// Files are all that the boot server opens.
+func (c Config) Files() fence.Files {
+	return fence.Files{Own: []string{c.State}, Read: slices.Concat([]string{c.Cert, c.Key}, c.StoreTLS.Paths(), c.Upstream.Reads())}
 }

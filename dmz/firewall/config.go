@@ -1,7 +1,11 @@
 // Package firewall makes the kernel's rules what the zone document says.
 package firewall
 
-import "foothold/dmz/upstream"
+import (
+	"foothold/dmz/ruleset"
+	"foothold/dmz/upstream"
+	"foothold/internal/harden/fence"
+)
 
 // Config is a firewall daemon's configuration file.
 type Config struct {
@@ -24,4 +28,9 @@ type Bootstrap struct {
 	To    string `yaml:"to"`   // prefix
 	Proto string `yaml:"proto"`
 	Port  int    `yaml:"port"`
+}
+
+// Files are all that a firewall opens.
+func (c Config) Files() fence.Files {
+	return fence.Files{Own: []string{c.State}, Read: c.Upstream.Reads(), Kernel: []string{ruleset.Sysctls}}
 }

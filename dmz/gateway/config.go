@@ -14,8 +14,11 @@ package gateway
 
 import (
 	"net/netip"
+	"slices"
 
+	"foothold/dmz/ruleset"
 	"foothold/dmz/upstream"
+	"foothold/internal/harden/fence"
 	"foothold/internal/mtls"
 )
 
@@ -39,4 +42,15 @@ type Config struct {
 	// gateway refuses to start when it lies in Pool.
 	Store    netip.AddrPort  `yaml:"store"`
 	Upstream upstream.Config `yaml:"upstream"`
+}
+
+// tunDevice makes the tunnel's interface where the kernel has no WireGuard.
+const tunDevice = "/dev/net/tun"
+
+// Files are all that the gateway opens.
+func (c Config) Files() fence.Files {
+	return fence.Files{
+		Own: []string{c.State}, Read: slices.Concat(c.TLS.Paths(), c.Upstream.Reads()),
+		Kernel: []string{ruleset.Sysctls}, Devices: []string{tunDevice},
+	}
 }

@@ -8,7 +8,8 @@ import (
 	"path/filepath"
 )
 
-const sysctls = "/proc/sys/net"
+// Sysctls is the folder of the settings that Harden and Forward make.
+const Sysctls = "/proc/sys/net"
 
 // Harden makes the namespace's kernel refuse what no table needs: packets whose source
 // would be answered by another interface, redirects, source routes, IPv6.
@@ -23,7 +24,7 @@ func Harden() error {
 		{"ipv6/conf/all/disable_ipv6", "1"},
 		{"ipv6/conf/default/disable_ipv6", "1"},
 	} {
-		err := os.WriteFile(filepath.Join(sysctls, s.path), []byte(s.value), 0o644)
+		err := os.WriteFile(filepath.Join(Sysctls, s.path), []byte(s.value), 0o644)
 		if err != nil && !(s.path[:4] == "ipv6" && errors.Is(err, fs.ErrNotExist)) {
 			return fmt.Errorf("harden: %w", err)
 		}
@@ -34,7 +35,7 @@ func Harden() error {
 // noRedirects covers interfaces that exist already: for redirects the kernel takes
 // "all" or the interface's own value, whichever is set.
 func noRedirects() error {
-	files, err := filepath.Glob(filepath.Join(sysctls, "ipv4/conf/*/send_redirects"))
+	files, err := filepath.Glob(filepath.Join(Sysctls, "ipv4/conf/*/send_redirects"))
 	if err != nil {
 		return fmt.Errorf("harden: %w", err)
 	}
@@ -48,7 +49,7 @@ func noRedirects() error {
 
 // Forward lets the namespace's kernel route. Call it when the table stands.
 func Forward() error {
-	if err := os.WriteFile(filepath.Join(sysctls, "ipv4/ip_forward"), []byte("1"), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(Sysctls, "ipv4/ip_forward"), []byte("1"), 0o644); err != nil {
 		return fmt.Errorf("turn on forwarding: %w", err)
 	}
 	return nil

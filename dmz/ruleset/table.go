@@ -31,7 +31,7 @@ const (
 	attempts  = 5                      // of a transaction that races with an expiry
 	rereads   = 3                      // beside Apply, before it has to wait
 	dumpShare = 4                      // one in so many elements changes: to dump all sets is quicker then
-	logSnap   = 128                    // bytes of a dropped packet that are logged: its headers
+	logSnap   = 64                     // bytes of a dropped packet that are logged: its longest IPv4 header, and ports
 	logBatch  = 32                     // packets a log message gathers (for at most a second)
 	maxShapes = 128
 )

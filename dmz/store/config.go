@@ -13,6 +13,7 @@ package store
 import (
 	"net/netip"
 
+	"foothold/internal/harden/fence"
 	"foothold/internal/mtls"
 )
 
@@ -26,4 +27,9 @@ type Config struct {
 	TLS mtls.Files `yaml:"tls"`
 	// VMCA is the authority of the VMs' certificates (PEM).
 	VMCA string `yaml:"vm_ca"`
+}
+
+// Files are all that the store opens.
+func (c Config) Files() fence.Files {
+	return fence.Files{Own: []string{c.State}, Read: append(c.TLS.Paths(), c.VMCA)}
 }

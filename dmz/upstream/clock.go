@@ -19,10 +19,13 @@ func Boottime() time.Duration {
 	return time.Duration(ts.Nano())
 }
 
+// bootID is the kernel's file of that name.
+const bootID = "/proc/sys/kernel/random/boot_id"
+
 // BootID names this start of the machine, so that a persisted time is not compared
 // with the clock of another.
 func BootID() (string, error) {
-	data, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	data, err := os.ReadFile(bootID)
 	if err != nil {
 		return "", fmt.Errorf("read boot id: %w", err)
 	}

@@ -16,3 +16,6 @@ type Config struct {
 	// ZoneKey verifies zone documents: the orchestrator's Ed25519 public key (hex).
 	ZoneKey string `yaml:"zone_key"`
 }
+
+// Reads lists the files that this end reads.
+func (c Config) Reads() []string { return append(c.TLS.Paths(), bootID) }

@@ -65,6 +65,9 @@ type Files struct {
 	CA   string `yaml:"ca" json:"ca"`
 }
 
+// Paths lists the files.
+func (f Files) Paths() []string { return []string{f.Cert, f.Key, f.CA} }
+
 // Load reads the files.
 func (f Files) Load() (tls.Certificate, *x509.CertPool, error) {
 	cert, err := tls.LoadX509KeyPair(f.Cert, f.Key)

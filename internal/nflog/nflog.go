@@ -35,7 +35,7 @@ const (
 )
 
 const (
-	copyRange  = 128     // bytes: IPv4 header with options, ports
+	copyRange  = 64      // bytes: the longest IPv4 header, and ports; as little as can be of what a packet carries
 	readBuffer = 1 << 20 // asked for
 	nfgenLen   = 4       // struct nfgenmsg
 )

@@ -189,6 +189,24 @@ func (c *Conn) Send(v any, files ...*os.File) error {
 	return nil
 }
 
+// Own reports whether the other end is a process of this user. The socket's mode says so
+// too; a file mode can be changed.
+func (c *Conn) Own() (bool, error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return false, fmt.Errorf("see who calls: %w", err)
+	}
+	var peer *unix.Ucred
+	var failed error
+	if err := raw.Control(func(fd uintptr) { peer, failed = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); err != nil {
+		return false, fmt.Errorf("see who calls: %w", err)
+	}
+	if failed != nil {
+		return false, fmt.Errorf("see who calls: %w", failed)
+	}
+	return peer.Uid == uint32(os.Geteuid()), nil
+}
+
 // Receive reads one message and the files that came with it.
 func (c *Conn) Receive(v any) ([]*os.File, error) {
 	data, rights := make([]byte, MaxMessage+1), make([]byte, unix.CmsgSpace(4*8))

@@ -27,6 +27,10 @@ func (s *supervisor) answer(ctx context.Context, l *net.UnixListener) {
 		s.running.Go(func() {
 			c := &control.Conn{UnixConn: conn}
 			defer c.Close()
+			if own, err := c.Own(); err != nil || !own {
+				slog.Warn("somebody else calls", "error", err)
+				return
+			}
 			stop := context.AfterFunc(ctx, func() { c.CloseRead() })
 			defer stop()
 			reply := s.handle(ctx, c)

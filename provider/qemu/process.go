@@ -18,6 +18,8 @@ import (
 	"syscall"
 	"time"
 
+	"foothold/internal/harden"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -128,7 +130,8 @@ func socketPair(name string) (net.Conn, *os.File, error) {
 
 // run starts the process from a thread of its own, which stays until the process
 // ends: the kernel kills QEMU when the thread that started it ends, and thus with
-// this agent, however that dies.
+// this agent, however that dies. The thread has no capability, so QEMU has none, and
+// ends with the process.
 func (p *Process) run(m *Machine) error {
 	args, inherited := m.arguments()
 	inherited = append(inherited, m.Program.File)
@@ -143,9 +146,11 @@ func (p *Process) run(m *Machine) error {
 	}
 	started := make(chan error)
 	go func() {
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		err := p.cmd.Start()
+		runtime.LockOSThread() // never unlocked: the runtime ends the thread with the goroutine
+		err := harden.ThreadDropsCapabilities()
+		if err == nil {
+			err = p.cmd.Start()
+		}
 		started <- err
 		if err != nil {
 			return
