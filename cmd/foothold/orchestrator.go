@@ -28,8 +28,8 @@ func orchestratorRestore() *cobra.Command {
 		Long: `Take a state directory into use that was put back from a copy: a backup, or a file system
 that may have lost commits. What happened after the copy is not in it, so a new epoch
 begins: every open token is void, every VM's certificate revoked, every VM that was on its
-way aborted; VMs that had computed are stopped and start again by their restart policy. The
-orchestrator that runs next has the hosts destroy what it does not know. Daemons in the DMZ
+way aborted; VMs that had computed are stopped, and stay so until you start them: what was
+ended for good after the copy is in it as if it ran. The orchestrator that runs next has the hosts destroy what it does not know. Daemons in the DMZ
 take the new epoch by themselves. The orchestrator must not run meanwhile.
 
 VMs that were created after the copy are lost with their volumes' keys. Keys that were

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 
+	"foothold/client"
 	"foothold/protocol/api"
 
 	"github.com/spf13/cobra"
@@ -62,7 +63,7 @@ func (s *session) start(ctx context.Context, name string) (api.VM, int, error) {
 		return before, 0, err
 	}
 	vm, err := s.StartVM(ctx, before.ID)
-	if before.Phase != "stopped" { // it runs, or is on its way
+	if before.Phase != client.PhaseStopped && before.Wish == "" { // it runs, or is on its way
 		return vm, before.Start, err
 	}
 	return vm, before.Start + 1, err

@@ -38,7 +38,7 @@ func Explanations() map[Reason]Explanation {
 		GuestPoweredOff:    {"the VM's own system powered it off", "start it again: `foothold vm start NAME`"},
 		StopAsked:          {"an operator asked it to stop", "start it again: `foothold vm start NAME`"},
 		RestartAsked:       {"an operator asked it to start anew", "follow it: `foothold vm watch NAME`"},
-		EpochBegun:         {"the orchestrator's state was put back from a copy, so everything under way was ended", "a VM that had computed starts again by its policy; create the others again"},
+		EpochBegun:         {"the orchestrator's state was put back from a copy, so everything under way was ended", "start a VM that had computed by `foothold vm start NAME`, if nothing ended it for good since; create the others again"},
 		DeadlinePassed:     {"what the phase waits for did not come in time", "see `foothold vm explain NAME` for what was awaited, then `foothold vm logs NAME`; create the VM again"},
 		TokenUnknown:       {"somebody presented a token that was never issued", "look for who did: `foothold events` has the address; a guess cannot succeed"},
 		TokenSpent:         {"a token was presented a second time", "look for who replays: `foothold events` has the address"},

@@ -36,8 +36,8 @@ type Instance struct {
 
 	// Workload is set once it was told to the agent.
 	Workload *Workload
-	// Former is the workload that it replaces, until the agent says that it runs.
-	Former *Workload
+	// Former are the workloads that it replaces, until the agent says that it runs.
+	Former []*Workload
 }
 
 // Workload is what may run beside the OS.

@@ -109,11 +109,11 @@ func TestAsItShouldBe(t *testing.T) {
 	if found := OS(template(), i, r); len(found) != 0 {
 		t.Errorf("with workload: %v", found)
 	}
-	i.Former, i.Workload = i.Workload, &Workload{SHA256: digest.Of([]byte("new")), Port: 9090}
+	i.Former, i.Workload = []*Workload{i.Workload}, &Workload{SHA256: digest.Of([]byte("new")), Port: 9090}
 	if found := OS(template(), i, r); len(found) != 0 {
 		t.Errorf("with the workload that is being replaced: %v", found)
 	}
-	i.Workload, i.Former = i.Former, nil
+	i.Workload, i.Former = i.Former[0], nil
 	i.Workload.SHA256 = digest.SHA256{} // a tar: by place
 	if found := OS(template(), i, r); len(found) != 0 {
 		t.Errorf("with unpacked workload: %v", found)

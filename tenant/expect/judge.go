@@ -97,9 +97,12 @@ func (j *judge) isWorkload(p audit.Process) bool {
 	})
 }
 
-// workloads are what may run beside the OS: the workload, and the one that it replaces.
+// workloads are what may run beside the OS: the workload, and those that it replaces.
 func (j *judge) workloads() []*Workload {
-	return slices.DeleteFunc([]*Workload{j.i.Workload, j.i.Former}, func(w *Workload) bool { return w == nil })
+	if j.i.Workload == nil {
+		return nil
+	}
+	return append([]*Workload{j.i.Workload}, j.i.Former...)
 }
 
 func (j *judge) mounts() {

@@ -91,8 +91,8 @@ func TestStateMachine(t *testing.T) {
 				if err := l.Read(context.Background(), func(tx *Tx) (err error) { due, err = tx.Due(); return err }); err != nil {
 					rt.Fatal(err)
 				}
-				may := m.phase == reservation.Stopped && m.gone
-				if (len(due) == 1) != (may && !m.deadline.After(c.Now())) {
+				may := m.phase == reservation.Stopped && m.gone && !m.deadline.After(c.Now())
+				if (len(due) == 1) != may {
 					rt.Fatalf("due: %d in %s, gone %v, at %v of %v", len(due), m.phase, m.gone, c.Now(), m.deadline)
 				}
 				err := l.Write(context.Background(), func(tx *Tx) error {

@@ -98,15 +98,15 @@ type Start struct {
 	WireGuardKey  []byte        `json:"wireguard_key,omitempty"`
 	TunnelAddress netip.Addr    `json:"tunnel_address,omitzero"` // set once the tunnel is admitted
 
-	AgentSeq   int           `json:"agent_seq,omitempty"` // of the last accepted message
-	AgentLast  digest.SHA256 `json:"agent_last"`          // of its payload: the same one again is answered again
-	AgentNonce []byte        `json:"agent_nonce,omitempty"`
-	AuditNonce []byte        `json:"audit_nonce,omitempty"` // that the audit asked for must answer; empty: none is awaited
-	Audited    time.Time     `json:"audited,omitzero"`      // last passed audit of the OS
-	Workload   string        `json:"workload,omitempty"`    // state, as the guest says
-	Ready      time.Time     `json:"ready,omitzero"`        // the workload answered through the tunnel
-	Former     *api.Workload `json:"former,omitempty"`      // that the workload replaces, until the guest runs the new one
-	Replaced   bool          `json:"replaced,omitempty"`    // the workload is not the start's first: its failure ends nothing
+	AgentSeq   int            `json:"agent_seq,omitempty"` // of the last accepted message
+	AgentLast  digest.SHA256  `json:"agent_last"`          // of its payload: the same one again is answered again
+	AgentNonce []byte         `json:"agent_nonce,omitempty"`
+	AuditNonce []byte         `json:"audit_nonce,omitempty"` // that the audit asked for must answer; empty: none is awaited
+	Audited    time.Time      `json:"audited,omitzero"`      // last passed audit of the OS
+	Workload   string         `json:"workload,omitempty"`    // state, as the guest says
+	Ready      time.Time      `json:"ready,omitzero"`        // the workload answered through the tunnel
+	Former     []api.Workload `json:"former,omitempty"`      // that the workload replaces, until the guest runs the new one
+	Replaced   bool           `json:"replaced,omitempty"`    // the workload is not the start's first: its failure ends nothing
 }
 
 const reservationColumns = `id, name, template, size, memory_mib, workload, phase, start, deadline, reason, detail,

@@ -34,11 +34,11 @@ func (t *Tx) SetGone(id string, start int) error {
 	return t.one("record absence", `UPDATE reservations SET gone = 1 WHERE id = $1 AND start = $2 AND phase = 'stopped' AND gone = 0`, id, start)
 }
 
-// Again moves a stopped VM to booting with its next start: one swap, which needs the
-// last instance to be gone, so that two never share a volume.
+// Again moves a stopped VM to booting with its next start: one swap, which needs that
+// start to be due, and the last instance to be gone, so that two never share a volume.
 func (t *Tx) Again(id string, start int, deadline time.Time) error {
 	n, err := t.change("start again", `UPDATE reservations SET phase = 'booting', start = start + 1, deadline = $3, reason = '', detail = '', gone = 0
-		WHERE id = $1 AND start = $2 AND phase = 'stopped' AND gone = 1`, id, start, nanos(deadline))
+		WHERE id = $1 AND start = $2 AND phase = 'stopped' AND gone = 1 AND deadline <> 0 AND deadline <= $4`, id, start, nanos(deadline), nanos(t.Now))
 	if err != nil {
 		return err
 	}

@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
 	"foothold/protocol/agentmsg"
+	"foothold/protocol/api"
 	"foothold/protocol/event"
 	"foothold/protocol/evidence"
 	"foothold/protocol/zone"
@@ -111,8 +113,12 @@ func (o *Orchestrator) hearComputing(ctx context.Context, m accepted) (agentmsg.
 	if err := o.hearWorkload(ctx, m); err != nil {
 		return agentmsg.Down{}, err
 	}
-	if m.r.Wish != ledger.WishNone {
-		return agentmsg.Down{Stop: true}, nil
+	if m.r.Wish != ledger.WishNone { // it has stopGrace, not a lease
+		err := o.ledger.Write(ctx, func(t *ledger.Tx) error { return t.Renew(m.r.ID, m.r.Start, m.r.Wished.Add(stopGrace+o.limits.Lease)) })
+		if errors.Is(err, ledger.ErrMoved) {
+			err = nil
+		}
+		return agentmsg.Down{Stop: true}, err
 	}
 	down := agentmsg.Down{Workload: o.workloadFor(m.r), Interval: o.interval()}
 	if m.r.Workload != nil && m.s.Ready.IsZero() {
@@ -148,16 +154,21 @@ func (o *Orchestrator) hearWorkload(ctx context.Context, m accepted) error {
 	switch w.State {
 	case "fetching", workloadRunning, workloadFailed, workloadExited:
 	default:
-		return event.Refuse(event.WorkloadFailed, "the VM reports an unknown state")
+		return event.Refuse(event.ReportRefused, "the VM reports an unknown state of its workload")
 	}
 	if w.SHA256 != m.r.Workload.SHA256 {
-		if m.s.Former != nil && w.SHA256 == m.s.Former.SHA256 {
+		if slices.ContainsFunc(m.s.Former, func(f api.Workload) bool { return f.SHA256 == w.SHA256 }) {
 			return nil // it is told with the answer
 		}
-		return event.Refuse(event.WorkloadFailed, "the VM runs %s instead of %s", w.SHA256.Short(), m.r.Workload.SHA256.Short())
+		return event.Refuse(event.ReportRefused, "the VM runs %s instead of %s", w.SHA256.Short(), m.r.Workload.SHA256.Short())
 	}
 	ended := w.State == workloadFailed || w.State == workloadExited
+	stale := false
 	err := o.ledger.Write(ctx, func(t *ledger.Tx) error {
+		now, err := t.Reservation(m.r.ID)
+		if stale = err == nil && (now.Start != m.r.Start || *now.Workload != *m.r.Workload); stale || err != nil {
+			return err // it was given another one meanwhile
+		}
 		e := event.Event{Kind: "workload." + w.State, Reservation: m.r.ID, Detail: map[string]string{"detail": clip(w.Detail, maxText)}}
 		if ended {
 			e.Reason = event.WorkloadFailed
@@ -175,7 +186,7 @@ func (o *Orchestrator) hearWorkload(ctx context.Context, m accepted) error {
 			t.Journal(e))
 	})
 	o.zones.journalled()
-	if err == nil && ended && m.s.Ready.IsZero() && !m.s.Replaced {
+	if err == nil && !stale && ended && m.s.Ready.IsZero() && !m.s.Replaced {
 		err = event.Refuse(event.WorkloadFailed, "%s: %s", w.State, clip(w.Detail, maxText))
 	}
 	return err
@@ -196,10 +207,11 @@ func (o *Orchestrator) awaitWorkload(ctx context.Context, id string) error {
 	client := &http.Client{Timeout: probeTimeout, Transport: &http.Transport{DisableKeepAlives: true, DialContext: o.dial},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	for {
-		err := errFormer
-		if _, s, rowErr := o.row(ctx, id); rowErr != nil {
-			return rowErr
-		} else if s.Former == nil {
+		now, s, err := o.row(ctx, id)
+		if err != nil || now.Start != r.Start || *now.Workload != *r.Workload || !s.Ready.IsZero() {
+			return err // another start's, or another workload's turn
+		}
+		if err = errFormer; len(s.Former) == 0 {
 			err = probeWorkload(ctx, client, url)
 		}
 		if err == nil {
@@ -242,6 +254,10 @@ func probeWorkload(ctx context.Context, client *http.Client, url string) error {
 
 func (o *Orchestrator) ready(ctx context.Context, r ledger.Reservation) error {
 	err := o.ledger.Write(ctx, func(t *ledger.Tx) error {
+		now, err := t.Reservation(r.ID)
+		if err != nil || now.Phase != reservation.Computing || now.Start != r.Start || *now.Workload != *r.Workload {
+			return err // what answered is not what is wanted now
+		}
 		return errors.Join(
 			t.ChangeStart(r.ID, r.Start, func(s *ledger.Start) { s.Ready = t.Now }),
 			t.EndPart(r.ID, r.Start, partReady),

@@ -32,12 +32,8 @@ func (o *Orchestrator) Release(ctx context.Context, nameOrID, by string) (ledger
 	if !r.Deleted.IsZero() {
 		return r, nil
 	}
-	if err := o.ledger.Write(ctx, func(t *ledger.Tx) error {
-		return errors.Join(t.SetErase(r.ID), t.Journal(event.Event{Kind: "vm.release-asked", Reservation: r.ID, Detail: map[string]string{"by": by}}))
-	}); err != nil {
-		return r, err
-	}
-	if err := o.release(ctx, r.ID); err != nil {
+	ctx = context.WithoutCancel(ctx) // what is begun here is ended, whether its caller waits or not
+	if err := o.release(ctx, r.ID, by); err != nil {
 		return r, err
 	}
 	if r, err = o.findAny(ctx, r.ID); err != nil {
@@ -52,13 +48,18 @@ func (o *Orchestrator) Release(ctx context.Context, nameOrID, by string) (ledger
 	return o.findAny(ctx, r.ID)
 }
 
-func (o *Orchestrator) release(ctx context.Context, id string) error {
+// release stores the wish to erase and the end, in one transaction.
+func (o *Orchestrator) release(ctx context.Context, id, by string) error {
 	won, why := false, event.Refusal{Reason: event.Released}
 	err := o.ledger.Write(ctx, func(t *ledger.Tx) error {
 		r, err := t.Reservation(id)
-		if err == nil {
-			won, err = end(t, r, reservation.Released, why)
+		if err != nil {
+			return err
 		}
+		if err := errors.Join(t.SetErase(r.ID), t.Journal(event.Event{Kind: "vm.release-asked", Reservation: r.ID, Detail: map[string]string{"by": by}})); err != nil {
+			return err
+		}
+		won, err = end(t, r, reservation.Released, why)
 		return err
 	})
 	if err != nil || !won {
@@ -79,6 +80,8 @@ func (o *Orchestrator) findAny(ctx context.Context, id string) (r ledger.Reserva
 func refusalOf(err error) *event.Refusal {
 	var why *event.Refusal
 	switch {
+	case errors.As(err, &why) && why.Reason == event.UnknownVM: // a host's word
+		return event.Refuse(event.VMStopped, "%s", why.Detail)
 	case errors.As(err, &why):
 		return why
 	case errors.Is(err, context.DeadlineExceeded):
@@ -89,8 +92,9 @@ func refusalOf(err error) *event.Refusal {
 
 // abort ends what err is about: the reservation, or, if it says no more than that an
 // instance does not run (reservation.EndsStart), that start of it. start is 0 for whichever
-// it is now. It does nothing to one that has ended or moved on before. The clean-up
-// goes on in the background.
+// it is now. It does nothing to one that has ended before, and to one that has moved on only
+// if err is a judgement of the machine (reservation.Damning). The clean-up goes on in the
+// background.
 func (o *Orchestrator) abort(ctx context.Context, id string, start int, err error) {
 	why := refusalOf(err)
 	if err := o.fail(ctx, id, start, *why); err != nil {
@@ -105,7 +109,14 @@ func (o *Orchestrator) fail(ctx context.Context, id string, start int, why event
 	won, to := false, reservation.Aborted
 	err := o.ledger.Write(ctx, func(t *ledger.Tx) (err error) {
 		r, err := t.Reservation(id)
-		if err != nil || start != 0 && r.Start != start || r.Phase == reservation.Stopped {
+		if err != nil || !r.Live() {
+			return err
+		}
+		if over := r.Phase == reservation.Stopped || start != 0 && r.Start != start; over {
+			if reservation.Damning(why) {
+				why.Detail = fmt.Sprintf("start %d: %s", start, why.Detail)
+				won, err = end(t, r, reservation.Aborted, why)
+			}
 			return err
 		}
 		if r.Phase != reservation.Computing && (why.Reason == event.GuestPoweredOff || why.Reason == event.GuestReset) {

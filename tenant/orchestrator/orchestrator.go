@@ -258,7 +258,7 @@ func (o *Orchestrator) drive(id string, start int, what string, act func(context
 	r := o.liveRun(id)
 	o.task(func() {
 		err := act(r.ctx)
-		if err == nil || r.ctx.Err() != nil {
+		if err == nil || r.ctx.Err() != nil && !reservation.Damning(*refusalOf(err)) {
 			return
 		}
 		slog.Warn("act failed", "reservation", id, "act", what, "error", err)

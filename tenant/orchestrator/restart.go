@@ -57,6 +57,7 @@ func (o *Orchestrator) settle(ctx context.Context, r ledger.Reservation) error {
 	if r.Gone {
 		return nil
 	}
+	r.Erase = false // a stopped VM keeps its volume, whatever the row says
 	if err := o.destroy(ctx, r); err != nil {
 		return err
 	}
@@ -89,6 +90,8 @@ func (o *Orchestrator) StartAgain(ctx context.Context, nameOrID, by string) (led
 		return r, err
 	}
 	switch {
+	case r.Wish == ledger.WishStop:
+		return o.ask(ctx, r.ID, ledger.WishRestart, by)
 	case r.Phase.Running() || r.Phase == reservation.Reserved:
 		return r, nil // it is on its way, or there
 	case r.Phase != reservation.Stopped:
@@ -114,8 +117,8 @@ func (o *Orchestrator) ask(ctx context.Context, nameOrID string, w ledger.Wish, 
 	err = o.ledger.Write(ctx, func(t *ledger.Tx) error {
 		return errors.Join(t.SetWish(r.ID, r.Start, w), t.Journal(event.Event{Kind: "vm." + string(w) + "-asked", Reservation: r.ID, Detail: map[string]string{"by": by}}))
 	})
-	if errors.Is(err, ledger.ErrMoved) {
-		return r, event.Refuse(event.WrongPhase, "VM %s has just ended", r.Name)
+	if errors.Is(err, ledger.ErrMoved) { // its start has just ended: what was asked holds for what follows
+		return o.ask(ctx, r.ID, w, by)
 	}
 	if err != nil {
 		return r, err
@@ -137,7 +140,10 @@ func (o *Orchestrator) schedule(ctx context.Context, r ledger.Reservation, why e
 		return errors.Join(t.SetDue(r.ID, r.Start, event.Refusal{Reason: why}, due, 0),
 			t.Journal(event.Event{Kind: "vm.start-scheduled", Reservation: r.ID, Reason: why, Detail: map[string]string{"next-start": dueText(due), "by": by}}))
 	})
-	if errors.Is(err, ledger.ErrMoved) { // it has begun meanwhile
+	if errors.Is(err, ledger.ErrMoved) { // its start has begun meanwhile, or it was released
+		if why == event.StopAsked {
+			return o.ask(ctx, r.ID, ledger.WishStop, by)
+		}
 		err = nil
 	}
 	if err != nil {
@@ -199,8 +205,12 @@ func (o *Orchestrator) startFailed(ctx context.Context, r ledger.Reservation, er
 	}
 	why := refusalOf(err)
 	putOff := o.ledger.Write(ctx, func(t *ledger.Tx) error {
+		now, err := t.Reservation(r.ID)
+		if err != nil {
+			return err
+		}
 		due := time.Time{}
-		if reservation.Outage(why.Reason) {
+		if !now.NextStart().IsZero() && reservation.Outage(why.Reason) { // else an operator took it off meanwhile
 			due = r.Restart.Next(why.Reason, r.Restarts, t.Now)
 		}
 		return errors.Join(t.SetDue(r.ID, r.Start, *why, due, r.Restarts+1),

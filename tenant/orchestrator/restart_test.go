@@ -332,6 +332,26 @@ func TestAnotherWorkload(t *testing.T) {
 	}
 	w.wait("web", "ready again", func(vm api.VM) bool { return vm.Ready })
 
+	// Two changes before the VM hears of the second: it may be at any of the three.
+	four, five := w.putObject([]byte("workload four")), w.putObject([]byte("workload five"))
+	set("web", work(four, 9090))
+	if _, why := g.say(runs(four, "fetching")); why != "" {
+		t.Fatal(why)
+	}
+	set("web", work(five, 9090))
+	for _, c := range []bootmsg.Component{two, four} {
+		if _, why := g.say(runs(c, "running")); why != "" {
+			t.Errorf("a workload that is being replaced: %s", why)
+		}
+	}
+	if w.vm("web").Ready {
+		t.Error("ready by a workload that was replaced")
+	}
+	if _, why := g.say(runs(five, "running")); why != "" {
+		t.Fatal(why)
+	}
+	w.wait("web", "ready with the last", func(vm api.VM) bool { return vm.Ready })
+
 	// A replacement that fails ends nothing: the VM and its data are wanted.
 	three := w.putObject([]byte("workload three"))
 	if _, status, p := set("web", work(three, 9090)); status != http.StatusOK {
@@ -343,11 +363,64 @@ func TestAnotherWorkload(t *testing.T) {
 	if vm := w.vm("web"); vm.Phase != string(reservation.Computing) || vm.Reason != event.WorkloadFailed || vm.Ready {
 		t.Errorf("with a failed replacement: %+v", vm)
 	}
-	if _, why := g.say(runs(one, "running")); why != event.WorkloadFailed { // long replaced
+	if _, why := g.say(runs(one, "running")); why != event.ReportRefused { // long replaced
 		t.Errorf("a workload that nobody asked for: %q", why)
 	}
 	w.waitPhase("web", reservation.Aborted)
 	if _, status, p := set("web", work(one, 8080)); p.Reason != event.WrongPhase {
 		t.Errorf("of an ended VM: %d %+v", status, p)
+	}
+}
+
+// TestNobodyGetsPastAJudgement: a VM whose audit is judged while it resets, or is killed,
+// and even has begun its next start, is ended for good all the same.
+func TestNobodyGetsPastAJudgement(t *testing.T) {
+	w := newWorld(t)
+	w.template("debian")
+	for _, next := range []bool{false, true} {
+		policy := reservation.Never
+		if next {
+			policy = reservation.Always
+		}
+		g := w.take(w.create(api.CreateVM{Name: "web", Restart: string(policy)}).ID)
+		g.pass()
+		w.host.stop(g.id, event.GuestReset)
+		if next {
+			w.takeStart(g.id, 2)
+		} else {
+			w.waitPhase("web", reservation.Stopped)
+		}
+		w.o.abort(t.Context(), g.id, 1, event.Refuse(event.HeartbeatMissed, "late news of an outage"))
+		if vm := w.vm("web"); vm.Phase == string(reservation.Aborted) {
+			t.Errorf("an outage of an old start ended the VM: %+v", vm)
+		}
+		w.o.abort(t.Context(), g.id, 1, event.Refuse(event.AuditFailed, "one process too many"))
+		if vm := w.vm("web"); vm.Phase != string(reservation.Aborted) || vm.Reason != event.AuditFailed || !strings.Contains(vm.Explanation, "start 1") {
+			t.Errorf("next start begun %v: %+v", next, vm)
+		}
+		w.waitGone(g.id)
+		w.call("DELETE", "/v1/vms/web", nil, nil)
+	}
+}
+
+// TestWishesThatCross: the last thing that an operator asked for is what happens.
+func TestWishesThatCross(t *testing.T) {
+	w := newWorld(t)
+	w.template("debian")
+	g := w.computing("web")
+	w.ask("stop", "web")
+	if vm := w.ask("start", "web"); vm.Wish != "restart" {
+		t.Errorf("started while it stops: %+v", vm)
+	}
+	w.host.stop(g.id, event.GuestPoweredOff)
+	w.takeStart(g.id, 2)
+	w.ask("stop", "web")
+	w.ask("start", "web")
+	w.waitGone(g.id)
+	w.ask("stop", "web") // takes the start that is due off, or ends the one that has begun
+	vm := w.wait("web", "stopped", func(vm api.VM) bool { return vm.Phase == string(reservation.Stopped) })
+	check(t, pause(t.Context(), 3*sweepEvery))
+	if now := w.vm("web"); now.Phase != string(reservation.Stopped) || now.Start != vm.Start || !now.NextStart.IsZero() {
+		t.Errorf("a start that was taken off began: %+v", now)
 	}
 }

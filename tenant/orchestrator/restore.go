@@ -11,7 +11,6 @@ import (
 
 	"foothold/internal/durable"
 	"foothold/protocol/event"
-	"foothold/protocol/hostapi"
 	"foothold/tenant/hostclient"
 	"foothold/tenant/ledger"
 	"foothold/tenant/reservation"
@@ -40,7 +39,7 @@ func lockState(ctx context.Context, dir string) (unlock func(), err error) {
 // Restored says what Restore did.
 type Restored struct {
 	Epoch   int64 `json:"epoch"`
-	Stopped int   `json:"stopped"` // VMs that had computed: they start again by their policy
+	Stopped int   `json:"stopped"` // VMs that had computed: they stay stopped until somebody starts them
 	Aborted int   `json:"aborted"` // VMs that were on their way for the first time
 }
 
@@ -87,11 +86,11 @@ func Restore(ctx context.Context, dir string) (Restored, error) {
 func endForEpoch(t *ledger.Tx, r ledger.Reservation, why event.Refusal, out *Restored) error {
 	switch {
 	case r.Phase == reservation.Stopped:
-		return nil
+		return t.SetDue(r.ID, r.Start, why, time.Time{}, 0)
 	case reservation.EndsStart(why.Reason, r.Phase, r.Start):
 		out.Stopped++
 		_, err := halt(t, r, why)
-		return err
+		return errors.Join(err, t.SetDue(r.ID, r.Start, why, time.Time{}, 0)) // it may have been ended for good since
 	}
 	out.Aborted++
 	_, err := end(t, r, reservation.Aborted, why)
@@ -138,7 +137,7 @@ func (o *Orchestrator) removeStrangersAt(ctx context.Context, name string, h *ho
 		return err
 	}
 	for _, vm := range vms {
-		stranger, err := o.stranger(ctx, name, vm)
+		stranger, err := o.stranger(ctx, vm.ID)
 		if err != nil {
 			return err
 		}
@@ -153,11 +152,12 @@ func (o *Orchestrator) removeStrangersAt(ctx context.Context, name string, h *ho
 	return nil
 }
 
-// stranger reports whether a VM at a host is none that the ledger knows to run there.
-func (o *Orchestrator) stranger(ctx context.Context, host string, vm hostapi.VM) (bool, error) {
-	r, err := o.findAny(ctx, vm.ID)
+// stranger reports whether the ledger does not know a VM that a host has, or knows it to
+// be gone. Every other is started, or cleaned up, as its row says.
+func (o *Orchestrator) stranger(ctx context.Context, id string) (bool, error) {
+	r, err := o.findAny(ctx, id)
 	if errors.Is(err, ledger.ErrNotFound) {
 		return true, nil
 	}
-	return err == nil && (r.Host != host || !r.Phase.Running() || r.Start != vm.Start), err
+	return err == nil && r.Cleanup == ledger.CleanupDone, err
 }

@@ -79,6 +79,10 @@ func TestRestoredBackup(t *testing.T) {
 	if _, why := kept.say(); why == "" {
 		t.Error("a start from before the epoch still speaks")
 	}
+	if vm := w.vm("kept"); vm.Phase != string(reservation.Stopped) || !vm.NextStart.IsZero() || vm.Reason != event.EpochBegun {
+		t.Errorf("a VM that computed: %+v", vm)
+	}
+	w.ask("start", "kept")
 	g := w.takeStart(kept.id, 2)
 	g.tunnel = g.tunnel.Next()
 	g.pass()

@@ -137,8 +137,8 @@ func (o *Orchestrator) instance(r ledger.Reservation, s ledger.Start, tpl ledger
 	}
 	if r.Workload != nil && r.Phase == reservation.Computing {
 		i.Workload = expectedWorkload(r.Workload)
-		if s.Former != nil {
-			i.Former = expectedWorkload(s.Former)
+		for _, w := range s.Former {
+			i.Former = append(i.Former, expectedWorkload(&w))
 		}
 	}
 	return i

@@ -61,8 +61,8 @@ func replaceRunning(t *ledger.Tx, r ledger.Reservation) error {
 	if err != nil {
 		return err
 	}
-	if s.Former == nil { // else the guest still runs that one
-		s.Former = r.Workload
+	if r.Workload != nil {
+		s.Former = append(s.Former, *r.Workload) // the guest may run it, or fetch it
 	}
 	s.Replaced, s.Workload, s.Ready = true, "", time.Time{}
 	return errors.Join(t.PutStart(r.ID, r.Start, s), t.RestartPart(r.ID, r.Start, partReady))

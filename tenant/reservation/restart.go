@@ -74,6 +74,18 @@ var outages = map[event.Reason]bool{
 // Outage reports whether a reason says no more than that an instance does not run.
 func Outage(why event.Reason) bool { return outages[why] }
 
+// Damning reports whether a reason is a judgement of the machine that ran: it ends a VM
+// also when that start of it is over by now, so that nobody gets past it by ending first.
+func Damning(why event.Refusal) bool {
+	switch why.Reason {
+	case event.AuditFailed, event.ProbeAccepted, event.HostKeyMismatch:
+		return true
+	case event.QuoteRefused:
+		return len(why.Findings) > 0 // else the quote was late, and says nothing
+	}
+	return false
+}
+
 // EndsStart reports whether an outage ends that start of a VM only. Before a VM has ever
 // computed it ends the reservation: who created it is told at once, and there is nothing
 // on its volume to keep.

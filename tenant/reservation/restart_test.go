@@ -59,6 +59,14 @@ func TestWhatIsNotRight(t *testing.T) {
 			}
 		}
 	}
+	for _, why := range []event.Refusal{{Reason: event.AuditFailed}, {Reason: event.ProbeAccepted}, {Reason: event.HostKeyMismatch}, {Reason: event.QuoteRefused, Findings: []string{"log"}}} {
+		if !Damning(why) || Outage(why.Reason) {
+			t.Errorf("%s is forgotten once its start is over", why.Reason)
+		}
+	}
+	if Damning(event.Refusal{Reason: event.QuoteRefused}) || Damning(event.Refusal{Reason: event.VMStopped}) {
+		t.Error("what says nothing of the machine is held against it for good")
+	}
 	for _, p := range Phases() {
 		if got, want := EndsStart(event.VMStopped, p, 1), p == Computing; got != want {
 			t.Errorf("the first start's outage in %s: %v", p, got)

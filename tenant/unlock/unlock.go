@@ -151,12 +151,12 @@ func (s *session) converse(ctx context.Context, res *Result, decide Decide) erro
 	}
 	defer wipe(&handover)
 	if err := frame.Write(s.channel, unlockmsg.MaxFrame, handover); err != nil {
-		return event.Refuse(event.HandoverFailed, "send: %v", err)
+		return event.Refuse(event.SSHFailed, "send the handover: %v", err)
 	}
 	var done unlockmsg.HandoverReply
 	if err := frame.Read(s.channel, unlockmsg.MaxFrame, &done); err != nil {
 		// The VM may have the secrets: the caller ends it.
-		return event.Refuse(event.HandoverFailed, "no confirmation: %v", err)
+		return event.Refuse(event.SSHFailed, "no confirmation of the handover: %v", err)
 	}
 	if !done.OK {
 		return event.Refuse(event.HandoverFailed, "the VM says %.60q", done.Reason)
