@@ -25,7 +25,7 @@ type segment struct {
 func newSegment(t *testing.T) *segment {
 	t.Helper()
 	if _, err := os.Stat("/dev/net/tun"); err != nil {
-		t.Skip("no /dev/net/tun")
+		t.Fatalf("the preflight asks for it: %v", err)
 	}
 	s := &segment{t: t}
 	br := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "br-seg"}}
