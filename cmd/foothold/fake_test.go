@@ -258,7 +258,7 @@ func (f *fakeAPI) register(r *http.Request) (any, *api.Problem) {
 	if err := strictjson.Read(r.Body, 4<<20, &req); err != nil {
 		return nil, refuse(event.BadRequest, err.Error(), "")
 	}
-	t := &api.Template{Name: req.Name, SHA256: req.SHA256, Size: req.Size, Created: req.Created}
+	t := &api.Template{Name: req.Name, Version: 1, State: api.TemplateCurrent, SHA256: req.SHA256, Size: req.Size, Created: req.Created}
 	f.templates[req.Name] = t
 	return t, nil
 }

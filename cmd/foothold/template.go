@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"foothold/client/term"
+	"foothold/protocol/api"
 
 	"github.com/spf13/cobra"
 )
@@ -12,7 +13,7 @@ func templateCommand() *cobra.Command {
 	return contextFlag(group("template", "Build, audit and register operating system templates",
 		`A template is a read-only image of an operating system, verified block by block and
 encrypted. It is built and audited on your side; the provider stores ciphertext alone.`,
-		templateBuild(), templateList(), templateAudit(), templateDelete()))
+		templateBuild(), templateRotate(), templateList(), templateAudit(), templateDelete()))
 }
 
 func templateList() *cobra.Command {
@@ -37,14 +38,14 @@ func templateList() *cobra.Command {
 			}
 			var rows [][]string
 			for _, t := range list {
-				rows = append(rows, []string{t.Name, t.SHA256.Short(), bytesText(t.Size), term.Clean(t.Release), volumeKind(t), when(t.Created), itoa(len(t.Hosts)), itoa(t.VMs)})
+				rows = append(rows, []string{t.Name, itoa(t.Version), t.State, t.SHA256.Short(), bytesText(t.Size), term.Clean(t.Release), volumeKind(t), when(t.Created), itoa(len(t.Hosts)), itoa(t.VMs)})
 			}
 			for _, t := range list {
-				if t.Problem != "" {
+				if t.Problem != "" && t.State == api.TemplateCurrent {
 					s.log.Line("template %s cannot be used, build it again: %s", t.Name, term.Clean(t.Problem))
 				}
 			}
-			s.out.Table([]string{"name", "sha256", "size", "release", "volumes", "created", "hosts", "vms"}, rows)
+			s.out.Table([]string{"name", "version", "state", "sha256", "size", "release", "volumes", "created", "hosts", "vms"}, rows)
 			return nil
 		}),
 	})

@@ -26,6 +26,7 @@ type buildFlags struct {
 	dir, cache, guest, key, suite string
 	volume                        string
 	packages                      []string
+	rotate, patch                 bool
 	local                         bool
 }
 
@@ -119,7 +120,7 @@ func buildTemplate(cmd *cobra.Command, name string, f buildFlags) error {
 	if err != nil {
 		return err
 	}
-	registered, err := s.register(cmd.Context(), log, t, key.Public().(ed25519.PublicKey))
+	registered, err := s.register(cmd.Context(), log, t, key.Public().(ed25519.PublicKey), false)
 	if err != nil {
 		return err
 	}
@@ -148,7 +149,8 @@ func buildAndAudit(ctx context.Context, log *term.Out, name string, f buildFlags
 	defer p.close()
 	t, err := template.Build(ctx, template.Options{
 		Dir: filepath.Join(f.dir, name), Name: name, CacheDir: f.cache, Init: f.guest,
-		ComponentKey: key, Suite: f.suite, Packages: f.packages, AuthenticatedVolume: f.volume == client.VolumeAuthenticated, Progress: p.begin,
+		ComponentKey: key, Suite: f.suite, Packages: f.packages, AuthenticatedVolume: f.volume == client.VolumeAuthenticated,
+		Rotate: f.rotate, Patch: f.patch, Progress: p.begin,
 	})
 	if err != nil {
 		return nil, err
@@ -181,7 +183,7 @@ func (e *auditError) Error() string {
 
 // register uploads what a template needs, in the order that a crash can be repeated
 // from: objects, record, ciphertext.
-func (s *session) register(ctx context.Context, log *term.Out, t *template.Template, key ed25519.PublicKey) (api.Template, error) {
+func (s *session) register(ctx context.Context, log *term.Out, t *template.Template, key ed25519.PublicKey, rotate bool) (api.Template, error) {
 	list, err := s.Templates(ctx)
 	if err != nil {
 		return api.Template{}, err
@@ -191,6 +193,7 @@ func (s *session) register(ctx context.Context, log *term.Out, t *template.Templ
 		return api.Template{}, err
 	}
 	defer req.VolumeKey.Wipe()
+	req.Rotate = rotate
 	p := newStepLog(log)
 	defer p.close()
 	for _, old := range list {

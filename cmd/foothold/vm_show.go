@@ -72,7 +72,7 @@ func showVM(out *term.Out, vm api.VM) {
 		term.Field{Name: "explanation", Value: term.Clean(vm.Explanation)},
 		term.Field{Name: "until", Value: deadline},
 		term.Field{Name: "start", Value: startText(vm)},
-		term.Field{Name: "template", Value: vm.Template},
+		term.Field{Name: "template", Value: templateOf(vm)},
 		term.Field{Name: "size", Value: vm.Size},
 		term.Field{Name: "host", Value: vm.Host},
 		term.Field{Name: "measured", Value: measured},
@@ -232,4 +232,16 @@ func lastStep(rest []api.Phase) bool {
 		}
 	}
 	return true
+}
+
+// templateOf names the version that a VM's latest start is of, and a newer one that waits.
+func templateOf(vm api.VM) string {
+	text := vm.Template
+	if vm.TemplateVersion > 0 {
+		text += fmt.Sprintf(", version %d", vm.TemplateVersion)
+	}
+	if vm.NextVersion > 0 {
+		text += fmt.Sprintf("; version %d from its next start", vm.NextVersion)
+	}
+	return text
 }

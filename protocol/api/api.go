@@ -58,33 +58,37 @@ type Workload struct {
 
 // VM is one virtual machine and its latest start.
 type VM struct {
-	Name          string              `json:"name"`
-	ID            string              `json:"id"` // reservation
-	Start         int                 `json:"start"`
-	Phase         string              `json:"phase"`
-	Ready         bool                `json:"ready"`
-	Reason        event.Reason        `json:"reason,omitempty"` // why it ended, or, while it computes, why it is not ready any more
-	Explanation   string              `json:"explanation,omitempty"`
-	Cleanup       string              `json:"cleanup,omitempty"` // of an ended VM: CleanupPending, CleanupDone
-	Template      string              `json:"template"`
-	Size          string              `json:"size"`
-	Measured      bool                `json:"measured"` // false: runs on a host that proved nothing
-	Host          string              `json:"host,omitempty"`
-	Address       netip.Addr          `json:"address,omitzero"`        // on the cloud network
-	MAC           string              `json:"mac,omitempty"`           //
-	TunnelAddress netip.Addr          `json:"tunnel_address,omitzero"` // inside the tunnel
-	WorkloadURL   string              `json:"workload_url,omitempty"`  // from the tenant's network
-	Created       time.Time           `json:"created"`
-	Deadline      time.Time           `json:"deadline,omitzero"` // of the phase
-	Workload      *Workload           `json:"workload,omitempty"`
-	Restart       string              `json:"restart"`                  // policy
-	Restarts      int                 `json:"restarts,omitempty"`       // in a row, since it last computed for long
-	Wish          string              `json:"wish,omitempty"`           // what was asked of the running VM: "stop", "restart"
-	NextStart     time.Time           `json:"next_start,omitzero"`      // of a stopped VM; absent: not by itself
-	Phases        []Phase             `json:"phases"`                   // reserved, booting, unlocking, connecting, computing; ready: from computing to the workload's first answer
-	Creating      float64             `json:"create_seconds,omitempty"` // part of booting: until the host reported the VM running
-	Components    []bootmsg.Component `json:"components"`               // what was delivered and runs
-	TPMHeld       float64             `json:"tpm_held_seconds,omitempty"`
+	Name        string       `json:"name"`
+	ID          string       `json:"id"` // reservation
+	Start       int          `json:"start"`
+	Phase       string       `json:"phase"`
+	Ready       bool         `json:"ready"`
+	Reason      event.Reason `json:"reason,omitempty"` // why it ended, or, while it computes, why it is not ready any more
+	Explanation string       `json:"explanation,omitempty"`
+	Cleanup     string       `json:"cleanup,omitempty"` // of an ended VM: CleanupPending, CleanupDone
+	Template    string       `json:"template"`
+	// TemplateVersion is the version that the latest start is of, 0 before the first, and
+	// NextVersion a newer one that its next start takes, 0 if there is none.
+	TemplateVersion int                 `json:"template_version,omitempty"`
+	NextVersion     int                 `json:"next_template_version,omitempty"`
+	Size            string              `json:"size"`
+	Measured        bool                `json:"measured"` // false: runs on a host that proved nothing
+	Host            string              `json:"host,omitempty"`
+	Address         netip.Addr          `json:"address,omitzero"`        // on the cloud network
+	MAC             string              `json:"mac,omitempty"`           //
+	TunnelAddress   netip.Addr          `json:"tunnel_address,omitzero"` // inside the tunnel
+	WorkloadURL     string              `json:"workload_url,omitempty"`  // from the tenant's network
+	Created         time.Time           `json:"created"`
+	Deadline        time.Time           `json:"deadline,omitzero"` // of the phase
+	Workload        *Workload           `json:"workload,omitempty"`
+	Restart         string              `json:"restart"`                  // policy
+	Restarts        int                 `json:"restarts,omitempty"`       // in a row, since it last computed for long
+	Wish            string              `json:"wish,omitempty"`           // what was asked of the running VM: "stop", "restart"
+	NextStart       time.Time           `json:"next_start,omitzero"`      // of a stopped VM; absent: not by itself
+	Phases          []Phase             `json:"phases"`                   // reserved, booting, unlocking, connecting, computing; ready: from computing to the workload's first answer
+	Creating        float64             `json:"create_seconds,omitempty"` // part of booting: until the host reported the VM running
+	Components      []bootmsg.Component `json:"components"`               // what was delivered and runs
+	TPMHeld         float64             `json:"tpm_held_seconds,omitempty"`
 }
 
 // Whether an ended VM is gone from its host.
@@ -146,18 +150,29 @@ type RegisterTemplate struct {
 	Components signed.Envelope `json:"components"` // bootmsg.Components; the two objects must be in the store
 	Audit      []byte          `json:"audit"`      // JSON of the template's expectations, for both audits
 	Created    time.Time       `json:"created"`
+	// Rotate makes another image under a registered name its next version, instead of a refusal.
+	Rotate bool `json:"rotate,omitempty"`
 }
 
-// Template is a registered template.
+// States of a template's version.
+const (
+	TemplateCurrent    = "current"    // VMs take it at their next start, where it lies at their host
+	TemplateSuperseded = "superseded" // there is a newer one; it is withdrawn when nothing uses it
+	TemplateWithdrawn  = "withdrawn"  // its key is destroyed; hosts are asked to delete its ciphertext
+)
+
+// Template is one version of a registered template.
 type Template struct {
 	Name    string              `json:"name"`
+	Version int                 `json:"version"`
+	State   string              `json:"state"`
 	SHA256  digest.SHA256       `json:"sha256"`
 	Size    int64               `json:"size"`
 	Created time.Time           `json:"created"`
 	Release string              `json:"release"`
 	Boot    []bootmsg.Component `json:"boot"`  // kernel and initramfs
 	Hosts   []string            `json:"hosts"` // where its ciphertext lies
-	VMs     int                 `json:"vms"`
+	VMs     int                 `json:"vms"`   // whose latest start is of this version
 	// AuthenticatedVolume: its VMs keep a tag beside each sector of their volume.
 	AuthenticatedVolume bool `json:"authenticated_volume"`
 	// Problem is why no VM can be made of it; empty: none.

@@ -38,8 +38,8 @@ type Snapshot struct {
 	// Ended is when the end, stop or deletion of each reservation that is being cleaned up was recorded.
 	Ended        map[string]time.Time
 	VolumeKeys   []string // in the vault: ids of volumes
-	TemplateKeys []string // in the vault: names of templates
-	// Parts are the objects of the store that each template boots, by its name.
+	TemplateKeys []string // in the vault: labels of templates' versions
+	// Parts are the objects of the store that each version of a template boots, by its label.
 	Parts  map[string][]digest.SHA256
 	Hosts  []Host
 	Zones  []Zone

@@ -119,8 +119,8 @@ func (c *check) templates(h Host) {
 		}
 	}
 	for _, t := range c.Ledger.Templates {
-		if slices.Contains(t.Hosts, h.Name) && !listed[t.SHA256] {
-			c.misfit(TemplateMissing, fmt.Sprintf("template %s at host %s", t.Name, h.Name), "the host has it", "the host does not list it")
+		if slices.Contains(t.Hosts, h.Name) && !listed[t.SHA256] && t.Withdrawn.IsZero() {
+			c.misfit(TemplateMissing, fmt.Sprintf("template %s at host %s", t.Label(), h.Name), "the host has it", "the host does not list it")
 		}
 	}
 }

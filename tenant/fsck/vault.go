@@ -22,9 +22,9 @@ func (c *check) vault() {
 	}
 	registered := map[string]bool{}
 	for _, t := range c.Ledger.Templates {
-		registered[t.Name] = true
-		if !templateKeys[t.Name] {
-			c.misfit(TemplateKeyMissing, "key of template "+t.Name, "it is in the vault", "it is not")
+		registered[t.Label()] = true
+		if !templateKeys[t.Label()] && t.Withdrawn.IsZero() {
+			c.misfit(TemplateKeyMissing, "key of template "+t.Label(), "it is in the vault", "it is not")
 		}
 	}
 	for _, name := range c.TemplateKeys {
@@ -53,11 +53,11 @@ func (c *check) objects() {
 	registered := map[string]bool{}
 	for _, t := range c.Ledger.Templates {
 		registered[t.Name] = true
-		for _, sum := range c.Parts[t.Name] {
-			need(sum, "template "+t.Name)
+		for _, sum := range c.Parts[t.Label()] {
+			need(sum, "template "+t.Label())
 		}
-		if len(t.Hosts) == 0 {
-			add(&c.Notes, TemplateUnsent, "template "+t.Name, "its image lies at a host", "at none", c.Now)
+		if len(t.Hosts) == 0 && t.Withdrawn.IsZero() {
+			add(&c.Notes, TemplateUnsent, "template "+t.Label(), "its image lies at a host", "at none", c.Now)
 		}
 	}
 	for _, r := range c.Ledger.Reservations {

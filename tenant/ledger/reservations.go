@@ -28,6 +28,7 @@ type Reservation struct {
 	ID        string
 	Name      string
 	Template  string
+	Version   int // of the template, that the latest start is of; 0 before the first
 	Size      string
 	MemoryMiB int
 	Workload  *api.Workload
@@ -110,7 +111,7 @@ type Start struct {
 }
 
 const reservationColumns = `id, name, template, size, memory_mib, workload, phase, start, deadline, reason, detail,
-	findings, host, address, mac, volume, formatted, created, cleanup, erase, deleted, restart, restarts, wish, wished, gone`
+	findings, host, address, mac, volume, formatted, created, cleanup, erase, deleted, restart, restarts, wish, wished, gone, version`
 
 type scanner interface{ Scan(...any) error }
 
@@ -120,7 +121,7 @@ func scanReservation(row scanner) (Reservation, error) {
 	var address string
 	var deadline, created, deleted, wished int64
 	err := row.Scan(&r.ID, &r.Name, &r.Template, &r.Size, &r.MemoryMiB, &workload, &r.Phase, &r.Start, &deadline, &r.Reason, &r.Detail,
-		&findings, &r.Host, &address, &r.MAC, &r.Volume, &r.Formatted, &created, &r.Cleanup, &r.Erase, &deleted, &r.Restart, &r.Restarts, &r.Wish, &wished, &r.Gone)
+		&findings, &r.Host, &address, &r.MAC, &r.Volume, &r.Formatted, &created, &r.Cleanup, &r.Erase, &deleted, &r.Restart, &r.Restarts, &r.Wish, &wished, &r.Gone, &r.Version)
 	if errors.Is(err, sql.ErrNoRows) {
 		return r, ErrNotFound
 	}
@@ -144,7 +145,7 @@ func (t *Tx) AddReservation(r Reservation) error {
 		return fmt.Errorf("store reservation: %w", err)
 	}
 	_, err = t.change("store reservation", `INSERT INTO reservations (`+reservationColumns+`)
-		VALUES ($1,$2,$3,$4,$5,$6,$7,$8,$9,'','',$10,'',$11,$12,$13,0,$14,'none',0,0,$15,0,'',0,0)`,
+		VALUES ($1,$2,$3,$4,$5,$6,$7,$8,$9,'','',$10,'',$11,$12,$13,0,$14,'none',0,0,$15,0,'',0,0,0)`,
 		r.ID, r.Name, r.Template, r.Size, r.MemoryMiB, workload, reservation.Reserved, r.Start, nanos(r.Deadline),
 		[]byte("[]"), r.Address.String(), r.MAC, r.Volume, nanos(t.Now), r.Restart)
 	if err != nil {
@@ -218,9 +219,9 @@ func (t *Tx) reservations(where string, args ...any) ([]Reservation, error) {
 	return list, rows.Err()
 }
 
-// SetHost records the host that was chosen.
-func (t *Tx) SetHost(id, host string) error {
-	return t.one("record host", `UPDATE reservations SET host = $2 WHERE id = $1`, id, host)
+// SetPlace records which host a start was asked of, and which version of its template it is of.
+func (t *Tx) SetPlace(id, host string, version int) error {
+	return t.one("record host and template's version", `UPDATE reservations SET host = $2, version = $3 WHERE id = $1`, id, host, version)
 }
 
 // SetFormatted records that the volume holds a file system.

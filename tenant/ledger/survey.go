@@ -75,15 +75,15 @@ func (t *Tx) Survey() (Survey, error) {
 }
 
 // each runs a query and hands each row to f.
-func (t *Tx) each(what, query string, f func(scanner) error) error {
-	rows, err := t.tx.QueryContext(t.ctx, query)
+func (t *Tx) each(what, query string, f func(scanner) error, args ...any) error {
+	rows, err := t.tx.QueryContext(t.ctx, query, args...)
 	if err != nil {
-		return fmt.Errorf("survey %s: %w", what, err)
+		return fmt.Errorf("list %s: %w", what, err)
 	}
 	defer rows.Close()
 	for rows.Next() {
 		if err := f(rows); err != nil {
-			return fmt.Errorf("survey %s: %w", what, err)
+			return fmt.Errorf("list %s: %w", what, err)
 		}
 	}
 	return rows.Err()

@@ -5,15 +5,17 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strconv"
 	"time"
 
 	"foothold/protocol/digest"
 	"foothold/protocol/signed"
 )
 
-// Template is a registered template. Its volume key is in the vault.
+// Template is one version of a registered template. Its volume key is in the vault.
 type Template struct {
 	Name       string
+	Version    int // from 1
 	SHA256     digest.SHA256
 	Size       int64
 	RootHash   digest.SHA256
@@ -22,40 +24,49 @@ type Template struct {
 	Components signed.Envelope
 	Audit      []byte
 	Created    time.Time
-	Hosts      []string // where its ciphertext lies
+	Withdrawn  time.Time // when its withdrawal began; zero: it is in use
+	Hosts      []string  // where its ciphertext lies
 }
 
-// AddTemplate registers one.
+// Label names a version: "debian", "debian.2".
+func (tpl Template) Label() string {
+	if tpl.Version <= 1 {
+		return tpl.Name
+	}
+	return tpl.Name + "." + strconv.Itoa(tpl.Version)
+}
+
+// AddTemplate registers a version.
 func (t *Tx) AddTemplate(tpl Template) error {
 	components, err := json.Marshal(tpl.Components)
 	if err != nil {
 		return fmt.Errorf("store template: %w", err)
 	}
-	return t.one("store template", `INSERT INTO templates (name, sha256, size, root_hash, hash_offset, release, components, audit, created)
-		VALUES ($1,$2,$3,$4,$5,$6,$7,$8,$9)`, tpl.Name, tpl.SHA256.String(), tpl.Size, tpl.RootHash.String(), tpl.HashOffset,
+	return t.one("store template", `INSERT INTO templates (name, version, sha256, size, root_hash, hash_offset, release, components, audit, created, withdrawn)
+		VALUES ($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,0)`, tpl.Name, tpl.Version, tpl.SHA256.String(), tpl.Size, tpl.RootHash.String(), tpl.HashOffset,
 		tpl.Release, components, tpl.Audit, nanos(tpl.Created))
 }
 
-// RenewTemplate gives a registered template other components and expectations; its
+// RenewTemplate gives a registered version other components and expectations; its
 // image stays.
 func (t *Tx) RenewTemplate(tpl Template) error {
 	components, err := json.Marshal(tpl.Components)
 	if err != nil {
 		return fmt.Errorf("renew template: %w", err)
 	}
-	return t.one("renew template", `UPDATE templates SET release = $2, components = $3, audit = $4, created = $5 WHERE name = $1 AND sha256 = $6`,
-		tpl.Name, tpl.Release, components, tpl.Audit, nanos(tpl.Created), tpl.SHA256.String())
+	return t.one("renew template", `UPDATE templates SET release = $3, components = $4, audit = $5, created = $6 WHERE name = $1 AND version = $2 AND sha256 = $7`,
+		tpl.Name, tpl.Version, tpl.Release, components, tpl.Audit, nanos(tpl.Created), tpl.SHA256.String())
 }
 
-const templateColumns = `name, sha256, size, root_hash, hash_offset, release, components, audit, created,
-	(SELECT json_group_array(host) FROM template_hosts WHERE template = name)`
+const templateColumns = `name, version, sha256, size, root_hash, hash_offset, release, components, audit, created, withdrawn,
+	(SELECT json_group_array(host) FROM template_hosts h WHERE h.template = templates.name AND h.version = templates.version)`
 
 func scanTemplate(row scanner) (Template, error) {
 	var tpl Template
 	var sum, root string
 	var components, hosts []byte
-	var created int64
-	err := row.Scan(&tpl.Name, &sum, &tpl.Size, &root, &tpl.HashOffset, &tpl.Release, &components, &tpl.Audit, &created, &hosts)
+	var created, withdrawn int64
+	err := row.Scan(&tpl.Name, &tpl.Version, &sum, &tpl.Size, &root, &tpl.HashOffset, &tpl.Release, &components, &tpl.Audit, &created, &withdrawn, &hosts)
 	if errors.Is(err, sql.ErrNoRows) {
 		return tpl, ErrNotFound
 	}
@@ -66,53 +77,121 @@ func scanTemplate(row scanner) (Template, error) {
 	if err != nil {
 		return tpl, fmt.Errorf("read template: %w", err)
 	}
-	tpl.Created = instant(created)
+	tpl.Created, tpl.Withdrawn = instant(created), instant(withdrawn)
 	return tpl, nil
 }
 
-// Template reads one by name; "" means the newest.
+// Template reads the newest version by name; "" means the newest of all.
 func (t *Tx) Template(name string) (Template, error) {
 	return scanTemplate(t.tx.QueryRowContext(t.ctx, `SELECT `+templateColumns+` FROM templates
-		WHERE $1 = '' OR name = $1 ORDER BY created DESC, name LIMIT 1`, name))
+		WHERE ($1 = '' OR name = $1) AND withdrawn = 0 ORDER BY created DESC, name, version DESC LIMIT 1`, name))
 }
 
-// Templates lists all, newest first.
+// TemplateOf reads the version that the latest start of a reservation is of; before its
+// first start, the newest.
+func (t *Tx) TemplateOf(r Reservation) (Template, error) {
+	if r.Version == 0 {
+		return t.Template(r.Template)
+	}
+	return scanTemplate(t.tx.QueryRowContext(t.ctx, `SELECT `+templateColumns+` FROM templates WHERE name = $1 AND version = $2`, r.Template, r.Version))
+}
+
+// TemplateAt reads the newest version whose ciphertext lies at a host: what a VM that
+// starts there next gets.
+func (t *Tx) TemplateAt(name, host string) (Template, error) {
+	return scanTemplate(t.tx.QueryRowContext(t.ctx, `SELECT `+templateColumns+` FROM templates
+		WHERE name = $1 AND withdrawn = 0 AND EXISTS (SELECT 1 FROM template_hosts h WHERE h.template = templates.name AND h.version = templates.version AND h.host = $2)
+		ORDER BY version DESC LIMIT 1`, name, host))
+}
+
+// TemplateHosts lists where any version of a template lies that may be started.
+func (t *Tx) TemplateHosts(name string) ([]string, error) {
+	var list []string
+	err := t.each("template's hosts", `SELECT DISTINCT h.host FROM template_hosts h JOIN templates t ON t.name = h.template AND t.version = h.version
+		WHERE t.name = $1 AND t.withdrawn = 0 ORDER BY h.host`, func(row scanner) error {
+		list = append(list, "")
+		return row.Scan(&list[len(list)-1])
+	}, name)
+	return list, err
+}
+
+// Templates lists all versions, newest first.
 func (t *Tx) Templates() ([]Template, error) {
-	rows, err := t.tx.QueryContext(t.ctx, `SELECT `+templateColumns+` FROM templates ORDER BY created DESC, name`)
-	if err != nil {
-		return nil, fmt.Errorf("list templates: %w", err)
-	}
-	defer rows.Close()
 	var list []Template
-	for rows.Next() {
-		tpl, err := scanTemplate(rows)
-		if err != nil {
-			return nil, err
-		}
+	err := t.each("templates", `SELECT `+templateColumns+` FROM templates ORDER BY created DESC, name, version DESC`, func(row scanner) error {
+		tpl, err := scanTemplate(row)
 		list = append(list, tpl)
-	}
-	return list, rows.Err()
+		return err
+	})
+	return list, err
 }
 
-// AddTemplateHost records that a host holds the template's ciphertext.
-func (t *Tx) AddTemplateHost(name, host string) error {
-	_, err := t.change("record template's host", `INSERT INTO template_hosts (template, host) VALUES ($1,$2) ON CONFLICT DO NOTHING`, name, host)
+// AddTemplateHost records that a host holds a version's ciphertext.
+func (t *Tx) AddTemplateHost(tpl Template, host string) error {
+	_, err := t.change("record template's host", `INSERT INTO template_hosts (template, version, host) VALUES ($1,$2,$3) ON CONFLICT DO NOTHING`, tpl.Name, tpl.Version, host)
+	return err
+}
+
+// DropTemplateHost records that a host holds it no more.
+func (t *Tx) DropTemplateHost(tpl Template, host string) error {
+	_, err := t.change("forget template's host", `DELETE FROM template_hosts WHERE template = $1 AND version = $2 AND host = $3`, tpl.Name, tpl.Version, host)
 	return err
 }
 
 // TemplateUsers counts the VMs of a template that are not deleted.
 func (t *Tx) TemplateUsers(name string) (int, error) {
-	var n int
-	err := t.tx.QueryRowContext(t.ctx, `SELECT count(*) FROM reservations WHERE template = $1 AND deleted = 0`, name).Scan(&n)
-	if err != nil {
-		return 0, fmt.Errorf("count template's VMs: %w", err)
-	}
-	return n, nil
+	return t.number(`SELECT count(*) FROM reservations WHERE template = $1 AND deleted = 0`, name)
 }
 
-// DeleteTemplate forgets one.
+// VersionUsers counts the VMs whose latest start is of a version and that are not deleted.
+func (t *Tx) VersionUsers(tpl Template) (int, error) {
+	return t.number(`SELECT count(*) FROM reservations WHERE template = $1 AND version = $2 AND deleted = 0`, tpl.Name, tpl.Version)
+}
+
+// Superseded lists the versions that nothing needs any more: each host that has one has a
+// newer one too, which its VMs' next starts take, and of no start of it an instance may run.
+func (t *Tx) Superseded() ([]Template, error) {
+	var list []Template
+	err := t.each("superseded templates", `SELECT `+templateColumns+` FROM templates WHERE withdrawn = 0
+		AND EXISTS (SELECT 1 FROM templates n JOIN template_hosts h ON h.template = n.name AND h.version = n.version
+			WHERE n.name = templates.name AND n.version > templates.version AND n.withdrawn = 0)
+		AND NOT EXISTS (SELECT 1 FROM template_hosts o WHERE o.template = templates.name AND o.version = templates.version
+			AND NOT EXISTS (SELECT 1 FROM templates n JOIN template_hosts h ON h.template = n.name AND h.version = n.version
+				WHERE n.name = templates.name AND n.version > templates.version AND n.withdrawn = 0 AND h.host = o.host))
+		AND NOT EXISTS (SELECT 1 FROM reservations r WHERE r.template = templates.name AND r.version = templates.version
+			AND (r.phase IN ('booting','unlocking','connecting','computing') OR r.phase = 'stopped' AND r.gone = 0 OR r.cleanup = 'pending'))
+		ORDER BY name, version`, func(row scanner) error {
+		tpl, err := scanTemplate(row)
+		list = append(list, tpl)
+		return err
+	})
+	return list, err
+}
+
+// Withdraw begins a version's withdrawal: no start takes it from now on.
+func (t *Tx) Withdraw(tpl Template) error {
+	return t.one("withdraw template", `UPDATE templates SET withdrawn = $3 WHERE name = $1 AND version = $2 AND withdrawn = 0`, tpl.Name, tpl.Version, nanos(t.Now))
+}
+
+// DeleteVersion forgets one version.
+func (t *Tx) DeleteVersion(tpl Template) error {
+	return t.one("delete template's version", `DELETE FROM templates WHERE name = $1 AND version = $2`, tpl.Name, tpl.Version)
+}
+
+// DeleteTemplate forgets a template with all its versions.
 func (t *Tx) DeleteTemplate(name string) error {
-	return t.one("delete template", `DELETE FROM templates WHERE name = $1`, name)
+	n, err := t.change("delete template", `DELETE FROM templates WHERE name = $1`, name)
+	if err == nil && n == 0 {
+		err = ErrNotFound
+	}
+	return err
+}
+
+func (t *Tx) number(query string, args ...any) (n int, err error) {
+	if err := t.tx.QueryRowContext(t.ctx, query, args...).Scan(&n); err != nil {
+		return 0, fmt.Errorf("count: %w", err)
+	}
+	return n, nil
 }
 
 // AddObject records an object of the DMZ's store.

@@ -95,7 +95,7 @@ func TestTemplateIsRenewed(t *testing.T) {
 	w := newWorld(t)
 	w.template("debian")
 	reg, _ := w.registration("debian")
-	key, err := w.o.vault.Get(templateKeyName("debian"))
+	key, err := w.o.vault.Get(templateKeyName(ledger.Template{Name: "debian"}))
 	check(t, err)
 	reg.VolumeKey = key
 	expected := guestExpectations()
@@ -182,7 +182,7 @@ func TestTemplateOfAnotherKey(t *testing.T) {
 		t.Fatalf("list: %d %+v %+v", status, p, list)
 	}
 	reg, _ := w.registration("debian")
-	key, err := w.o.vault.Get(templateKeyName("debian"))
+	key, err := w.o.vault.Get(templateKeyName(ledger.Template{Name: "debian"}))
 	check(t, err)
 	reg.VolumeKey = key
 	var view api.Template
@@ -238,7 +238,7 @@ func TestTemplates(t *testing.T) {
 	if status, p := w.call("DELETE", "/v1/templates/debian", nil, nil); status != http.StatusOK {
 		t.Fatalf("delete: %d %+v", status, p)
 	}
-	if has, _ := w.o.vault.Has(templateKeyName("debian")); has {
+	if has, _ := w.o.vault.Has(templateKeyName(ledger.Template{Name: "debian"})); has {
 		t.Error("the template's key is still in the vault")
 	}
 }

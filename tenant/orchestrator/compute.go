@@ -38,7 +38,7 @@ const (
 
 // judgeOS judges an audit of the running OS that answers the nonce we gave.
 func (o *Orchestrator) judgeOS(ctx context.Context, m accepted) error {
-	tpl, err := o.template(ctx, m.r.Template)
+	tpl, err := o.templateOf(ctx, m.r)
 	if err != nil {
 		return err
 	}

@@ -106,23 +106,17 @@ type hostedSpec struct {
 func (o *Orchestrator) begin(ctx context.Context, r ledger.Reservation, t1 digest.SHA256) (hostedSpec, error) {
 	var out hostedSpec
 	err := o.ledger.Write(ctx, func(t *ledger.Tx) error {
-		tpl, err := t.Template(r.Template)
-		if err != nil {
-			return event.Refuse(event.UnknownTemplate, "template %s is gone", r.Template)
-		}
-		again := r.Phase == reservation.Stopped
-		switch {
-		case !again:
-			out.host, err = o.chooseHost(t, tpl.Hosts)
-		case !slices.Contains(tpl.Hosts, r.Host):
-			err = event.Refuse(event.NoHost, "host %s has the VM's volume, but not template %s", r.Host, r.Template)
-		default:
-			out.host = r.Host
-			err = t.Again(r.ID, r.Start, t.Now.Add(o.limits.Booting))
-			r.Start++
-		}
+		tpl, err := o.place(t, r)
 		if err != nil {
 			return err
+		}
+		out.host = tpl.host
+		again := r.Phase == reservation.Stopped
+		if again {
+			if err := t.Again(r.ID, r.Start, t.Now.Add(o.limits.Booting)); err != nil {
+				return err
+			}
+			r.Start++
 		}
 		out.Spec = o.spec(r, tpl.SHA256, t1)
 		if err := out.Spec.Validate(); err != nil {
@@ -134,15 +128,49 @@ func (o *Orchestrator) begin(ctx context.Context, r ledger.Reservation, t1 diges
 			}
 		}
 		return errors.Join(
-			t.SetHost(r.ID, out.host),
+			t.SetPlace(r.ID, out.host, tpl.Version),
 			t.PutStart(r.ID, r.Start, ledger.Start{Spec: out.Spec}),
 			t.AddToken(ledger.Token{Digest: t1, Kind: token.T1, Reservation: r.ID, Start: r.Start, Phase: reservation.Booting, Source: r.Address}),
 			t.BeginPart(r.ID, r.Start, partCreating),
 			t.Journal(event.Event{Kind: "vm.create-asked", Reservation: r.ID, Detail: map[string]string{
-				"host": out.host, "settings": out.Spec.Digest().String()}}))
+				"host": out.host, "settings": out.Spec.Digest().String(), "template": tpl.Label()}}))
 	})
 	o.zones.journalled()
 	return out, err
+}
+
+// placed is the version of its template that a start is of, and where.
+type placed struct {
+	ledger.Template
+	host string
+}
+
+// place chooses a host for a VM's first start, and for every start the newest version of
+// its template there: so VMs take a rotated template at their next start.
+func (o *Orchestrator) place(t *ledger.Tx, r ledger.Reservation) (placed, error) {
+	holding, err := t.TemplateHosts(r.Template)
+	if err != nil {
+		return placed{}, err
+	}
+	p := placed{host: r.Host}
+	switch {
+	case len(holding) == 0:
+		return p, event.Refuse(event.UnknownTemplate, "template %s is gone", r.Template)
+	case r.Phase != reservation.Stopped:
+		p.host, err = o.chooseHost(t, holding)
+	case !slices.Contains(holding, r.Host):
+		err = event.Refuse(event.NoHost, "host %s has the VM's volume, but not template %s", r.Host, r.Template)
+	}
+	if err != nil {
+		return p, err
+	}
+	if p.Template, err = t.TemplateAt(r.Template, p.host); err != nil {
+		return p, err
+	}
+	if has, err := o.vault.Has(templateKeyName(p.Template)); err != nil || !has {
+		return p, errors.Join(err, event.Refuse(event.UnknownTemplate, "the vault has no key of template %s", p.Label()))
+	}
+	return p, nil
 }
 
 // spec is the VM's settings: what the host is told and what PCR 16 is predicted from.

@@ -30,7 +30,7 @@ import (
 // leaves inside the answer alone; after a crash it is lost and the boot runs out.
 func (o *Orchestrator) releaseComponents(ctx context.Context, admitted *verify.Admitted, r ledger.Reservation, tunnel digest.SHA256) (upstream.VerdictResponse, error) {
 	var out upstream.VerdictResponse
-	tpl, err := o.template(ctx, r.Template)
+	tpl, err := o.templateOf(ctx, r)
 	if err != nil {
 		return out, err
 	}

@@ -256,8 +256,8 @@ func (o *Orchestrator) destroy(ctx context.Context, r ledger.Reservation) error 
 	return h.DeleteVolume(ctx, r.Volume)
 }
 
-// sweep ends what is past its deadline, begins starts that are due, and repeats
-// clean-ups that did not come through.
+// sweep ends what is past its deadline, begins starts that are due, repeats clean-ups
+// that did not come through, and withdraws templates' versions that nothing needs.
 func (o *Orchestrator) sweep(ctx context.Context) {
 	tick := time.NewTicker(sweepEvery)
 	defer tick.Stop()
@@ -275,6 +275,7 @@ func (o *Orchestrator) sweep(ctx context.Context) {
 		if o.now().Sub(lastCleanup) > 10*time.Second {
 			lastCleanup = o.now()
 			o.repeatCleanups(ctx)
+			o.task(func() { o.withdrawSuperseded(ctx) })
 		}
 	}
 }

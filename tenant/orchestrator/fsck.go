@@ -82,7 +82,7 @@ func (o *Orchestrator) snapshot(ctx context.Context) (fsck.Snapshot, error) {
 	}
 	for _, t := range s.Ledger.Templates {
 		if c, err := o.components(t.Components); err == nil { // else its listing says so
-			s.Parts[t.Name] = []digest.SHA256{c.Kernel.SHA256, c.Initramfs.SHA256}
+			s.Parts[t.Label()] = []digest.SHA256{c.Kernel.SHA256, c.Initramfs.SHA256}
 		}
 	}
 	var err error

@@ -129,7 +129,7 @@ func TestNothingIsReleasedAfterTheEnd(t *testing.T) {
 	check(t, err)
 	r, _, err := w.o.row(t.Context(), g.id)
 	check(t, err)
-	tpl, err := w.o.template(t.Context(), r.Template)
+	tpl, err := w.o.templateOf(t.Context(), r)
 	check(t, err)
 	headers := w.o.prepareHeaders(t.Context(), r)
 	defer headers.discard()
@@ -156,7 +156,7 @@ func TestNothingIsReleasedAfterTheEnd(t *testing.T) {
 func TestTemplateKeyIsNotReplaced(t *testing.T) {
 	w := newWorld(t)
 	w.template("debian")
-	name := templateKeyName("debian")
+	name := templateKeyName(ledger.Template{Name: "debian"})
 	before, err := w.o.vault.Get(name)
 	check(t, err)
 	reg, _ := w.registration("debian")

@@ -118,8 +118,8 @@ func (o *Orchestrator) admitWish(t *ledger.Tx, want api.CreateVM, size policy.Si
 	if err != nil {
 		return err
 	}
-	if len(tpl.Hosts) == 0 {
-		return event.Refuse(event.UnknownTemplate, "the image of %s lies at no host yet", tpl.Name)
+	if hosts, err := t.TemplateHosts(tpl.Name); err != nil || len(hosts) == 0 {
+		return errors.Join(err, event.Refuse(event.UnknownTemplate, "the image of %s lies at no host yet", tpl.Name))
 	}
 	r.Template = tpl.Name
 	if err := checkWorkload(t, want.Workload); err != nil {

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"foothold/internal/luks"
+	"foothold/internal/secret"
 	"foothold/protocol/api"
 	"foothold/protocol/bootmsg"
 	"foothold/protocol/digest"
@@ -36,7 +37,7 @@ const maxImage = 64 << 30
 // templateKey begins the vault's names of templates' keys.
 const templateKey = "template-"
 
-func templateKeyName(name string) string { return templateKey + name }
+func templateKeyName(tpl ledger.Template) string { return templateKey + tpl.Label() }
 
 func (o *Orchestrator) templateOperations(a huma.API, mux *http.ServeMux) {
 	huma.Register(a, operation("GET", "/v1/templates", "list-templates", "List templates", http.StatusOK),
@@ -102,11 +103,19 @@ func (o *Orchestrator) templates(ctx context.Context) ([]api.Template, error) {
 // templateView is a template for operators. One that this orchestrator cannot use, say
 // after a change of the component key, says so; it is mended by building it again.
 func (o *Orchestrator) templateView(t *ledger.Tx, tpl ledger.Template) (api.Template, error) {
-	users, err := t.TemplateUsers(tpl.Name)
-	view := api.Template{Name: tpl.Name, SHA256: tpl.SHA256, Size: tpl.Size, Created: tpl.Created, Release: tpl.Release,
+	users, err := t.VersionUsers(tpl)
+	view := api.Template{Name: tpl.Name, Version: tpl.Version, State: api.TemplateCurrent, SHA256: tpl.SHA256, Size: tpl.Size, Created: tpl.Created, Release: tpl.Release,
 		Boot: []bootmsg.Component{}, Hosts: append([]string{}, tpl.Hosts...), VMs: users}
 	if err != nil {
 		return view, err
+	}
+	switch newest, err := t.Template(tpl.Name); {
+	case !tpl.Withdrawn.IsZero():
+		view.State = api.TemplateWithdrawn
+	case err != nil:
+		return view, err
+	case newest.Version != tpl.Version:
+		view.State = api.TemplateSuperseded
 	}
 	if c, err := o.components(tpl.Components); err != nil {
 		view.Problem = err.Error()
@@ -167,16 +176,16 @@ func (o *Orchestrator) registerTemplate(ctx context.Context, in api.RegisterTemp
 		Release: c.Release, Components: in.Components, Audit: in.Audit, Created: in.Created}
 	o.registering.Lock()
 	defer o.registering.Unlock()
-	exists, err := o.checkNewTemplate(ctx, tpl, c)
-	if err != nil {
+	exists := false
+	if tpl.Version, exists, err = o.checkNewTemplate(ctx, tpl, c, in.Rotate); err != nil {
 		return api.Template{}, err
 	}
-	if err := o.putTemplateKey(in, exists); err != nil {
+	if err := o.putTemplateKey(tpl, in.VolumeKey, exists); err != nil {
 		return api.Template{}, err
 	}
 	var view api.Template
 	err = o.ledger.Write(ctx, func(t *ledger.Tx) error {
-		kind, err := o.putTemplate(t, tpl)
+		kind, err := o.putTemplate(t, tpl, exists)
 		if err != nil {
 			return err
 		}
@@ -187,7 +196,7 @@ func (o *Orchestrator) registerTemplate(ctx context.Context, in api.RegisterTemp
 		if view, err = o.templateView(t, stored); err != nil || kind == "" {
 			return err
 		}
-		return t.Journal(event.Event{Kind: kind, Detail: map[string]string{"name": in.Name, "sha256": in.SHA256.String(), "release": c.Release,
+		return t.Journal(event.Event{Kind: kind, Detail: map[string]string{"name": in.Name, "version": strconv.Itoa(tpl.Version), "sha256": in.SHA256.String(), "release": c.Release,
 			"authenticated-volume": strconv.FormatBool(view.AuthenticatedVolume), "by": by}})
 	})
 	o.zones.journalled()
@@ -198,11 +207,14 @@ func (o *Orchestrator) registerTemplate(ctx context.Context, in api.RegisterTemp
 // expectations that it was built with anew, and returns the kind of event that this is,
 // "" for none. Other content is refused while a VM has the template, which would fail its
 // next audit; the same under another signature is not.
-func (o *Orchestrator) putTemplate(t *ledger.Tx, tpl ledger.Template) (string, error) {
-	old, err := t.Template(tpl.Name)
-	if errors.Is(err, ledger.ErrNotFound) {
+func (o *Orchestrator) putTemplate(t *ledger.Tx, tpl ledger.Template, exists bool) (string, error) {
+	switch {
+	case !exists && tpl.Version > 1:
+		return "template.rotated", t.AddTemplate(tpl)
+	case !exists:
 		return "template.registered", t.AddTemplate(tpl)
 	}
+	old, err := t.Template(tpl.Name)
 	if err != nil {
 		return "", err
 	}
@@ -218,12 +230,12 @@ func (o *Orchestrator) putTemplate(t *ledger.Tx, tpl ledger.Template) (string, e
 	}
 	var users []string
 	for _, r := range rows {
-		if r.Template == tpl.Name {
+		if r.Template == tpl.Name && (r.Version == 0 || r.Version == tpl.Version) {
 			users = append(users, r.Name)
 		}
 	}
 	if len(users) > 0 {
-		return "", event.Refuse(event.TemplateTaken, "template %s is registered with other boot components or expectations, and these VMs have it: %s", tpl.Name, nameSome(users))
+		return "", event.Refuse(event.TemplateTaken, "template %s is registered with other boot components or expectations, and these VMs have it: %s; `foothold template rotate` makes a next version", tpl.Name, nameSome(users))
 	}
 	return "template.renewed", t.RenewTemplate(tpl)
 }
@@ -251,17 +263,28 @@ func (o *Orchestrator) sameContent(a, b ledger.Template) bool {
 	return err == nil && was.Kernel == is.Kernel && was.Initramfs == is.Initramfs
 }
 
-// checkNewTemplate refuses a name that means another image, and components that are
-// not in the store. It reports whether this very image has the name already.
-func (o *Orchestrator) checkNewTemplate(ctx context.Context, tpl ledger.Template, c bootmsg.Components) (exists bool, err error) {
+// checkNewTemplate gives the version that an image is, and whether it is registered
+// already. It refuses a name that means another image unless that is to be rotated, and
+// components that are not in the store.
+func (o *Orchestrator) checkNewTemplate(ctx context.Context, tpl ledger.Template, c bootmsg.Components, rotate bool) (version int, exists bool, err error) {
 	err = o.ledger.Read(ctx, func(t *ledger.Tx) error {
 		old, err := t.Template(tpl.Name)
-		exists = err == nil
-		if err == nil && old.SHA256 != tpl.SHA256 {
-			return event.Refuse(event.TemplateTaken, "template %s is registered with another image", tpl.Name)
-		}
-		if err != nil && !errors.Is(err, ledger.ErrNotFound) {
+		switch {
+		case errors.Is(err, ledger.ErrNotFound) && rotate:
+			return event.Refuse(event.UnknownTemplate, "there is no template %s to rotate", tpl.Name)
+		case errors.Is(err, ledger.ErrNotFound):
+			version = 1
+		case err != nil:
 			return err
+		case old.SHA256 == tpl.SHA256:
+			version, exists = old.Version, true
+		case !rotate:
+			return event.Refuse(event.TemplateTaken, "template %s is registered with another image; `foothold template rotate %s` makes a next version", tpl.Name, tpl.Name)
+		default:
+			version = old.Version + 1
+			if err := o.checkRotation(t, old, tpl); err != nil {
+				return err
+			}
 		}
 		for _, part := range []bootmsg.Component{c.Kernel, c.Initramfs} {
 			size, err := t.Object(part.SHA256)
@@ -277,14 +300,44 @@ func (o *Orchestrator) checkNewTemplate(ctx context.Context, tpl ledger.Template
 		}
 		return nil
 	})
-	return exists, err
+	return version, exists, err
+}
+
+// checkRotation refuses an image that an older version had - whoever has that one's key
+// could read it - and another kind of volume than VMs of this template have already.
+func (o *Orchestrator) checkRotation(t *ledger.Tx, old, tpl ledger.Template) error {
+	all, err := t.Templates()
+	if err != nil {
+		return err
+	}
+	for _, v := range all {
+		if v.Name == tpl.Name && v.SHA256 == tpl.SHA256 {
+			return event.Refuse(event.TemplateTaken, "that image is version %d of %s; version %d came after it", v.Version, tpl.Name, old.Version)
+		}
+	}
+	users, err := t.TemplateUsers(tpl.Name)
+	if err != nil || users == 0 {
+		return err
+	}
+	was, err := expect.Parse(old.Audit)
+	if err != nil {
+		return fmt.Errorf("template %s: %w", old.Label(), err)
+	}
+	is, err := expect.Parse(tpl.Audit)
+	if err != nil {
+		return event.Refuse(event.BadRequest, "audit: %v", err)
+	}
+	if was.AuthenticatedVolume != is.AuthenticatedVolume {
+		return event.Refuse(event.TemplateTaken, "%d VMs of template %s have volumes of the other kind, which does not change after they were made", users, tpl.Name)
+	}
+	return nil
 }
 
 // putTemplateKey stores the key. One that a registered template has is never replaced:
 // its image would open no more.
-func (o *Orchestrator) putTemplateKey(in api.RegisterTemplate, exists bool) error {
-	name := templateKeyName(in.Name)
-	err := o.vault.Put(name, in.VolumeKey)
+func (o *Orchestrator) putTemplateKey(tpl ledger.Template, key secret.Bytes, exists bool) error {
+	name := templateKeyName(tpl)
+	err := o.vault.Put(name, key)
 	if !errors.Is(err, vault.ErrExists) {
 		return err
 	}
@@ -293,18 +346,18 @@ func (o *Orchestrator) putTemplateKey(in api.RegisterTemplate, exists bool) erro
 		return fmt.Errorf("read template key: %w", err)
 	}
 	defer old.Wipe()
-	if old.Equal(in.VolumeKey) {
+	if old.Equal(key) {
 		return nil
 	}
 	if exists {
-		return event.Refuse(event.TemplateTaken, "template %s is registered with another key", in.Name)
+		return event.Refuse(event.TemplateTaken, "template %s is registered with another key", tpl.Label())
 	}
 	// A registration that did not come to its end left it: checkNewTemplate has seen that
-	// no other image has this name.
+	// no other image has this name and version.
 	if err := o.vault.Destroy(name); err != nil {
 		return fmt.Errorf("replace template key: %w", err)
 	}
-	return o.vault.Put(name, in.VolumeKey)
+	return o.vault.Put(name, key)
 }
 
 func (o *Orchestrator) template(ctx context.Context, name string) (tpl ledger.Template, err error) {
@@ -318,7 +371,16 @@ func (o *Orchestrator) template(ctx context.Context, name string) (tpl ledger.Te
 	return tpl, err
 }
 
-// putImage takes a template's ciphertext, checks it against its digest, and passes it
+// templateOf is the version that a VM's latest start is of.
+func (o *Orchestrator) templateOf(ctx context.Context, r ledger.Reservation) (tpl ledger.Template, err error) {
+	err = o.ledger.Read(ctx, func(t *ledger.Tx) (err error) { tpl, err = t.TemplateOf(r); return err })
+	if errors.Is(err, ledger.ErrNotFound) {
+		err = event.Refuse(event.UnknownTemplate, "version %d of template %s is not registered", r.Version, r.Template)
+	}
+	return tpl, err
+}
+
+// putImage takes the ciphertext of a template's newest version, checks it against its digest, and passes it
 // on to every host. It succeeds if at least one host has it then; the others are
 // tried again with the next upload.
 func (o *Orchestrator) putImage(ctx context.Context, name string, size int64, r io.Reader, by string) error {
@@ -384,41 +446,52 @@ func (o *Orchestrator) pushImage(ctx context.Context, host string, tpl ledger.Te
 		return err
 	}
 	err = o.ledger.Write(ctx, func(t *ledger.Tx) error {
-		return errors.Join(t.AddTemplateHost(tpl.Name, host), t.Journal(event.Event{Kind: "template.sent",
-			Detail: map[string]string{"name": tpl.Name, "host": host, "sha256": tpl.SHA256.String(), "by": by}}))
+		return errors.Join(t.AddTemplateHost(tpl, host), t.Journal(event.Event{Kind: "template.sent",
+			Detail: map[string]string{"name": tpl.Name, "version": strconv.Itoa(tpl.Version), "host": host, "sha256": tpl.SHA256.String(), "by": by}}))
 	})
 	o.zones.journalled()
 	return err
 }
 
-// deleteTemplate forgets a template that no VM uses. Its key is destroyed first: what
-// then still lies at a host is noise.
+// deleteTemplate forgets a template that no VM uses, with all its versions. Its keys are
+// destroyed first: what then still lies at a host is noise.
 func (o *Orchestrator) deleteTemplate(ctx context.Context, name, by string) error {
-	tpl, err := o.template(ctx, name)
+	versions, err := o.forgetTemplate(ctx, name, by)
 	if err != nil {
-		return err
-	}
-	if err := o.forgetTemplate(ctx, name, by); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
-	for _, host := range tpl.Hosts {
-		if h, err := o.host(host); err == nil {
-			if err := h.DeleteTemplate(ctx, tpl.SHA256); err != nil {
-				slog.Warn("delete template at host", "host", host, "error", err)
+	for _, tpl := range versions {
+		for _, host := range tpl.Hosts {
+			if h, err := o.host(host); err == nil {
+				if err := h.DeleteTemplate(ctx, tpl.SHA256); err != nil {
+					slog.Warn("delete template at host", "host", host, "error", err)
+				}
 			}
 		}
 	}
 	return nil
 }
 
-// forgetTemplate removes the row and destroys the key before another template can have
+// forgetTemplate removes the rows and destroys the keys before another template can have
 // the name.
-func (o *Orchestrator) forgetTemplate(ctx context.Context, name, by string) error {
+func (o *Orchestrator) forgetTemplate(ctx context.Context, name, by string) (versions []ledger.Template, err error) {
 	o.registering.Lock()
 	defer o.registering.Unlock()
-	err := o.ledger.Write(ctx, func(t *ledger.Tx) error {
+	err = o.ledger.Write(ctx, func(t *ledger.Tx) error {
+		all, err := t.Templates()
+		if err != nil {
+			return err
+		}
+		for _, tpl := range all {
+			if tpl.Name == name {
+				versions = append(versions, tpl)
+			}
+		}
+		if len(versions) == 0 {
+			return event.Refuse(event.UnknownTemplate, "%s is not registered", named("template", name))
+		}
 		users, err := t.TemplateUsers(name)
 		if err != nil {
 			return err
@@ -429,11 +502,13 @@ func (o *Orchestrator) forgetTemplate(ctx context.Context, name, by string) erro
 		return errors.Join(t.DeleteTemplate(name), t.Journal(event.Event{Kind: "template.deleted", Detail: map[string]string{"name": name, "by": by}}))
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	o.zones.journalled()
-	if err := o.vault.Destroy(templateKeyName(name)); err != nil {
-		return fmt.Errorf("destroy template key: %w", err)
+	for _, tpl := range versions {
+		if err := o.vault.Destroy(templateKeyName(tpl)); err != nil {
+			return nil, fmt.Errorf("destroy template key: %w", err)
+		}
 	}
-	return nil
+	return versions, nil
 }

@@ -107,7 +107,7 @@ func (o *Orchestrator) dialVM(a netip.Addr) func(context.Context) (net.Conn, err
 // and releases the secrets. What was issued is in the ledger before it is sent.
 func (o *Orchestrator) decideHandover(ctx context.Context, admitted *verify.Admitted, r ledger.Reservation, s ledger.Start,
 	reply unlockmsg.AuditReply, nonce []byte, headers *diskHeaders) (unlockmsg.Handover, error) {
-	tpl, err := o.template(ctx, r.Template)
+	tpl, err := o.templateOf(ctx, r)
 	if err != nil {
 		return unlockmsg.Handover{}, err
 	}
@@ -263,12 +263,12 @@ func (o *Orchestrator) makeHeaders(ctx context.Context, r ledger.Reservation, h 
 	if err != nil {
 		return err
 	}
-	tpl, err := o.template(ctx, r.Template)
+	tpl, err := o.templateOf(ctx, r)
 	if err != nil {
 		return err
 	}
 	h.templatePass, h.volumePass = secret.Random(passphraseLen), secret.Random(passphraseLen)
-	if h.template, err = o.makeHeader(ctx, templateKeyName(r.Template), tpl.Size, h.templatePass); err != nil {
+	if h.template, err = o.makeHeader(ctx, templateKeyName(tpl), tpl.Size, h.templatePass); err != nil {
 		return err
 	}
 	h.volume, err = o.makeHeader(ctx, volumeKeyName(r.Volume), int64(s.Spec.Volume.SizeMiB)<<20, h.volumePass)

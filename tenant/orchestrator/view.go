@@ -83,6 +83,10 @@ func (o *Orchestrator) view(t *ledger.Tx, r ledger.Reservation) (api.VM, error) 
 		Ready:    r.Phase == reservation.Computing && !s.Ready.IsZero(),
 		Workload: r.Workload, Restart: string(r.Restart), Restarts: r.Restarts, Wish: string(r.Wish), NextStart: r.NextStart(),
 	}
+	vm.TemplateVersion = r.Version
+	if next, err := t.TemplateAt(r.Template, r.Host); err == nil && r.Version != 0 && next.Version > r.Version && r.Live() {
+		vm.NextVersion = next.Version
+	}
 	if r.Phase == reservation.Stopped {
 		vm.Deadline = time.Time{}
 		if !r.Gone {

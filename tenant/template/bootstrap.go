@@ -62,12 +62,12 @@ func makeBootstrap(ctx context.Context, o *Options, say func(string)) (*bootstra
 	}
 	defer unlock()
 	kept, age, keptErr := openBootstrap(place)
-	if keptErr == nil && age < maxAge {
+	if keptErr == nil && age < maxAge && !o.Patch {
 		return kept, nil
 	}
 	say("bootstrapping Debian " + o.Suite + " (about 45 s)")
 	if err := runBootstrap(ctx, o, packages, place); err != nil {
-		if keptErr == nil && ctx.Err() == nil {
+		if keptErr == nil && ctx.Err() == nil && !o.Patch {
 			say(fmt.Sprintf("bootstrapping failed (%v); using the one made %s ago", err, age.Round(time.Hour)))
 			return kept, nil
 		}

@@ -37,7 +37,11 @@ type Options struct {
 	Mirrors      []string           // apt source lines or URLs; default Debian's own
 	// AuthenticatedVolume has VMs keep a tag beside each sector of their own volume.
 	AuthenticatedVolume bool
-	Progress            func(string) // told of each step; may be nil
+	// Rotate encrypts the OS image under a new key, whether it has changed or not.
+	Rotate bool
+	// Patch bootstraps today's packages, however young the kept bootstrap is.
+	Patch    bool
+	Progress func(string) // told of each step; may be nil
 }
 
 // Build makes a template, or brings the one in Dir up to date: an OS image whose
@@ -112,12 +116,11 @@ func (o *Options) build(ctx context.Context, work string) (*Template, error) {
 		return nil, err
 	}
 	inputs := digest.Of([]byte(strings.Join([]string{"1", o.Name, base.digest, assembleScript, factsScript}, "\x00"))).String()
-	t := o.keepImage(inputs, out)
-	if t == nil {
-		if t, err = o.makeImage(ctx, base, work, out); err != nil {
-			return nil, err
-		}
+	t, err := o.image(ctx, base, inputs, work, out)
+	if err != nil {
+		return nil, err
 	}
+	t.Suite, t.Extra = o.Suite, o.Packages
 	t.Name, t.Inputs, t.Release, t.KernelDeb = o.Name, inputs, kernel.Release, kernel.Deb
 	if err := o.makeComponents(t, kernel, base, out); err != nil {
 		return nil, err
@@ -133,6 +136,32 @@ func (o *Options) build(ctx context.Context, work string) (*Template, error) {
 		return nil, err
 	}
 	return Open(o.Dir)
+}
+
+// image makes the OS image, or takes that of the template in Dir if its inputs are the
+// same: as it is, or decrypted and encrypted again where it is to be rotated.
+func (o *Options) image(ctx context.Context, base *bootstrap, inputs, work, out string) (*Template, error) {
+	if !o.Rotate {
+		if t := o.keepImage(inputs, out); t != nil {
+			return t, nil
+		}
+		return o.makeImage(ctx, base, work, out)
+	}
+	old, err := Open(o.Dir)
+	if err != nil || old.Inputs != inputs {
+		return o.makeImage(ctx, base, work, out)
+	}
+	o.Progress("encrypting the OS image under a new key")
+	plain := filepath.Join(work, "image")
+	if err := old.Plain(plain); err != nil {
+		return nil, err
+	}
+	if err := (verity{root: old.RootHash, offset: old.HashOffset}).check(ctx, plain); err != nil {
+		return nil, fmt.Errorf("the OS image is not what it was: %w", err)
+	}
+	t := *old
+	t.Created = time.Now().UTC().Truncate(time.Second)
+	return &t, encrypt(&t, plain, out)
 }
 
 // keepImage takes over image and key of the template in Dir, if they were made from

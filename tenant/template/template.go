@@ -85,8 +85,10 @@ const maxRecord = 8 << 20
 // Template describes one. It holds no secret.
 type Template struct {
 	Name    string    `json:"name"`
-	Created time.Time `json:"created"` // of the OS image
-	Inputs  string    `json:"inputs"`  // digest of all that the OS image was made from
+	Created time.Time `json:"created"`                  // of the OS image
+	Inputs  string    `json:"inputs"`                   // digest of all that the OS image was made from
+	Suite   string    `json:"suite"`                    // Debian's
+	Extra   []string  `json:"extra_packages,omitempty"` // chosen besides those of every template
 
 	Ciphertext digest.SHA256 `json:"ciphertext_sha256"` // of image.enc, names the template at the provider
 	Size       int64         `json:"size"`              // of image.enc, bytes

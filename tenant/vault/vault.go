@@ -54,7 +54,7 @@ var (
 	ErrSealed = errors.New("vault: secret does not open: wrong key-encryption key, or an altered file")
 )
 
-var nameForm = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,126}$`)
+var nameForm = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,126}(\.[0-9]{1,9})?$`)
 
 // Vault is an open vault.
 type Vault struct {
