@@ -5,6 +5,7 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -41,7 +42,12 @@ func TestRestarts(t *testing.T) {
 		t.Logf("%s: ready again after %.1f s", what, time.Since(began).Seconds())
 		seen = append(seen, s.counted(t, c, start))
 	}
-	next("restart by wish", func() { s.must(t, "vm", "restart", "web") })
+	old := seen[0].TemplateVersion
+	next("restart by wish, into a rotated template", func() {
+		s.rotate(t)
+		s.must(t, "vm", "restart", "web")
+	})
+	s.rotated(t, c, old)
 	next("QEMU killed", func() { s.killMatching(t, victims["QEMU"]) })
 	next("host agent killed", func() { s.killMatching(t, victims["host"]) })
 	next("stop and start", func() {
@@ -65,6 +71,43 @@ func TestRestarts(t *testing.T) {
 	s.must(t, "vm", "delete", "web", "--yes")
 	if left := s.volumes(t); len(left) != 0 {
 		t.Errorf("volumes are left: %q", left)
+	}
+	s.must(t, "fsck")
+}
+
+// rotate makes the template's next version, in a copy of the folder that other tests use.
+func (s *system) rotate(t *testing.T) {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "templates")
+	if err := os.CopyFS(dir, os.DirFS(filepath.Join(s.build, "templates"))); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	s.must(t, "template", "rotate", "debian", "--cache", filepath.Join(s.build, "cache"), "--dir", dir, "--guest", filepath.Join(s.bin, "foothold-guest"))
+	t.Logf("rotated after %.1f s", time.Since(began).Seconds())
+}
+
+// rotated waits until the version that the VM had before is gone from ledger and hosts,
+// which takes as long as the sweep's pause.
+func (s *system) rotated(t *testing.T, c *client.Client, old int) {
+	t.Helper()
+	vm, err := c.VM(t.Context(), "web")
+	if err != nil || vm.TemplateVersion != old+1 || vm.NextVersion != 0 {
+		t.Errorf("after the rotation the VM is of version %d, next %d, %v; it was of %d", vm.TemplateVersion, vm.NextVersion, err, old)
+	}
+	tick := time.NewTicker(200 * time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(time.Minute); ; <-tick.C {
+		list, err := c.Templates(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(list) == 1 && list[0].Version == old+1 && list[0].State == api.TemplateCurrent {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("a minute after the last start of the old version: %+v", list)
+		}
 	}
 	s.must(t, "fsck")
 }

@@ -197,7 +197,7 @@ func (s *session) register(ctx context.Context, log *term.Out, t *template.Templ
 	p := newStepLog(log)
 	defer p.close()
 	for _, old := range list {
-		if old.Name == t.Name && old.SHA256 == t.Ciphertext && old.Release == t.Components.Release && len(old.Hosts) > 0 {
+		if old.Name == t.Name && old.SHA256 == t.Ciphertext && old.Release == t.Components.Release && len(old.Hosts) > 0 && !rotate {
 			p.begin("registering") // changes nothing, unless expectations or signature are others
 			registered, err := s.RegisterTemplate(ctx, req)
 			if err == nil {

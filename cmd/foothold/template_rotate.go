@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"slices"
 
 	"foothold/client"
 	"foothold/client/term"
@@ -109,13 +110,17 @@ func nextVersion(cmd *cobra.Command, log *term.Out, name string, f buildFlags, k
 	for _, v := range versions {
 		unfinished = unfinished && v.SHA256 != local.Ciphertext
 	}
-	// One that is registered and lies at no host yet is to be uploaded.
-	if newest := versions[0]; newest.Version > 1 && newest.SHA256 == local.Ciphertext && len(newest.Hosts) == 0 {
-		unfinished = true
+	// One that is registered and does not lie wherever an older one does is to be uploaded.
+	if newest := versions[0]; newest.Version > 1 && newest.SHA256 == local.Ciphertext {
+		for _, older := range versions[1:] {
+			for _, host := range older.Hosts {
+				unfinished = unfinished || !slices.Contains(newest.Hosts, host)
+			}
+		}
 	}
-	if unfinished && (local.AuthenticatedVolume == (f.volume == client.VolumeAuthenticated)) {
+	if unfinished && !f.patch && (local.AuthenticatedVolume == (f.volume == client.VolumeAuthenticated)) {
 		log.Line("a rotation of %s broke off; it is finished now", name)
-		f.rotate, f.patch = false, false
+		f.rotate = false
 	}
 	return buildAndAudit(cmd.Context(), log, name, f, key)
 }

@@ -23,7 +23,7 @@ func Explanations() map[Reason]Explanation {
 		UnknownWorkload: {"the workload's object is not in the DMZ's store, or has another size", "create the VM with --workload FILE, which uploads it"},
 		UnknownVM:       {"no VM has that name or id", "see `foothold vm list`"},
 		NameTaken:       {"a VM of that name exists; a failed one keeps its name until it is deleted, a deleted one until its host confirms that it is gone", "take another name, or `foothold vm delete NAME`"},
-		TemplateTaken:   {"a template of that name is registered with another image or key, or VMs have it with other boot components", "build it under another name, or delete the VMs that have it first, or `foothold template delete NAME` when none has"},
+		TemplateTaken:   {"a template of that name is registered with another image or key, or VMs have it with other boot components", "make it the next version: `foothold template rotate NAME`; or build it under another name"},
 		PoolEmpty:       {"every address of the cloud network's pool is held by a VM", "delete VMs that have ended, or widen the pool in the orchestrator's configuration"},
 		QuotaExceeded:   {"the VM would exceed what live VMs may use together", "delete a VM, take a smaller size, or raise the limits in the orchestrator's configuration"},
 		NoHost:          {"no inventoried host in good standing can take the VM", "see `foothold host list` for the standing of each host"},

@@ -22,7 +22,7 @@ func (c *check) vault() {
 	}
 	registered := map[string]bool{}
 	for _, t := range c.Ledger.Templates {
-		registered[t.Label()] = true
+		registered[t.Label()] = !t.Gone
 		if !templateKeys[t.Label()] && t.Withdrawn.IsZero() {
 			c.misfit(TemplateKeyMissing, "key of template "+t.Label(), "it is in the vault", "it is not")
 		}
@@ -52,7 +52,10 @@ func (c *check) objects() {
 	}
 	registered := map[string]bool{}
 	for _, t := range c.Ledger.Templates {
-		registered[t.Name] = true
+		registered[t.Name] = registered[t.Name] || !t.Gone
+		if t.Gone {
+			continue
+		}
 		for _, sum := range c.Parts[t.Label()] {
 			need(sum, "template "+t.Label())
 		}

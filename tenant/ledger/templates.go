@@ -25,6 +25,7 @@ type Template struct {
 	Audit      []byte
 	Created    time.Time
 	Withdrawn  time.Time // when its withdrawal began; zero: it is in use
+	Gone       bool      // its withdrawal is over: it is no more than a digest that does not come back
 	Hosts      []string  // where its ciphertext lies
 }
 
@@ -42,8 +43,8 @@ func (t *Tx) AddTemplate(tpl Template) error {
 	if err != nil {
 		return fmt.Errorf("store template: %w", err)
 	}
-	return t.one("store template", `INSERT INTO templates (name, version, sha256, size, root_hash, hash_offset, release, components, audit, created, withdrawn)
-		VALUES ($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,0)`, tpl.Name, tpl.Version, tpl.SHA256.String(), tpl.Size, tpl.RootHash.String(), tpl.HashOffset,
+	return t.one("store template", `INSERT INTO templates (name, version, sha256, size, root_hash, hash_offset, release, components, audit, created, withdrawn, gone)
+		VALUES ($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,0,0)`, tpl.Name, tpl.Version, tpl.SHA256.String(), tpl.Size, tpl.RootHash.String(), tpl.HashOffset,
 		tpl.Release, components, tpl.Audit, nanos(tpl.Created))
 }
 
@@ -58,7 +59,7 @@ func (t *Tx) RenewTemplate(tpl Template) error {
 		tpl.Name, tpl.Version, tpl.Release, components, tpl.Audit, nanos(tpl.Created), tpl.SHA256.String())
 }
 
-const templateColumns = `name, version, sha256, size, root_hash, hash_offset, release, components, audit, created, withdrawn,
+const templateColumns = `name, version, sha256, size, root_hash, hash_offset, release, components, audit, created, withdrawn, gone,
 	(SELECT json_group_array(host) FROM template_hosts h WHERE h.template = templates.name AND h.version = templates.version)`
 
 func scanTemplate(row scanner) (Template, error) {
@@ -66,7 +67,7 @@ func scanTemplate(row scanner) (Template, error) {
 	var sum, root string
 	var components, hosts []byte
 	var created, withdrawn int64
-	err := row.Scan(&tpl.Name, &tpl.Version, &sum, &tpl.Size, &root, &tpl.HashOffset, &tpl.Release, &components, &tpl.Audit, &created, &withdrawn, &hosts)
+	err := row.Scan(&tpl.Name, &tpl.Version, &sum, &tpl.Size, &root, &tpl.HashOffset, &tpl.Release, &components, &tpl.Audit, &created, &withdrawn, &tpl.Gone, &hosts)
 	if errors.Is(err, sql.ErrNoRows) {
 		return tpl, ErrNotFound
 	}
@@ -81,10 +82,11 @@ func scanTemplate(row scanner) (Template, error) {
 	return tpl, nil
 }
 
-// Template reads the newest version by name; "" means the newest of all.
+// Template reads the newest version by name; "" means the template that was made last.
 func (t *Tx) Template(name string) (Template, error) {
 	return scanTemplate(t.tx.QueryRowContext(t.ctx, `SELECT `+templateColumns+` FROM templates
-		WHERE ($1 = '' OR name = $1) AND withdrawn = 0 ORDER BY created DESC, name, version DESC LIMIT 1`, name))
+		WHERE name = CASE $1 WHEN '' THEN (SELECT name FROM templates WHERE withdrawn = 0 ORDER BY created DESC, name LIMIT 1) ELSE $1 END
+		AND withdrawn = 0 ORDER BY version DESC LIMIT 1`, name))
 }
 
 // TemplateOf reads the version that the latest start of a reservation is of; before its
@@ -115,10 +117,11 @@ func (t *Tx) TemplateHosts(name string) ([]string, error) {
 	return list, err
 }
 
-// Templates lists all versions, newest first.
+// Templates lists all versions: what was made last first, and of each template the newest.
 func (t *Tx) Templates() ([]Template, error) {
 	var list []Template
-	err := t.each("templates", `SELECT `+templateColumns+` FROM templates ORDER BY created DESC, name, version DESC`, func(row scanner) error {
+	err := t.each("templates", `SELECT `+templateColumns+` FROM templates
+		ORDER BY (SELECT max(n.created) FROM templates n WHERE n.name = templates.name) DESC, name, version DESC`, func(row scanner) error {
 		tpl, err := scanTemplate(row)
 		list = append(list, tpl)
 		return err
@@ -173,9 +176,9 @@ func (t *Tx) Withdraw(tpl Template) error {
 	return t.one("withdraw template", `UPDATE templates SET withdrawn = $3 WHERE name = $1 AND version = $2 AND withdrawn = 0`, tpl.Name, tpl.Version, nanos(t.Now))
 }
 
-// DeleteVersion forgets one version.
-func (t *Tx) DeleteVersion(tpl Template) error {
-	return t.one("delete template's version", `DELETE FROM templates WHERE name = $1 AND version = $2`, tpl.Name, tpl.Version)
+// WithdrawalDone records that key and ciphertexts of a version are gone.
+func (t *Tx) WithdrawalDone(tpl Template) error {
+	return t.one("end template's withdrawal", `UPDATE templates SET gone = 1 WHERE name = $1 AND version = $2 AND withdrawn <> 0 AND gone = 0`, tpl.Name, tpl.Version)
 }
 
 // DeleteTemplate forgets a template with all its versions.

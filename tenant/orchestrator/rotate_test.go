@@ -208,6 +208,36 @@ func TestRotationRefusals(t *testing.T) {
 	}
 }
 
+// A version that was withdrawn does not come back: whoever kept its key could read it.
+func TestWithdrawnStaysWithdrawn(t *testing.T) {
+	w := newWorld(t)
+	w.template("debian")
+	old, _ := w.registration("debian")
+	w.rotate("two")
+	w.o.withdrawSuperseded(t.Context())
+	if v := w.versions(); len(v) != 1 {
+		t.Fatalf("%+v", v)
+	}
+	old.Rotate = true
+	if view, p, ok := w.register(old); ok || p.Reason != event.TemplateTaken {
+		t.Errorf("it came back: %+v %+v", view, p)
+	}
+}
+
+// The newest version is the one with the highest number, whatever date its maker gives it.
+func TestNewestIsNotByDate(t *testing.T) {
+	w := newWorld(t)
+	w.template("debian")
+	w.template("other")
+	req, _ := w.rotation("two", func(r *api.RegisterTemplate) { r.Created = r.Created.AddDate(-1, 0, 0) })
+	if view, p, ok := w.register(req); !ok || view.Version != 2 || view.State != api.TemplateCurrent {
+		t.Errorf("%+v %+v", view, p)
+	}
+	if view, _ := w.rotate("three"); view.Version != 3 {
+		t.Errorf("%+v", view)
+	}
+}
+
 // A host that still has the old ciphertext, and lost the new, gives no start: its word is
 // not taken for the other.
 func TestVersionThatItsHostLost(t *testing.T) {

@@ -89,6 +89,9 @@ func (o *Orchestrator) templates(ctx context.Context) ([]api.Template, error) {
 			return err
 		}
 		for _, tpl := range rows {
+			if tpl.Gone {
+				continue
+			}
 			view, err := o.templateView(t, tpl)
 			if err != nil {
 				return err
@@ -235,7 +238,7 @@ func (o *Orchestrator) putTemplate(t *ledger.Tx, tpl ledger.Template, exists boo
 		}
 	}
 	if len(users) > 0 {
-		return "", event.Refuse(event.TemplateTaken, "template %s is registered with other boot components or expectations, and these VMs have it: %s; `foothold template rotate` makes a next version", tpl.Name, nameSome(users))
+		return "", event.Refuse(event.TemplateTaken, "template %s is registered with other boot components or expectations, and these VMs have it: %s", tpl.Name, nameSome(users))
 	}
 	return "template.renewed", t.RenewTemplate(tpl)
 }
@@ -279,7 +282,7 @@ func (o *Orchestrator) checkNewTemplate(ctx context.Context, tpl ledger.Template
 		case old.SHA256 == tpl.SHA256:
 			version, exists = old.Version, true
 		case !rotate:
-			return event.Refuse(event.TemplateTaken, "template %s is registered with another image; `foothold template rotate %s` makes a next version", tpl.Name, tpl.Name)
+			return event.Refuse(event.TemplateTaken, "template %s is registered with another image", tpl.Name)
 		default:
 			version = old.Version + 1
 			if err := o.checkRotation(t, old, tpl); err != nil {
@@ -312,7 +315,7 @@ func (o *Orchestrator) checkRotation(t *ledger.Tx, old, tpl ledger.Template) err
 	}
 	for _, v := range all {
 		if v.Name == tpl.Name && v.SHA256 == tpl.SHA256 {
-			return event.Refuse(event.TemplateTaken, "that image is version %d of %s; version %d came after it", v.Version, tpl.Name, old.Version)
+			return event.Refuse(event.TemplateTaken, "that image is version %d of %s, and version %d came after it; build the template again to rotate it from here", v.Version, tpl.Name, old.Version)
 		}
 	}
 	users, err := t.TemplateUsers(tpl.Name)

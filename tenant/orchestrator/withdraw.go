@@ -17,8 +17,8 @@ const withdrawing = "templates"
 // withdrawSuperseded withdraws each version of a template that a newer one has taken the
 // place of, once no start of it can have an instance any more. The intent is stored
 // first, so that no start takes the version from then on; then its key is destroyed,
-// which makes every copy of its ciphertext noise; then its hosts delete theirs; and the
-// row goes last. A crash, or a host that is away, leaves the rest to the next sweep.
+// which makes every copy of its ciphertext noise; then its hosts delete theirs. The
+// row stays, so that no registration brings the image back. A crash, or a host that is away, leaves the rest to the next sweep.
 func (o *Orchestrator) withdrawSuperseded(ctx context.Context) {
 	if o.cleaning.taken(withdrawing) {
 		return
@@ -41,7 +41,7 @@ func (o *Orchestrator) withdrawSuperseded(ctx context.Context) {
 		}
 		all, err := t.Templates()
 		for _, tpl := range all {
-			if !tpl.Withdrawn.IsZero() {
+			if !tpl.Withdrawn.IsZero() && !tpl.Gone {
 				rows = append(rows, tpl)
 			}
 		}
@@ -64,13 +64,15 @@ func (o *Orchestrator) finishWithdrawal(ctx context.Context, tpl ledger.Template
 	if err := o.vault.Destroy(templateKeyName(tpl)); err != nil {
 		return fmt.Errorf("destroy the key of template %s: %w", tpl.Label(), err)
 	}
+	var away error
 	for _, host := range tpl.Hosts {
-		if err := o.withdrawAt(ctx, host, tpl); err != nil {
-			return err
-		}
+		away = errors.Join(away, o.withdrawAt(ctx, host, tpl))
+	}
+	if away != nil {
+		return away
 	}
 	err := o.ledger.Write(ctx, func(t *ledger.Tx) error {
-		return errors.Join(t.DeleteVersion(tpl), t.Journal(withdrawal("template.withdrawn", tpl)))
+		return errors.Join(t.WithdrawalDone(tpl), t.Journal(withdrawal("template.withdrawn", tpl)))
 	})
 	o.zones.journalled()
 	return err

@@ -12,10 +12,11 @@ CREATE TABLE templates_new (
     components  BLOB NOT NULL, -- JSON of the signed envelope
     audit       BLOB NOT NULL, -- JSON of the expectations
     created     INTEGER NOT NULL,
-    withdrawn   INTEGER NOT NULL, -- when its withdrawal began; key, ciphertexts and then the row go
+    withdrawn   INTEGER NOT NULL, -- when its withdrawal began
+    gone        INTEGER NOT NULL, -- 1: its key and ciphertexts are gone; the row stays, so that its image does not come back
     PRIMARY KEY (name, version)
 ) STRICT;
-INSERT INTO templates_new SELECT name, 1, sha256, size, root_hash, hash_offset, release, components, audit, created, 0 FROM templates;
+INSERT INTO templates_new SELECT name, 1, sha256, size, root_hash, hash_offset, release, components, audit, created, 0, 0 FROM templates;
 CREATE TABLE template_hosts_new (
     template TEXT NOT NULL,
     version  INTEGER NOT NULL,
