@@ -21,8 +21,8 @@ import (
 )
 
 // Times of an outage. A zone document is renewed when half its lease is over, and then
-// says what is left of the VM's own, of which a quarter may be spent: so an outage of a
-// quarter of the lease is always borne.
+// says what is left of the VM's own, of which a quarter may be spent: so an outage of about a
+// quarter of the lease is borne.
 const (
 	outageLease = time.Minute
 	shortOutage = 10 * time.Second
@@ -215,4 +215,47 @@ func (s *system) count(t *testing.T, c *client.Client, kind string) (n int) {
 		}
 	}
 	return n
+}
+
+// TestBootServerGoneInMidDelivery kills the boot server while a VM fetches what it boots:
+// its start ends with the loader's word, as far as that came out, nothing is left of it,
+// and the next VM comes up at the boot server that follows.
+func TestBootServerGoneInMidDelivery(t *testing.T) {
+	s := newSystem(t)
+	s.template(t)
+	c := s.client(t)
+	s.must(t, "vm", "create", "web")
+	ctx, cancel := context.WithTimeout(t.Context(), faultLimit)
+	defer cancel()
+	s.says(ctx, t, c, "web", "admitted; both signatures verify")
+	s.killMatching(t, victims["bootserver"])
+	vm, err := c.Wait(ctx, "web", nil)
+	var ended *client.Ended
+	if !errors.As(err, &ended) || vm.Reason != event.BootServerFailed {
+		t.Errorf("it ended with %q (%s): %v", vm.Reason, vm.Explanation, err)
+	}
+	for _, e := range s.journal(t, c) {
+		if e.Event.Kind == "components.delivered" {
+			t.Error("everything was delivered before the kill: that shows nothing")
+		}
+	}
+	s.gone(t, c, "web")
+	s.must(t, "vm", "create", "next", "--wait")
+	s.gone(t, c, "next")
+}
+
+// says waits until a VM's console has a line.
+func (s *system) says(ctx context.Context, t *testing.T, c *client.Client, name, line string) {
+	t.Helper()
+	for {
+		var console strings.Builder
+		if err := c.Console(ctx, name, &console); err == nil && strings.Contains(console.String(), line) {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			t.Fatalf("the console of %s does not say %q", name, line)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
 }
