@@ -32,6 +32,7 @@ var victims = map[string]string{
 	"internal":     "foothold firewall .*internal",
 	"host":         "foothold-host run",
 	"QEMU":         "^[^ ]*qemu-system",
+	"swtpm":        "^[^ ]*swtpm socket", // the lab takes it as the host's loss of power
 }
 
 // faults are what is killed and in which phase of a VM's first start. FOOTHOLD_FAULTS=all
@@ -70,7 +71,7 @@ func (s *system) fault(t *testing.T, c *client.Client, victim, phase string) {
 	s.must(t, "vm", "create", "web", "--workload", filepath.Join(s.bin, "sample-web"), "--restart", "never")
 	ctx, cancel := context.WithTimeout(t.Context(), faultLimit)
 	defer cancel()
-	s.until(ctx, t, c, phase)
+	s.until(ctx, t, c, "web", phase)
 	began := time.Now()
 	s.killMatching(t, victims[victim])
 	vm, err := c.Wait(ctx, "web", nil)
@@ -93,12 +94,12 @@ func (s *system) fault(t *testing.T, c *client.Client, victim, phase string) {
 }
 
 // until waits until the VM is in a phase; a VM without fault comes to each.
-func (s *system) until(ctx context.Context, t *testing.T, c *client.Client, phase string) {
+func (s *system) until(ctx context.Context, t *testing.T, c *client.Client, name, phase string) {
 	t.Helper()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		vm, err := c.VM(ctx, "web")
+		vm, err := c.VM(ctx, name)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -155,20 +156,26 @@ func (s *system) leftOf(t *testing.T, c *client.Client, id string) string {
 	return ""
 }
 
-// killMatching ends, at once, every process of the lab whose command line matches a
-// pattern of grep's, but the shells that look for it.
+// killMatching ends, at once, every process of the lab whose command line matches.
 func (s *system) killMatching(t *testing.T, pattern string) {
 	t.Helper()
-	script := `killed=0
+	s.signalMatching(t, "KILL", pattern)
+}
+
+// signalMatching signals every process of the lab whose command line matches a pattern of
+// grep's, but the shells that look for it.
+func (s *system) signalMatching(t *testing.T, signal, pattern string) {
+	t.Helper()
+	script := `found=0
 for f in /proc/[0-9]*/cmdline; do
 	line=$(tr '\0' ' ' 2>/dev/null <$f)
 	case "$line" in sh\ *|*\ lab\ *) continue ;; esac
-	if printf %s "$line" | grep -q '` + pattern + `'; then p=${f#/proc/}; kill -9 ${p%/cmdline} && killed=$((killed+1)); fi
+	if printf %s "$line" | grep -q '` + pattern + `'; then p=${f#/proc/}; kill -` + signal + ` ${p%/cmdline} && found=$((found+1)); fi
 done
-echo $killed`
+echo $found`
 	out := s.must(t, "lab", "exec", "--state", s.state, lab.Host, "--", "sh", "-c", script)
 	var n int
 	if err := json.Unmarshal([]byte(strings.TrimSpace(out)), &n); err != nil || n == 0 {
-		t.Fatalf("killed %q processes that match %q", out, pattern)
+		t.Fatalf("SIG%s to %q processes that match %q", signal, out, pattern)
 	}
 }

@@ -32,6 +32,9 @@ type Firewall struct {
 // Run is the daemon. Rules stand before the kernel forwards its first packet, and stay
 // when the daemon ends: their timeouts close what is dynamic.
 func Run(ctx context.Context, c Config) error {
+	if err := ruleset.Shut(); err != nil {
+		return err
+	}
 	if c.Zone != zone.External && c.Zone != zone.Internal {
 		return fmt.Errorf("configuration: zone: %q is neither %s nor %s", c.Zone, zone.External, zone.Internal)
 	}

@@ -57,19 +57,26 @@ type world struct {
 	t           *testing.T
 	vm, fw, dmz *nstest.Place
 	orch        *upstreamtest.Orchestrator
-	conf        string
+	conf, state string
 	daemon      *exec.Cmd
 	log         *bytes.Buffer
 }
 
 func newWorld(t *testing.T) *world {
-	w := &world{t: t, vm: nstest.New(t), fw: nstest.New(t), dmz: nstest.New(t), orch: upstreamtest.New(t), log: &bytes.Buffer{}}
+	w := newGround(t)
+	w.start()
+	return w
+}
+
+// newGround is a world whose daemon has never run.
+func newGround(t *testing.T) *world {
+	w := &world{t: t, vm: nstest.New(t), fw: nstest.New(t), dmz: nstest.New(t), orch: upstreamtest.New(t), state: t.TempDir(), log: &bytes.Buffer{}}
 	nstest.Link(t, nstest.End{Place: w.vm, Name: "eth0", Address: "10.82.0.10/24", MAC: vmMAC}, nstest.End{Place: w.fw, Name: "vpc0", Address: "10.82.0.1/24"})
 	nstest.Link(t, nstest.End{Place: w.dmz, Name: "eth0", Address: "10.81.0.10/24"}, nstest.End{Place: w.fw, Name: "dmz0", Address: "10.81.0.2/24"})
 	w.vm.Route(t, "", "10.82.0.1")
 	w.dmz.Route(t, "", "10.81.0.2")
 	w.orch.Serve(w.listen(w.dmz, "10.81.0.10:8443"))
-	c := Config{State: t.TempDir(), Zone: zone.External, Adjacent: "vpc0", Upstream: w.orch.Config(mtls.Firewall, zone.External),
+	c := Config{State: w.state, Zone: zone.External, Adjacent: "vpc0", Upstream: w.orch.Config(mtls.Firewall, zone.External),
 		Bootstrap: []Bootstrap{{From: "10.81.0.2/32", To: "10.81.0.10/32", Proto: "tcp", Port: 8443}}}
 	data, err := yaml.Marshal(c)
 	if err != nil {
@@ -79,7 +86,6 @@ func newWorld(t *testing.T) *world {
 	if err := os.WriteFile(w.conf, data, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	w.start()
 	return w
 }
 

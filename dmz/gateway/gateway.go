@@ -64,6 +64,9 @@ func Run(ctx context.Context, c Config) error {
 	if c.MTU == 0 {
 		c.MTU = defaultMTU
 	}
+	if err := ruleset.Shut(); err != nil {
+		return err
+	}
 	g, tlsConf, err := open(c)
 	if err != nil {
 		return fmt.Errorf("configuration: %w", err)

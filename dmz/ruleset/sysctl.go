@@ -6,6 +6,9 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+
+	"github.com/google/nftables"
 )
 
 // Sysctls is the folder of the settings that Harden and Forward make.
@@ -45,6 +48,41 @@ func noRedirects() error {
 		}
 	}
 	return nil
+}
+
+// Shut keeps the namespace's kernel from routing as long as no table of ours stands in its
+// way, whatever the machine's own settings were. Where a former process left its table,
+// which drops what it does not name, that stays in charge: what was admitted goes on while
+// a daemon starts again. Call it first: a daemon that fails to start leaves it so.
+func Shut() error {
+	stands, err := stands()
+	if err != nil || stands {
+		return err
+	}
+	for _, path := range []string{"ipv4/ip_forward", "ipv6/conf/all/forwarding"} {
+		err := os.WriteFile(filepath.Join(Sysctls, path), []byte("0"), 0o644)
+		if err != nil && !(path[:4] == "ipv6" && errors.Is(err, fs.ErrNotExist)) {
+			return fmt.Errorf("turn off forwarding: %w", err)
+		}
+	}
+	return nil
+}
+
+// stands reports whether the namespace has our chain in the way of forwarded packets. A
+// table comes and goes in one transaction, so it has the rules of some document.
+func stands() (bool, error) {
+	conn, err := nftables.New()
+	if err != nil {
+		return false, fmt.Errorf("open nftables: %w", err)
+	}
+	chains, err := conn.ListChainsOfTableFamily(nftables.TableFamilyINet)
+	if err != nil {
+		return false, fmt.Errorf("list chains: %w", err)
+	}
+	return slices.ContainsFunc(chains, func(c *nftables.Chain) bool {
+		return c.Table.Name == tableName && c.Name == chainForward && c.Hooknum != nil && *c.Hooknum == *nftables.ChainHookForward &&
+			c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop
+	}), nil
 }
 
 // Forward lets the namespace's kernel route. Call it when the table stands.

@@ -38,6 +38,7 @@ const (
 	ChannelMisuse      Reason = "channel-misuse"
 	TPMCommandRefused  Reason = "tpm-command-refused"
 	TPMBusy            Reason = "tpm-busy"
+	TPMLost            Reason = "tpm-lost"
 	QuoteRefused       Reason = "quote-refused"
 	SignatureInvalid   Reason = "signature-invalid"
 	DigestMismatch     Reason = "digest-mismatch"

@@ -36,8 +36,8 @@ import (
 // nonceSize is the length of the broker's own session nonces in bytes.
 const nonceSize = 16
 
-// ErrFailed is returned for everything after a failure that may have left a VM's
-// measurement in the TPM. The host agent must be started anew.
+// ErrFailed is returned when the TPM does not answer, and for everything after a failure
+// that may have left a VM's measurement in it. The host agent must be started anew.
 var ErrFailed = errors.New("the broker has lost control of the TPM")
 
 // Broker owns the TPM.
@@ -50,6 +50,48 @@ type Broker struct {
 	mu     sync.Mutex // one sequence of commands at a time
 	dev    transport.TPM
 	failed bool
+	lost   chan struct{} // closed when failed becomes true
+}
+
+// watched is the TPM, whose first exchange that fails is its last: nobody can tell what it
+// holds then, be it gone or only out of step.
+type watched struct {
+	transport.TPM
+	fail func()
+}
+
+func (w watched) Send(command []byte) ([]byte, error) {
+	response, err := w.TPM.Send(command)
+	if err != nil {
+		w.fail()
+		return nil, fmt.Errorf("%w: %w", ErrFailed, err)
+	}
+	return response, nil
+}
+
+// fail must be called with mu held, or before anybody else has the broker.
+func (b *Broker) fail() {
+	if !b.failed {
+		b.failed = true
+		close(b.lost)
+	}
+}
+
+// Failed is closed when the broker has lost control of the TPM.
+func (b *Broker) Failed() <-chan struct{} { return b.lost }
+
+// Probe asks the TPM for its time, so that a TPM that is gone is noticed although nobody
+// needs it.
+func (b *Broker) Probe() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.failed {
+		return ErrFailed
+	}
+	if _, err := (tpm2.ReadClock{}).Execute(b.dev); err != nil {
+		return fmt.Errorf("probe the TPM: %w", err)
+	}
+	return nil
 }
 
 // New takes the TPM over: it checks both keys, flushes whatever sessions and objects a
@@ -58,7 +100,9 @@ func New(dev transport.TPM, timeout time.Duration) (*Broker, error) {
 	if timeout <= 0 {
 		return nil, errors.New("take the TPM: no time limit for a turn")
 	}
-	b := &Broker{timeout: timeout, dev: dev}
+	b := &Broker{timeout: timeout, lost: make(chan struct{})}
+	b.dev = watched{dev, b.fail}
+	dev = b.dev
 	var err error
 	if b.aik, err = tpm.ReadKey(dev, inventory.AIKHandle); err != nil {
 		return nil, fmt.Errorf("take the TPM: %w (is the host enrolled?)", err)

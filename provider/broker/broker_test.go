@@ -301,10 +301,56 @@ func TestALostTPMIsNotUsedAgain(t *testing.T) {
 	if _, _, err := bootSession(b, send(h.Forward)); err == nil {
 		t.Error("a session in a TPM that is gone")
 	}
+	select {
+	case <-b.Failed():
+	default:
+		t.Error("the broker does not say that it has failed")
+	}
 	if _, err := b.Hold(t.Context(), "a", measurements("y"), tunnelOf("y")); !errors.Is(err, ErrFailed) {
 		t.Errorf("hold: %v", err)
 	}
 	if _, err := b.StaticQuote(t.Context(), digest.Of(nil)); !errors.Is(err, ErrFailed) {
 		t.Errorf("static quote: %v", err)
+	}
+	if err := b.Probe(); !errors.Is(err, ErrFailed) {
+		t.Errorf("probe: %v", err)
+	}
+}
+
+// A TPM that ends while nobody uses it is noticed by a probe, and by whatever comes first.
+func TestALostTPMIsNoticed(t *testing.T) {
+	for what, use := range map[string]func(*Broker) error{
+		"probe":        (*Broker).Probe,
+		"static quote": func(b *Broker) error { _, err := b.StaticQuote(context.Background(), digest.Of(nil)); return err },
+		"activation": func(b *Broker) error {
+			_, err := b.Activate(context.Background(), []byte{1}, []byte{2})
+			return err
+		},
+		"hold": func(b *Broker) error {
+			_, err := b.Hold(context.Background(), "a", measurements("x"), tunnelOf("x"))
+			return err
+		},
+	} {
+		v := swtpmtest.New(t)
+		dev := v.Open()
+		if _, err := enroll.Enroll(dev, inventory.Host{Name: "host-1"}); err != nil {
+			t.Fatal(err)
+		}
+		b, err := New(dev, time.Minute)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := b.Probe(); err != nil {
+			t.Errorf("probe of a TPM that is there: %v", err)
+		}
+		v.Restart()
+		if err := use(b); !errors.Is(err, ErrFailed) {
+			t.Errorf("%s: %v", what, err)
+		}
+		select {
+		case <-b.Failed():
+		default:
+			t.Errorf("%s: the broker does not say that it has failed", what)
+		}
 	}
 }

@@ -163,7 +163,6 @@ func (b *Broker) send(command []byte) ([]byte, error) {
 	}
 	response, err := b.dev.Send(command)
 	if err != nil {
-		b.failed = true
 		return nil, fmt.Errorf("forward TPM command: %w", err)
 	}
 	return response, nil
@@ -197,7 +196,7 @@ func (b *Broker) clean(session uint32) {
 		return
 	}
 	if err := b.flushAndReset(session); err != nil {
-		b.failed = true
+		b.fail()
 	}
 }
 

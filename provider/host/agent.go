@@ -13,6 +13,10 @@
 // refuses to serve if the measurement log, which the quotes prove, lacks one of them.
 //
 // QEMU dies with the agent. An agent that starts again finds its VMs stopped.
+//
+// An agent whose TPM does not answer ends its VMs, with that reason, and then itself: what
+// starts it again has it take the TPM over anew. Where the TPM has lost its registers, only
+// a boot of the host mends that, which measures it anew; until then its quotes are refused.
 package host
 
 import (
@@ -51,6 +55,9 @@ const (
 
 // lockWait is how long a predecessor may take to leave the state directory.
 const lockWait = 10 * time.Second
+
+// probeTPM is how often the TPM is asked for a sign of life.
+const probeTPM = 5 * time.Second
 
 // Agent is the running host agent.
 type Agent struct {
@@ -109,8 +116,40 @@ func Run(ctx context.Context, conf Config, configuration digest.SHA256) error {
 	if err := a.recover(); err != nil {
 		return err
 	}
-	defer a.stopAll()
-	return a.serve(ctx)
+	defer a.stopAll(event.VMStopped, "the host agent ends")
+	serving, end := context.WithCancelCause(ctx)
+	var watching sync.WaitGroup
+	watching.Go(func() { a.watchTPM(serving, end) })
+	err = a.serve(serving)
+	end(nil)
+	watching.Wait()
+	if lost := context.Cause(serving); errors.Is(lost, broker.ErrFailed) {
+		return lost
+	}
+	return err
+}
+
+// watchTPM ends the agent when its TPM is lost; the VMs first, while their tenants still
+// hear why.
+func (a *Agent) watchTPM(ctx context.Context, end context.CancelCauseFunc) {
+	tick := time.NewTicker(probeTPM)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			if err := a.broker.Probe(); err != nil {
+				slog.Error("TPM lost", "error", err)
+			}
+			continue
+		case <-a.broker.Failed():
+		}
+		slog.Error("the TPM is lost: VMs and agent end", "next", "start the agent again; if its TPM was reset, boot the host, so that it is measured anew")
+		a.stopAll(event.TPMLost, "the host's TPM does not answer")
+		end(broker.ErrFailed)
+		return
+	}
 }
 
 // measured reports whether the platform's log has a file of that digest.
@@ -197,7 +236,7 @@ func (a *Agent) serve(ctx context.Context) error {
 }
 
 // stopAll destroys every VM at the agent's end.
-func (a *Agent) stopAll() {
+func (a *Agent) stopAll(reason event.Reason, detail string) {
 	a.mu.Lock()
 	list := make([]*vm, 0, len(a.vms))
 	for _, v := range a.vms {
@@ -206,7 +245,7 @@ func (a *Agent) stopAll() {
 	a.mu.Unlock()
 	var wg sync.WaitGroup
 	for _, v := range list {
-		wg.Go(func() { v.stop(event.VMStopped, "the host agent ends") })
+		wg.Go(func() { v.stop(reason, detail) })
 	}
 	wg.Wait()
 }

@@ -18,6 +18,7 @@ import (
 	"foothold/protocol/evidence"
 	"foothold/protocol/hostapi"
 	"foothold/protocol/vmspec"
+	"foothold/provider/broker"
 )
 
 // Limits of calls.
@@ -112,6 +113,7 @@ var statuses = map[event.Reason]int{
 	event.BadRequest: http.StatusBadRequest, event.DigestMismatch: http.StatusBadRequest, event.NotPermitted: http.StatusForbidden,
 	event.UnknownVM: http.StatusNotFound, event.UnknownTemplate: http.StatusNotFound, event.InUse: http.StatusConflict,
 	event.VMStopped: http.StatusConflict, event.QuotaExceeded: http.StatusConflict, event.TPMBusy: http.StatusServiceUnavailable,
+	event.TPMLost: http.StatusServiceUnavailable,
 }
 
 // refuse answers with a Problem. What went wrong inside stays in the log.
@@ -235,7 +237,7 @@ func (a *Agent) callQuote(r *http.Request, _ string) (any, error) {
 	}
 	quote, err := a.broker.StaticQuote(r.Context(), req.QualifyingData)
 	if err != nil {
-		return nil, err
+		return nil, tpmError(err)
 	}
 	return hostapi.QuoteResponse{Quote: quote, Platform: evidence.Platform{Log: a.log}}, nil
 }
@@ -246,6 +248,9 @@ func (a *Agent) callActivate(r *http.Request, _ string) (any, error) {
 		return nil, err
 	}
 	credential, err := a.broker.Activate(r.Context(), req.Blob, req.Secret)
+	if errors.Is(err, broker.ErrFailed) {
+		return nil, tpmError(err)
+	}
 	if err != nil {
 		return nil, event.Refuse(event.BadRequest, "%v", err)
 	}

@@ -179,6 +179,8 @@ func tpmError(err error) error {
 	switch {
 	case err == nil:
 		return nil
+	case errors.Is(err, broker.ErrFailed):
+		return event.Refuse(event.TPMLost, "%v", err)
 	case errors.Is(err, broker.ErrRefused):
 		return event.Refuse(event.TPMCommandRefused, "%v", err)
 	case errors.Is(err, broker.ErrBusy):

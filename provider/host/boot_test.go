@@ -37,7 +37,12 @@ type loader struct {
 // agentWithTPM is an agent that has a broker and no VMs.
 func agentWithTPM(t *testing.T, hold time.Duration) *Agent {
 	t.Helper()
-	dev := swtpmtest.New(t).Open()
+	return agentOf(t, swtpmtest.New(t), hold)
+}
+
+func agentOf(t *testing.T, v *swtpmtest.TPM, hold time.Duration) *Agent {
+	t.Helper()
+	dev := v.Open()
 	if _, err := enroll.Enroll(dev, inventory.Host{Name: "host-1"}); err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,7 @@
 package verify
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -83,8 +84,18 @@ func TestReboot(t *testing.T) {
 	v := w.verifier()
 	before := w.admitted(t, v)
 	w.host.reboot()
-	w.host.boot(w.files)
+	lost := w.attempt() // its TPM was started anew, and nobody has measured the host
+	lost.expect.Clock = before.Clock
+	lost.quote()
+	if _, verdict := v.Boot(lost.expect, lost.ev); verdict.Good() || !strings.Contains(fmt.Sprint(verdict.Findings), "static registers are empty") {
+		t.Errorf("boot quote of a TPM that has lost its registers: %v", verdict.Findings)
+	}
 	x, ev := w.static(evidence.RoleWatch, before)
+	if _, verdict := v.Static(x, ev); verdict.Good() || !strings.Contains(fmt.Sprint(verdict.Findings), "static registers are empty") {
+		t.Errorf("static quote of a TPM that has lost its registers: %v", verdict.Findings)
+	}
+	w.host.boot(w.files)
+	x, ev = w.static(evidence.RoleWatch, before)
 	if _, verdict := v.Static(x, ev); verdict.Good() || !strings.Contains(checks(verdict), "clock") {
 		t.Errorf("static quote over a host boot: %v", verdict.Findings)
 	}
