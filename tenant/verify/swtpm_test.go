@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -325,7 +326,7 @@ func (w *world) attempt() *attempt {
 	a := &attempt{
 		expect: BootExpectation{Reservation: vmID, Start: 1, Host: "host-1", Settings: settings, Nonce: nonce()},
 		ev: BootEvidence{ExporterHash: digest.Of([]byte("exporter")), ServerLeaf: w.server.der, LoaderLeaf: w.loader.der, VMKey: w.vmKey,
-			Log: append([]pcr.Event{}, w.host.log...)},
+			Platform: evidence.Platform{Log: slices.Clone(w.host.log)}},
 		onHost: w.host, firmware: w.firmware, settings: settings,
 		selection: []tpm2.TPMSPCRSelection{{Hash: tpm2.TPMAlgSHA256, PCRSelect: bitmap(pcr.BootSelection())}},
 	}
