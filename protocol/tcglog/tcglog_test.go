@@ -288,6 +288,11 @@ func FuzzParse(f *testing.F) {
 		if len(l.Events) > MaxEvents {
 			t.Fatalf("%d events", len(l.Events))
 		}
+		for _, e := range l.Events {
+			if d := e.Describe(); len([]rune(d)) > 2*maxDescription {
+				t.Fatalf("described in %d characters", len([]rune(d)))
+			}
+		}
 		for _, b := range both {
 			values, err := l.Replay(b)
 			for pcr, v := range values {
