@@ -75,7 +75,7 @@ func (m *maker) orchestratorConfig() orchestrator.Config {
 		StoreTLS:    tls("store", ca(authority.DMZ)),
 		HostTLS:     tls("host", m.Tenant("tls", "provider-ca.crt")),
 
-		Inventory: m.Tenant("inventory.json"), InventoryKey: signingkey.Public(m.inventoryKey),
+		Inventory: m.Tenant("inventory.json"), InventoryKey: signingkey.Public(m.inventoryKey), TPMRoots: m.Tenant("tpm-roots.pem"),
 		Platform: m.Tenant("platform.json"), PlatformKey: signingkey.Public(m.platformKey),
 		ComponentKey: signingkey.Public(m.componentKey),
 

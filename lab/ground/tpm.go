@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"reflect"
 	"runtime"
 	"time"
 
@@ -43,7 +44,7 @@ func (m *maker) makeTPM(ctx context.Context) error {
 }
 
 // publish enrols the host once, and publishes the inventory when there is none, when
-// it is half over, or when the host's software changed.
+// it is half over, or when the host's entry changed.
 func (m *maker) publish(ctx context.Context) error {
 	entry, err := m.entry(ctx)
 	if err != nil {
@@ -52,12 +53,19 @@ func (m *maker) publish(ctx context.Context) error {
 	if entry.Software, err = m.software(); err != nil {
 		return err
 	}
+	if entry.EKChain, err = swtpm.Chain(m.tpmDir()); err != nil {
+		return err
+	}
+	// The manufacturer's root is for the tenant to choose; the provider's word for it counts nothing elsewhere.
+	if err := hand(filepath.Join(m.tpmDir(), swtpm.RootFile), m.Tenant("tpm-roots.pem")); err != nil {
+		return err
+	}
 	old, have := m.published()
 	version := 1
 	if have {
 		version = old.Version + 1
 		was, ok := old.Find(HostName)
-		if ok && was.Software == entry.Software && time.Until(old.Expires) > inventoryLifetime/2 {
+		if ok && reflect.DeepEqual(was, entry) && time.Until(old.Expires) > inventoryLifetime/2 {
 			return hand(m.Provider("inventory.json"), m.Tenant("inventory.json"))
 		}
 	}

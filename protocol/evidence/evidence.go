@@ -61,8 +61,13 @@ type Quote struct {
 	Signature []byte `json:"signature"` // TPMT_SIGNATURE, at most 1 KiB
 }
 
-// Platform is what a host says about itself beside a quote: its measurement log.
-// It is believed only as far as it replays to quoted registers.
+// Platform is what a host says about itself beside a quote: its measurement logs, read
+// after the quote. They are believed only as far as they replay to quoted registers.
 type Platform struct {
-	Log []pcr.Event `json:"log"`
+	// Log is the launcher's, which stands for the others in a lab.
+	Log []pcr.Event `json:"log,omitempty"`
+	// Firmware is the log of firmware and boot loader (protocol/tcglog), Kernel the list of
+	// files that the kernel measured (protocol/imalog), each as the kernel gives it.
+	Firmware []byte `json:"firmware,omitempty"`
+	Kernel   []byte `json:"kernel,omitempty"`
 }

@@ -13,6 +13,9 @@ const (
 	SessionHandle = 0x81010021 // restricted decryption key, ECC P-256, AES-128-CFB; salts sessions
 )
 
+// MaxEKChain bounds Host.EKChain.
+const MaxEKChain = 4
+
 // Inventory is the payload of a signed envelope with label signed.Inventory.
 type Inventory struct {
 	Provider string    `json:"provider"`
@@ -29,8 +32,10 @@ type Host struct {
 	Location string         `json:"location"` // site, row, rack, as the provider states it
 	Asset    string         `json:"asset"`    // asset tag
 	EK       []byte         `json:"ek"`       // DER of the EK certificate
-	AIK      []byte         `json:"aik"`
-	Session  []byte         `json:"session"`
+	// EKChain is DER of the certificates between EK and its manufacturer's root, in any order.
+	EKChain [][]byte `json:"ek_chain"`
+	AIK     []byte   `json:"aik"`
+	Session []byte   `json:"session"`
 	// SessionCertify and SessionSignature are TPMS_ATTEST and TPMT_SIGNATURE of
 	// TPM2_Certify(Session) by AIK.
 	SessionCertify   []byte `json:"session_certify"`

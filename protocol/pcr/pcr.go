@@ -9,6 +9,7 @@
 //	       launcher that stands for it
 //	11-14  systemd-stub and -boot          unified kernel image, its parameters
 //	16     foothold-host, for one VM       firmware, loader kernel, loader initramfs, settings of the VM
+//	17-18  the processor's dynamic launch  what was launched; all ones where there was none
 //	23     foothold-host, for one VM       the tunnel between that VM and the boot server
 //
 // 16 and 23 reset at locality 0 (TCG PC Client Platform TPM Profile, "PCR
@@ -16,7 +17,9 @@
 package pcr
 
 import (
+	"bytes"
 	"crypto/sha256"
+	"slices"
 
 	"foothold/protocol/digest"
 )
@@ -30,10 +33,15 @@ const (
 
 // Static lists the registers that say what a host runs. They change only with a
 // host boot (10 grows while a host runs new files).
-var Static = []int{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14}
+var Static = []int{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 17, 18}
 
-// BootSelection lists the registers that a boot quote must cover, no more and no fewer.
-func BootSelection() []int { return append(append([]int{}, Static...), VM, Tunnel) }
+// BootSelection lists the registers that a boot quote must cover, no more and no fewer,
+// in ascending order.
+func BootSelection() []int {
+	list := append(StaticSelection(), VM, Tunnel)
+	slices.Sort(list)
+	return list
+}
 
 // StaticSelection lists the registers that a static quote must cover, no more and no fewer.
 func StaticSelection() []int { return append([]int{}, Static...) }
@@ -66,12 +74,25 @@ func Replay(log []Event) map[int]digest.SHA256 {
 
 // Composite is the digest a TPM puts into a quote: SHA-256 over the selected
 // registers in ascending order (TPM 2.0 Library, part 2, TPMS_QUOTE_INFO).
-// The selection must be ascending; registers that regs lacks count as zero.
+// The selection must be ascending; registers that regs lacks count as they are after a
+// host boot.
 func Composite(selection []int, regs map[int]digest.SHA256) digest.SHA256 {
 	h := sha256.New()
 	for _, i := range selection {
-		v := regs[i]
+		v, ok := regs[i]
+		if !ok {
+			v = untouched(i)
+		}
 		h.Write(v[:])
 	}
 	return digest.SHA256(h.Sum(nil))
+}
+
+// untouched is a register's value after a host boot: zeros, and ones in those that only a
+// dynamic launch resets (TCG PC Client Platform TPM Profile, "PCR Attributes").
+func untouched(index int) digest.SHA256 {
+	if index >= 17 && index <= 22 {
+		return digest.SHA256(bytes.Repeat([]byte{0xff}, sha256.Size))
+	}
+	return digest.SHA256{}
 }

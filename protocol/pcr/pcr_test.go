@@ -1,7 +1,9 @@
 package pcr
 
 import (
+	"bytes"
 	"crypto/sha256"
+	"slices"
 	"testing"
 
 	"foothold/protocol/digest"
@@ -28,6 +30,20 @@ func TestExtendAndComposite(t *testing.T) {
 	}
 	if Composite([]int{Platform, VM}, regs) == Composite([]int{Platform, Tunnel}, regs) {
 		t.Fatal("the selection does not count")
+	}
+}
+
+// Registers that only a dynamic launch resets are ones until there was one.
+func TestUntouchedRegisters(t *testing.T) {
+	h := sha256.New()
+	for _, b := range []byte{0x00, 0xff, 0xff, 0x00} { // 16, 17, 22, 23
+		h.Write(bytes.Repeat([]byte{b}, 32))
+	}
+	if got := Composite([]int{16, 17, 22, 23}, nil); got != digest.SHA256(h.Sum(nil)) {
+		t.Errorf("composite of untouched registers %s", got)
+	}
+	if !slices.IsSorted(BootSelection()) || !slices.IsSorted(StaticSelection()) {
+		t.Error("a selection is not in ascending order")
 	}
 }
 

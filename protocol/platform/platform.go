@@ -1,6 +1,6 @@
-// Package platform is the readable document of reference values: which files one
-// release of the provider's platform consists of, and what each hashes to. The tenant
-// signs it once it has examined the release.
+// Package platform is the readable document of reference values: what one release of the
+// provider's platform measures while it boots, and which files it runs. The tenant signs
+// it once it has examined the release.
 package platform
 
 import (
@@ -18,16 +18,27 @@ const (
 
 // Manifest is the payload of a signed envelope with label signed.Platform.
 type Manifest struct {
-	Name       string          `json:"name"`        // release, for people
-	Profile    string          `json:"profile"`     //
-	ValidFrom  time.Time       `json:"valid_from"`  //
-	ValidUntil time.Time       `json:"valid_until"` //
-	Files      []File          `json:"files"`       // in the order in which they are measured into PCR 10
-	Firmware   vmspec.Firmware `json:"firmware"`    // what the platform's VMs start with
+	Name       string          `json:"name"`           // release, for people
+	Profile    string          `json:"profile"`        //
+	ValidFrom  time.Time       `json:"valid_from"`     //
+	ValidUntil time.Time       `json:"valid_until"`    //
+	Boot       []Event         `json:"boot,omitempty"` // production: what firmware and boot loader measure, register by register
+	Files      []File          `json:"files"`          // measured into PCR 10: in a lab these, in this order; in production any of these
+	Firmware   vmspec.Firmware `json:"firmware"`       // what the platform's VMs start with
 }
 
-// File is one measured file of the platform.
+// File is one measured file of the platform. In production Name is its path, and several
+// may have one path.
 type File struct {
 	Name   string        `json:"name"`
 	SHA256 digest.SHA256 `json:"sha256"`
+}
+
+// Event is one measurement of firmware or boot loader. The events of a register come in
+// their order; those of different registers need not.
+type Event struct {
+	PCR       int             `json:"pcr"`
+	Component string          `json:"component"`          // what is measured, for people
+	SHA256    []digest.SHA256 `json:"sha256"`             // any of these
+	Optional  bool            `json:"optional,omitempty"` // may be missing
 }

@@ -7,8 +7,6 @@ package enroll
 import (
 	"crypto/ed25519"
 	"crypto/rand"
-	"crypto/x509"
-	"encoding/asn1"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -22,20 +20,10 @@ import (
 	"github.com/google/go-tpm/tpm2/transport"
 )
 
-// ekCertificates are the NV indices of endorsement key certificates, in the order in
-// which they are looked for: RSA 2048, ECC P-256, ECC P-384 (TCG EK Credential
-// Profile, "EK Certificate NV indices").
-var ekCertificates = []tpm2.TPMHandle{0x01c00002, 0x01c0000a, 0x01c00016}
-
-const (
-	nvChunk        = 512  // bytes of one NV read; every TPM gives that many
-	maxCertificate = 8192 // bytes of an endorsement certificate
-)
-
-// Enroll completes entry - name, API, location, asset, software given - with the keys
-// of the TPM, making those that are missing.
+// Enroll completes entry - name, API, location, asset, software and the endorsement
+// certificate's chain given - with the keys of the TPM, making those that are missing.
 func Enroll(t transport.TPM, entry inventory.Host) (inventory.Host, error) {
-	ek, err := readEK(t)
+	ek, err := tpm.EndorsementCertificate(t)
 	if err != nil {
 		return entry, fmt.Errorf("enrol %s: %w", entry.Name, err)
 	}
@@ -108,60 +96,6 @@ func certify(t transport.TPM, aik, session tpm.Key) (attest, signature []byte, e
 		return nil, nil, fmt.Errorf("certify session key: %w", err)
 	}
 	return rsp.CertifyInfo.Bytes(), tpm2.Marshal(rsp.Signature), nil
-}
-
-// readEK returns the DER of the first endorsement certificate in NV memory.
-func readEK(t transport.TPM) ([]byte, error) {
-	for _, index := range ekCertificates {
-		public, err := tpm2.NVReadPublic{NVIndex: index}.Execute(t)
-		if errors.Is(err, tpm2.TPMRCHandle) {
-			continue
-		}
-		if err != nil {
-			return nil, fmt.Errorf("read endorsement certificate: %w", err)
-		}
-		return readNV(t, index, public)
-	}
-	return nil, errors.New("read endorsement certificate: the TPM holds none")
-}
-
-func readNV(t transport.TPM, index tpm2.TPMHandle, public *tpm2.NVReadPublicResponse) ([]byte, error) {
-	area, err := public.NVPublic.Contents()
-	if err != nil {
-		return nil, fmt.Errorf("read endorsement certificate: %w", err)
-	}
-	if area.DataSize > maxCertificate {
-		return nil, fmt.Errorf("read endorsement certificate: %d bytes", area.DataSize)
-	}
-	data := make([]byte, 0, area.DataSize)
-	for len(data) < int(area.DataSize) {
-		rsp, err := tpm2.NVRead{
-			AuthHandle: tpm2.AuthHandle{Handle: index, Name: public.NVName, Auth: tpm2.PasswordAuth(nil)},
-			NVIndex:    tpm2.NamedHandle{Handle: index, Name: public.NVName},
-			Size:       min(nvChunk, area.DataSize-uint16(len(data))),
-			Offset:     uint16(len(data)),
-		}.Execute(t)
-		if err != nil {
-			return nil, fmt.Errorf("read endorsement certificate: %w", err)
-		}
-		if len(rsp.Data.Buffer) == 0 {
-			return nil, errors.New("read endorsement certificate: the TPM gives no more")
-		}
-		data = append(data, rsp.Data.Buffer...)
-	}
-	return certificate(data)
-}
-
-// certificate cuts off what pads the certificate in NV memory.
-func certificate(data []byte) ([]byte, error) {
-	var raw asn1.RawValue
-	if _, err := asn1.Unmarshal(data, &raw); err != nil {
-		return nil, fmt.Errorf("read endorsement certificate: %w", err)
-	}
-	if _, err := x509.ParseCertificate(raw.FullBytes); err != nil {
-		return nil, fmt.Errorf("read endorsement certificate: %w", err)
-	}
-	return raw.FullBytes, nil
 }
 
 // Publish signs the inventory that holds the given hosts.

@@ -218,7 +218,7 @@ func TestTemplates(t *testing.T) {
 	}
 	other, _ := w.registration("other")
 	other.Name = "debian"
-	if status, p := post(other); p.Reason != event.TemplateTaken || !strings.Contains(p.Next, "template delete") {
+	if status, p := post(other); p.Reason != event.TemplateTaken || !strings.Contains(p.Next, "template rotate") {
 		t.Errorf("another image under the same name: %d %+v", status, p)
 	}
 	if status, p := w.call("POST", "/v1/vms", []byte(`{"name":"a"}`), nil); p.Reason != event.UnknownTemplate {

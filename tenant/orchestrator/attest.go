@@ -59,7 +59,7 @@ func (o *Orchestrator) judgeBoot(ctx context.Context, r ledger.Reservation, s le
 		return none, err
 	}
 	admitted, verdict := o.verifier.Boot(expect, verify.BootEvidence{ExporterHash: in.ExporterHash, ServerLeaf: in.ServerLeaf,
-		LoaderLeaf: in.LoaderLeaf, VMKey: in.VMKey, Quote: in.Quote, Log: platform.Log})
+		LoaderLeaf: in.LoaderLeaf, VMKey: in.VMKey, Quote: in.Quote, Platform: platform})
 	if err := o.keepVerdict(ctx, r, verdict); err != nil {
 		return none, err
 	}
@@ -188,7 +188,7 @@ func (o *Orchestrator) attestAgain(ctx context.Context, id, role string) (*verif
 	if err := o.useNonce(ctx, r, x.Nonce, role, &x.Clock); err != nil {
 		return nil, err
 	}
-	admitted, verdict := o.verifier.Static(x, verify.StaticEvidence{Quote: q.Quote, Log: q.Platform.Log})
+	admitted, verdict := o.verifier.Static(x, verify.StaticEvidence{Quote: q.Quote, Platform: q.Platform})
 	if err := o.keepVerdict(ctx, r, verdict); err != nil {
 		return nil, err
 	}

@@ -32,6 +32,9 @@ type Config struct {
 	// Inventory is the provider's signed inventory, InventoryKey the provider's public key (hex).
 	Inventory    string `yaml:"inventory"`
 	InventoryKey string `yaml:"inventory_key"`
+	// TPMRoots is a PEM file of the authorities of TPM manufacturers; every host's endorsement
+	// certificate must chain to one of them.
+	TPMRoots string `yaml:"tpm_roots"`
 	// Platform is the signed reference values, PlatformKey the public key that signs them (hex).
 	Platform    string `yaml:"platform"`
 	PlatformKey string `yaml:"platform_key"`

@@ -3,7 +3,6 @@ package orchestrator
 import (
 	"crypto/ed25519"
 	"crypto/rand"
-	"crypto/rsa"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -44,6 +43,7 @@ type fakeHost struct {
 	entry    inventory.Host
 	files    []platform.File
 	firmware vmspec.Firmware
+	roots    string // PEM file of its TPM's manufacturer
 
 	tpmMu sync.Mutex
 	dev   *tpm.Device
@@ -70,7 +70,8 @@ func newFakeHost(t *testing.T, files mtls.Files, clients string) *fakeHost {
 	t.Helper()
 	h := &fakeHost{t: t, vms: map[string]*hostedVM{}, volumes: map[string]int64{}, templates: map[digest.SHA256]int64{}, fail: map[string]int{}}
 	h.changed = sync.NewCond(&h.mu)
-	h.dev = swtpmtest.New(t).Open()
+	chip := swtpmtest.New(t)
+	h.dev, h.roots = chip.Open(), chip.Roots()
 	h.aik = h.makeKey(inventory.AIKHandle, tpm.AIKTemplate())
 	session := h.makeKey(inventory.SessionHandle, tpm.SessionTemplate())
 	rsp, err := tpm2.Certify{ObjectHandle: session.Auth(tpm2.PasswordAuth(nil)), SignHandle: h.aik.Auth(tpm2.PasswordAuth(nil)),
@@ -85,8 +86,9 @@ func newFakeHost(t *testing.T, files mtls.Files, clients string) *fakeHost {
 	h.firmware = vmspec.Firmware{BIOS: h.files[2].SHA256, LoaderKernel: h.files[3].SHA256, LoaderInitramfs: h.files[4].SHA256, LoaderCmdline: "console=ttyS0"}
 	l := must[net.Listener](t)(net.Listen("tcp", "127.0.0.1:0"))
 	h.entry = inventory.Host{Name: "host-1", API: netip.MustParseAddrPort(l.Addr().String()), Location: "here", Asset: "a1", Software: "release-1",
-		EK: h.endorsement(), AIK: tpm2.Marshal(h.aik.Public), Session: tpm2.Marshal(session.Public),
+		AIK: tpm2.Marshal(h.aik.Public), Session: tpm2.Marshal(session.Public),
 		SessionCertify: rsp.CertifyInfo.Bytes(), SessionSignature: tpm2.Marshal(rsp.Signature)}
+	h.entry.EK, h.entry.EKChain = chip.Endorsement(h.dev)
 	files.CA = clients
 	cert, pool, err := files.Load()
 	check(t, err)
@@ -102,17 +104,6 @@ func certificateOf(t testing.TB) []byte {
 	now := time.Now()
 	tmpl := &x509.Certificate{SerialNumber: one, Subject: pkix.Name{CommonName: "x"}, NotBefore: now.Add(-time.Hour), NotAfter: now.Add(24 * time.Hour)}
 	return must[[]byte](t)(x509.CreateCertificate(rand.Reader, tmpl, tmpl, public, key))
-}
-
-// endorsement certifies the TPM's own endorsement key.
-func (h *fakeHost) endorsement() []byte {
-	ek := must[tpm.Key](h.t)(tpm.ReadKey(h.dev, 0x81010001))
-	rsaKey := must[*tpm2.TPM2BPublicKeyRSA](h.t)(ek.Public.Unique.RSA())
-	public := &rsa.PublicKey{N: new(big.Int).SetBytes(rsaKey.Buffer), E: 65537}
-	_, ca, err := ed25519.GenerateKey(rand.Reader)
-	check(h.t, err)
-	tmpl := &x509.Certificate{SerialNumber: one, NotBefore: time.Now(), NotAfter: time.Now().Add(time.Hour)}
-	return must[[]byte](h.t)(x509.CreateCertificate(rand.Reader, tmpl, tmpl, public, ca))
 }
 
 func (h *fakeHost) makeKey(handle tpm2.TPMHandle, template tpm2.TPMTPublic) tpm.Key {

@@ -167,7 +167,11 @@ func (o *Orchestrator) readEvidenceGround() error {
 	if err != nil {
 		return fmt.Errorf("platform_key: %w", err)
 	}
-	if o.inventory, err = verify.OpenInventory(o.conf.Inventory, provider, o.now()); err != nil {
+	makers, err := verify.OpenManufacturers(o.conf.TPMRoots)
+	if err != nil {
+		return fmt.Errorf("tpm_roots: %w", err)
+	}
+	if o.inventory, err = verify.OpenInventory(o.conf.Inventory, provider, makers, o.now()); err != nil {
 		return err
 	}
 	reference, err := verify.OpenPlatform(o.conf.Platform, signer, o.conf.Profile, o.now())

@@ -51,6 +51,7 @@ func (c Config) Validate() error {
 	need(c.Upstream.IsValid(), "upstream", "ADDRESS:PORT")
 	need(vmspec.ValidName(c.Tenant), "tenant", "a lower-case DNS label")
 	need(c.Inventory != "", "inventory", "a file")
+	need(c.TPMRoots != "", "tpm_roots", "a PEM file of TPM manufacturers' authorities")
 	need(c.Platform != "", "platform", "a file")
 	key(c.InventoryKey, "inventory_key")
 	key(c.PlatformKey, "platform_key")

@@ -129,7 +129,7 @@ func newWorld(t *testing.T, change ...func(*Config)) *world {
 		HostTLS:     tenantClient,
 		Inventory: seal("inventory.json", invKey, signed.Inventory, inventory.Inventory{Provider: "lab", Version: 1, Issued: now, Expires: now.Add(day),
 			Hosts: []inventory.Host{w.host.entry}}),
-		InventoryKey: hexKey(invKey),
+		InventoryKey: hexKey(invKey), TPMRoots: w.host.roots,
 		Platform: seal("platform.json", platKey, signed.Platform, platform.Manifest{Name: "release-1", Profile: platform.Lab, ValidFrom: now.Add(-time.Hour),
 			ValidUntil: now.Add(day), Files: w.host.files, Firmware: w.host.firmware}),
 		PlatformKey: hexKey(platKey), ComponentKey: hexKey(w.component),

@@ -33,14 +33,14 @@ type Claim struct {
 }
 
 // BootEvidence is the boot server's end of the tunnel, the quote that came through it,
-// and the host's log.
+// and the host's logs.
 type BootEvidence struct {
-	ExporterHash digest.SHA256  `json:"exporter_hash"`
-	ServerLeaf   []byte         `json:"server_leaf"` // DER
-	LoaderLeaf   []byte         `json:"loader_leaf"` // DER
-	VMKey        []byte         `json:"vm_key"`
-	Quote        evidence.Quote `json:"quote"`
-	Log          []pcr.Event    `json:"log"`
+	ExporterHash digest.SHA256     `json:"exporter_hash"`
+	ServerLeaf   []byte            `json:"server_leaf"` // DER
+	LoaderLeaf   []byte            `json:"loader_leaf"` // DER
+	VMKey        []byte            `json:"vm_key"`
+	Quote        evidence.Quote    `json:"quote"`
+	Platform     evidence.Platform `json:"platform"`
 }
 
 // Boot judges a boot quote. The permission is nil unless every check held.
@@ -54,7 +54,7 @@ func (v *Verifier) boot(x BootExpectation, e BootEvidence, at time.Time) (*Admit
 	j := v.begin(evidence.RoleBoot, x.Reservation, x.Start, x.Host, at)
 	j.verdict.VMKey, j.verdict.Tunnel = slices.Clone(e.VMKey), tunnel
 	j.bootInput(x, e)
-	j.log(e.Log)
+	static, claimed := j.logs(e.Platform)
 
 	firmware := j.firmware()
 	want := map[int]digest.SHA256{
@@ -68,9 +68,10 @@ func (v *Verifier) boot(x BootExpectation, e BootEvidence, at time.Time) (*Admit
 	j.quote(e.Quote, quoteExpectation{
 		binding:   evidence.Binding(evidence.RoleBoot, x.Reservation, tunnel, settings, x.Nonce),
 		selection: pcr.BootSelection(),
+		static:    static,
 		registers: want,
+		claimed:   claimed,
 		others:    other,
-		log:       e.Log,
 		clock:     x.Clock,
 	})
 	return j.end(x.Nonce, digest.SHA256{}, e.Quote, stored{Boot: &bootRecord{x, e}})

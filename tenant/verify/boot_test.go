@@ -58,16 +58,18 @@ func TestBoot(t *testing.T) {
 		"another start":             {after: func(a *attempt) { a.expect.Start = 2 }, check: "input"},
 		"start zero":                {after: func(a *attempt) { a.expect.Start = 0 }, check: "input"},
 		"selection too small":       {before: func(a *attempt) { a.selection[0].PCRSelect = bitmap(pcr.StaticSelection()) }, check: "selection"},
-		"selection too large":       {before: func(a *attempt) { a.selection[0].PCRSelect = bitmap(append(pcr.BootSelection(), 17)) }, check: "selection"},
+		"selection too large":       {before: func(a *attempt) { a.selection[0].PCRSelect = bitmap(append(pcr.BootSelection(), 15)) }, check: "selection"},
 		"no register":               {before: func(a *attempt) { a.selection[0].PCRSelect = bitmap(nil) }, check: "selection"},
 		"no bank":                   {before: func(a *attempt) { a.selection = nil }, check: "selection"},
-		"log empty":                 {before: func(a *attempt) { a.ev.Log = nil }, check: "log", says: `"foothold-host" was not measured`},
-		"log cut":                   {before: func(a *attempt) { a.ev.Log = a.ev.Log[:3] }, check: "log", says: `"host-config" was not measured`},
-		"log altered":               {before: func(a *attempt) { a.ev.Log[1].Digest[0] ^= 1 }, check: "log", says: `"qemu-system-x86_64" has sha256`},
-		"log in another order":      {before: func(a *attempt) { a.ev.Log[0], a.ev.Log[1] = a.ev.Log[1], a.ev.Log[0] }, check: "log", says: "measured where"},
-		"log extended":              {before: func(a *attempt) { a.ev.Log = append(a.ev.Log, a.ev.Log[0]) }, check: "log", says: "one more"},
-		"log of another register":   {before: func(a *attempt) { a.ev.Log = append(a.ev.Log, pcr.Event{PCR: 16}) }, check: "log", says: "register 16"},
-		"log over its limit":        {before: func(a *attempt) { a.ev.Log = make([]pcr.Event, pcr.MaxEvents+1) }, check: "log", says: "at most"},
+		"log empty":                 {before: func(a *attempt) { a.ev.Platform.Log = nil }, check: "log", says: `"foothold-host" was not measured`},
+		"log cut":                   {before: func(a *attempt) { a.ev.Platform.Log = a.ev.Platform.Log[:3] }, check: "log", says: `"host-config" was not measured`},
+		"log altered":               {before: func(a *attempt) { a.ev.Platform.Log[1].Digest[0] ^= 1 }, check: "log", says: `"qemu-system-x86_64" has sha256`},
+		"log in another order": {before: func(a *attempt) {
+			a.ev.Platform.Log[0], a.ev.Platform.Log[1] = a.ev.Platform.Log[1], a.ev.Platform.Log[0]
+		}, check: "log", says: "measured where"},
+		"log extended":              {before: func(a *attempt) { a.ev.Platform.Log = append(a.ev.Platform.Log, a.ev.Platform.Log[0]) }, check: "log", says: "one more"},
+		"log of another register":   {before: func(a *attempt) { a.ev.Platform.Log = append(a.ev.Platform.Log, pcr.Event{PCR: 16}) }, check: "log", says: "register 16"},
+		"log over its limit":        {before: func(a *attempt) { a.ev.Platform.Log = make([]pcr.Event, pcr.MaxEvents+1) }, check: "log", says: "at most"},
 		"altered settings":          {before: func(a *attempt) { a.settings.MemoryMiB = 2048; a.claims() }, check: "registers", says: "settings digest is"},
 		"altered network":           {before: func(a *attempt) { a.settings.Network.MAC = "02:00:00:00:00:0b" }, check: "registers"},
 		"another token":             {before: func(a *attempt) { a.settings.TokenDigest = digest.Of([]byte("x")) }, check: "registers"},
@@ -136,7 +138,7 @@ func TestBoot(t *testing.T) {
 
 	t.Run("all findings at once", func(t *testing.T) {
 		a := w.attempt()
-		a.onHost, a.nonce, a.ev.Log = w.rogue, nonce(), nil
+		a.onHost, a.nonce, a.ev.Platform.Log = w.rogue, nonce(), nil
 		a.selection[0].PCRSelect = bitmap(pcr.StaticSelection())
 		a.ev.VMKey = nil
 		a.quote()
@@ -215,7 +217,7 @@ func TestAlteredPlatform(t *testing.T) {
 	}
 
 	a = w.attempt()
-	a.ev.Log = append([]pcr.Event{}, w.rogue.log...) // the log of a good host
+	a.ev.Platform.Log = append([]pcr.Event{}, w.rogue.log...) // the log of a good host
 	a.quote()
 	if _, verdict = v.Boot(a.expect, a.ev); verdict.Good() || strings.TrimSpace(checks(verdict)) != "registers" {
 		t.Errorf("false log: %v", verdict.Findings)

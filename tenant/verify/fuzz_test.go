@@ -124,7 +124,7 @@ func FuzzJudge(f *testing.F) {
 	if !verdict.Good() {
 		f.Fatal(verdict.Err())
 	}
-	log, err := json.Marshal(evidence.Platform{Log: a.ev.Log})
+	log, err := json.Marshal(evidence.Platform{Log: a.ev.Platform.Log})
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -140,9 +140,9 @@ func FuzzJudge(f *testing.F) {
 			return
 		}
 		ev := a.ev
-		ev.Log, ev.Quote = p.Log, evidence.Quote{Attest: attest, Signature: signature}
+		ev.Platform, ev.Quote = p, evidence.Quote{Attest: attest, Signature: signature}
 		admitted, _ = v.Boot(a.expect, ev)
-		right := bytes.Equal(attest, a.ev.Quote.Attest) && slices.EqualFunc(p.Log, a.ev.Log, func(x, y pcr.Event) bool { return x.PCR == y.PCR && x.Digest == y.Digest })
+		right := bytes.Equal(attest, a.ev.Quote.Attest) && slices.EqualFunc(p.Log, a.ev.Platform.Log, func(x, y pcr.Event) bool { return x.PCR == y.PCR && x.Digest == y.Digest })
 		if admitted != nil && !right {
 			t.Fatal("admitted by another quote or log")
 		}

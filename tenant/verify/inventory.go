@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"crypto/ecdsa"
 	"crypto/ed25519"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -52,17 +51,18 @@ type Standing struct {
 	Problems []string
 }
 
-// OpenInventory reads the signed inventory in file and examines every host. The
+// OpenInventory reads the signed inventory in file and examines every host, whose TPM one
+// of the manufacturers must have made. The
 // provider's signature, the version and the validity concern the whole document and
 // are errors; what is wrong with one host refuses that host.
 //
 // An older inventory than the last one is the caller's to refuse: see [Inventory.Version].
-func OpenInventory(file string, key ed25519.PublicKey, now time.Time) (*Inventory, error) {
+func OpenInventory(file string, key ed25519.PublicKey, makers *Manufacturers, now time.Time) (*Inventory, error) {
 	data, err := readFile(file, maxInventory)
 	if err != nil {
 		return nil, fmt.Errorf("open inventory: %w", err)
 	}
-	inv, err := ParseInventory(data, key, now)
+	inv, err := ParseInventory(data, key, makers, now)
 	if err != nil {
 		return nil, fmt.Errorf("open inventory %s: %w", file, err)
 	}
@@ -70,7 +70,10 @@ func OpenInventory(file string, key ed25519.PublicKey, now time.Time) (*Inventor
 }
 
 // ParseInventory is OpenInventory for an inventory in memory.
-func ParseInventory(data []byte, key ed25519.PublicKey, now time.Time) (*Inventory, error) {
+func ParseInventory(data []byte, key ed25519.PublicKey, makers *Manufacturers, now time.Time) (*Inventory, error) {
+	if makers == nil {
+		return nil, errors.New("no TPM manufacturers are trusted")
+	}
 	var env signed.Envelope
 	if err := strictjson.Unmarshal(data, &env); err != nil {
 		return nil, err
@@ -90,7 +93,7 @@ func ParseInventory(data []byte, key ed25519.PublicKey, now time.Time) (*Invento
 	if err := inv.inForce(now); err != nil {
 		return nil, err
 	}
-	return inv, inv.examine()
+	return inv, inv.examine(makers, now)
 }
 
 // Version grows with each inventory of a provider.
@@ -131,7 +134,7 @@ func (inv *Inventory) inForce(now time.Time) error {
 
 // examine checks each host's keys, and that no two hosts share a name or an AIK: a
 // shared AIK would let one host's quotes pass for another's.
-func (inv *Inventory) examine() error {
+func (inv *Inventory) examine(makers *Manufacturers, now time.Time) error {
 	owner := map[digest.SHA256]*hostKeys{}
 	for _, entry := range inv.doc.Hosts {
 		if !vmspec.ValidName(entry.Name) {
@@ -140,7 +143,7 @@ func (inv *Inventory) examine() error {
 		if inv.hosts[entry.Name] != nil {
 			return fmt.Errorf("host %s is listed twice", entry.Name)
 		}
-		h := examineHost(entry)
+		h := examineHost(entry, makers, now)
 		inv.hosts[entry.Name] = h
 		for _, key := range [][]byte{entry.AIK, entry.Session} {
 			sum := digest.Of(key)
@@ -154,10 +157,10 @@ func (inv *Inventory) examine() error {
 	return nil
 }
 
-func examineHost(entry inventory.Host) *hostKeys {
+func examineHost(entry inventory.Host, makers *Manufacturers, now time.Time) *hostKeys {
 	h := &hostKeys{entry: entry}
-	if cert, err := x509.ParseCertificate(entry.EK); err != nil || cert.IsCA {
-		h.problems = append(h.problems, "no endorsement certificate")
+	if err := makers.check(entry, now); err != nil {
+		h.problems = append(h.problems, err.Error())
 	}
 	aik, err := attestationKey(entry.AIK)
 	if err != nil {

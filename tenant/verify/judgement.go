@@ -31,7 +31,15 @@ type judgement struct {
 
 func (j *judgement) find(check, format string, args ...any) {
 	if len(j.verdict.Findings) < maxFindings {
-		j.verdict.Findings = append(j.verdict.Findings, Finding{check, fmt.Sprintf(format, args...)})
+		j.verdict.Findings = append(j.verdict.Findings, Finding{Check: check, Detail: fmt.Sprintf(format, args...)})
+	}
+}
+
+// differ is a finding about one component.
+func (j *judgement) differ(check, component, expected, seen, do string) {
+	if len(j.verdict.Findings) < maxFindings {
+		j.verdict.Findings = append(j.verdict.Findings, Finding{Check: check, Component: component, Expected: expected, Seen: seen, Do: do,
+			Detail: fmt.Sprintf("%s: seen %s, want %s; %s", component, seen, expected, do)})
 	}
 }
 
@@ -117,9 +125,10 @@ type candidate struct {
 type quoteExpectation struct {
 	binding   digest.SHA256
 	selection []int
-	registers map[int]digest.SHA256 // beside the static ones
+	static    measured              // what the static registers must hold
+	registers map[int]digest.SHA256 // beside them
+	claimed   measured              // for the explanation: the static ones by the host's word
 	others    map[int][]candidate   // for the explanation
-	log       []pcr.Event           // for the explanation
 	clock     Clock
 }
 
@@ -169,51 +178,38 @@ func (j *judgement) registers(got []byte, want quoteExpectation) {
 		j.find("registers", "not checked: no reference values")
 		return
 	}
-	regs := j.platform.static()
-	maps.Copy(regs, want.registers)
-	sum := pcr.Composite(want.selection, regs)
-	if subtle.ConstantTimeCompare(got, sum[:]) == 1 {
+	if want.static.leads(want.selection, want.registers, got) {
 		return
 	}
-	for _, text := range explain(got, want, regs) {
+	for _, text := range explain(got, want) {
 		j.find("registers", "%s", text)
 	}
 }
 
 // explain tries which other values lead to the quoted digest: static registers by the
-// host's log, the VM's by each candidate. It says so where nothing known does.
-func explain(got []byte, want quoteExpectation, expected map[int]digest.SHA256) []string {
+// host's own word, the VM's by each candidate. It says so where nothing known does.
+func explain(got []byte, want quoteExpectation) []string {
 	type option struct {
-		regs map[int]digest.SHA256
-		says []string
+		static measured
+		others map[int]digest.SHA256
+		says   []string
 	}
-	replayed := maps.Clone(want.registers)
-	if replayed == nil {
-		replayed = map[int]digest.SHA256{}
+	options := []option{
+		{want.static, want.registers, nil},
+		{measured{regs: map[int]digest.SHA256{}}, want.registers, []string{"the static registers are empty: the TPM was started, or reset, after the host was measured; the host must boot, which measures it anew"}},
+		{want.claimed, want.registers, []string{"the static registers are as the host's log says, and not as the reference values want"}},
 	}
-	if len(want.log) <= pcr.MaxEvents {
-		for i, v := range pcr.Replay(want.log) {
-			if slices.Contains(pcr.Static, i) {
-				replayed[i] = v
-			}
-		}
-	}
-	options := []option{{expected, nil},
-		{want.registers, []string{"the static registers are empty: the TPM was started, or reset, after the host was measured; the host must boot, which measures it anew"}},
-		{replayed, []string{"the static registers are as the host's log says, and not as the reference values want"}}}
 	for _, reg := range slices.Sorted(maps.Keys(want.others)) {
 		for _, o := range options {
 			for _, c := range want.others[reg] {
-				regs := map[int]digest.SHA256{}
-				maps.Copy(regs, o.regs)
-				regs[reg] = c.value
-				options = append(options, option{regs, append(slices.Clone(o.says), fmt.Sprintf("PCR %d %s", reg, c.says))})
+				others := maps.Clone(o.others)
+				others[reg] = c.value
+				options = append(options, option{o.static, others, append(slices.Clone(o.says), fmt.Sprintf("PCR %d %s", reg, c.says))})
 			}
 		}
 	}
 	for _, o := range options {
-		sum := pcr.Composite(want.selection, o.regs)
-		if len(o.says) > 0 && subtle.ConstantTimeCompare(got, sum[:]) == 1 {
+		if len(o.says) > 0 && o.static.leads(want.selection, o.others, got) {
 			return o.says
 		}
 	}

@@ -20,7 +20,7 @@ func TestInventory(t *testing.T) {
 	w := newWorld(t)
 	public := w.inv.Public().(ed25519.PublicKey)
 	good := w.inventory()
-	inv, err := ParseInventory(seal(t, w.inv, signed.Inventory, good), public, w.now)
+	inv, err := ParseInventory(seal(t, w.inv, signed.Inventory, good), public, w.makers(), w.now)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -45,14 +45,14 @@ func TestInventory(t *testing.T) {
 		bad := good
 		bad.Hosts = slices.Clone(good.Hosts)
 		change(&bad)
-		if _, err := ParseInventory(seal(t, w.inv, signed.Inventory, bad), public, w.now); err == nil {
+		if _, err := ParseInventory(seal(t, w.inv, signed.Inventory, bad), public, w.makers(), w.now); err == nil {
 			t.Errorf("%s: accepted", what)
 		}
 	}
-	if _, err := ParseInventory(seal(t, w.plat, signed.Inventory, good), public, w.now); err == nil {
+	if _, err := ParseInventory(seal(t, w.plat, signed.Inventory, good), public, w.makers(), w.now); err == nil {
 		t.Error("another key: accepted")
 	}
-	if _, err := ParseInventory(seal(t, w.inv, signed.Platform, good), public, w.now); err == nil {
+	if _, err := ParseInventory(seal(t, w.inv, signed.Platform, good), public, w.makers(), w.now); err == nil {
 		t.Error("another label: accepted")
 	}
 
@@ -78,7 +78,7 @@ func TestInventory(t *testing.T) {
 		bad := good
 		bad.Hosts = slices.Clone(good.Hosts)
 		change(&bad.Hosts[0])
-		inv, err := ParseInventory(seal(t, w.inv, signed.Inventory, bad), public, w.now)
+		inv, err := ParseInventory(seal(t, w.inv, signed.Inventory, bad), public, w.makers(), w.now)
 		if err != nil {
 			t.Errorf("%s: %v", what, err)
 			continue
@@ -148,7 +148,7 @@ func TestPlatform(t *testing.T) {
 		t.Error("another key: accepted")
 	}
 
-	inv, err := ParseInventory(seal(t, w.inv, signed.Inventory, w.inventory()), w.inv.Public().(ed25519.PublicKey), w.now)
+	inv, err := ParseInventory(seal(t, w.inv, signed.Inventory, w.inventory()), w.inv.Public().(ed25519.PublicKey), w.makers(), w.now)
 	if err != nil {
 		t.Fatal(err)
 	}

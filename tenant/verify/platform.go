@@ -4,20 +4,28 @@ import (
 	"crypto/ed25519"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"foothold/internal/strictjson"
 	"foothold/protocol/digest"
+	"foothold/protocol/imalog"
 	"foothold/protocol/pcr"
 	"foothold/protocol/platform"
 	"foothold/protocol/signed"
+	"foothold/protocol/tcglog"
 	"foothold/protocol/vmspec"
 )
 
 const maxPlatform = 4 << 20 // bytes
 
 // Platform is reference values whose signature was verified.
-type Platform struct{ doc platform.Manifest }
+type Platform struct {
+	doc platform.Manifest
+	// Production: the document by what is looked for.
+	boot  map[int][]platform.Event   // by register
+	files map[string][]digest.SHA256 // by path
+}
 
 func validProfile(p string) bool { return p == platform.Lab || p == platform.Production }
 
@@ -51,6 +59,7 @@ func ParsePlatform(data []byte, key ed25519.PublicKey, profile string, now time.
 	if err := p.inForce(now); err != nil {
 		return nil, err
 	}
+	p.index()
 	return p, p.complete()
 }
 
@@ -66,16 +75,54 @@ func (p *Platform) inForce(now time.Time) error {
 
 // complete refuses documents that would let something unmeasured pass.
 func (p *Platform) complete() error {
-	fw := p.doc.Firmware
-	if p.doc.Name == "" || len(p.doc.Files) == 0 || len(p.doc.Files) > pcr.MaxEvents {
+	fw, most := p.doc.Firmware, pcr.MaxEvents
+	if p.doc.Profile == platform.Production {
+		most = imalog.MaxEntries
+	}
+	if p.doc.Name == "" || len(p.doc.Files) == 0 || len(p.doc.Files) > most {
 		return errors.New("they name no release or no files")
 	}
 	if fw.BIOS.IsZero() || fw.LoaderKernel.IsZero() || fw.LoaderInitramfs.IsZero() {
 		return errors.New("they lack a digest of the VMs' firmware")
 	}
 	for _, f := range p.doc.Files {
-		if f.SHA256.IsZero() {
-			return fmt.Errorf("file %q has no digest", f.Name)
+		if f.Name == "" || f.SHA256.IsZero() {
+			return fmt.Errorf("file %q has no name or no digest", f.Name)
+		}
+	}
+	if p.doc.Profile == platform.Lab {
+		if len(p.doc.Boot) > 0 {
+			return errors.New("a lab's host has no measured boot")
+		}
+		return nil
+	}
+	return p.bootComplete()
+}
+
+// separator is what firmware extends into each of registers 0 to 7 before it hands over
+// (TCG PC Client Platform Firmware Profile, "EV_SEPARATOR"): the digest of four zero bytes.
+// A register without it could be a boot loader's work alone.
+var separator = digest.Of(make([]byte, 4))
+
+// bootComplete checks the events of firmware and boot loader.
+func (p *Platform) bootComplete() error {
+	if len(p.doc.Boot) == 0 || len(p.doc.Boot) > tcglog.MaxEvents {
+		return errors.New("they name no events of a measured boot, or too many")
+	}
+	separators := map[int]int{}
+	for _, e := range p.doc.Boot {
+		switch {
+		case e.PCR == pcr.Platform || !slices.Contains(pcr.Static, e.PCR):
+			return fmt.Errorf("%q extends register %d, which is not firmware's or boot loader's", e.Component, e.PCR)
+		case e.Component == "" || len(e.SHA256) == 0 || slices.Contains(e.SHA256, digest.SHA256{}):
+			return fmt.Errorf("%q of register %d has no name or no digest", e.Component, e.PCR)
+		case slices.Equal(e.SHA256, []digest.SHA256{separator}) && !e.Optional:
+			separators[e.PCR]++
+		}
+	}
+	for i := range 8 {
+		if separators[i] != 1 {
+			return fmt.Errorf("register %d has %d separators, want one", i, separators[i])
 		}
 	}
 	return nil
@@ -88,6 +135,16 @@ func (p *Platform) static() map[int]digest.SHA256 {
 		log = append(log, pcr.Event{PCR: pcr.Platform, Digest: f.SHA256})
 	}
 	return pcr.Replay(log)
+}
+
+func (p *Platform) index() {
+	p.boot, p.files = map[int][]platform.Event{}, map[string][]digest.SHA256{}
+	for _, e := range p.doc.Boot {
+		p.boot[e.PCR] = append(p.boot[e.PCR], e)
+	}
+	for _, f := range p.doc.Files {
+		p.files[f.Name] = append(p.files[f.Name], f.SHA256)
+	}
 }
 
 // vm is what a VM with these settings leads PCR 16 to.

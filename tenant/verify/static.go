@@ -22,8 +22,8 @@ type StaticExpectation struct {
 
 // StaticEvidence is the host's answer.
 type StaticEvidence struct {
-	Quote evidence.Quote `json:"quote"`
-	Log   []pcr.Event    `json:"log"`
+	Quote    evidence.Quote    `json:"quote"`
+	Platform evidence.Platform `json:"platform"`
 }
 
 // Static judges a static quote. The permission is nil unless every check held.
@@ -41,11 +41,12 @@ func (v *Verifier) static(x StaticExpectation, e StaticEvidence, at time.Time) (
 		j.find("input", "no verdict came before")
 	}
 	j.nonce(x.Nonce)
-	j.log(e.Log)
+	static, claimed := j.logs(e.Platform)
 	j.quote(e.Quote, quoteExpectation{
 		binding:   evidence.StaticBinding(x.Role, x.Reservation, x.Previous, x.Nonce),
 		selection: pcr.StaticSelection(),
-		log:       e.Log,
+		static:    static,
+		claimed:   claimed,
 		clock:     x.Clock,
 	})
 	return j.end(x.Nonce, x.Previous, e.Quote, stored{Static: &staticRecord{x, e}})

@@ -2,6 +2,7 @@ package verify
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -16,7 +17,7 @@ import (
 func (w *world) static(role string, previous Verdict) (StaticExpectation, StaticEvidence) {
 	x := StaticExpectation{Role: role, Reservation: vmID, Start: 1, Host: "host-1", Previous: previous.Digest, Nonce: nonce(), Clock: previous.Clock}
 	q := w.host.quote(evidence.StaticBinding(role, vmID, x.Previous, x.Nonce), pcr.StaticSelection())
-	return x, StaticEvidence{Quote: q, Log: append([]pcr.Event{}, w.host.log...)}
+	return x, StaticEvidence{Quote: q, Platform: evidence.Platform{Log: slices.Clone(w.host.log)}}
 }
 
 func (w *world) admitted(t *testing.T, v *Verifier) Verdict {
@@ -65,7 +66,7 @@ func TestStaticChain(t *testing.T) {
 		"replayed":                   {func(x *StaticExpectation, _ *StaticEvidence) { x.Nonce = nonce() }, "binding"},
 		"another host":               {func(x *StaticExpectation, _ *StaticEvidence) { x.Host = "host-2" }, "signature"},
 		"no clock":                   {func(x *StaticExpectation, _ *StaticEvidence) { x.Clock = Clock{} }, "clock"},
-		"log cut":                    {func(_ *StaticExpectation, e *StaticEvidence) { e.Log = e.Log[1:] }, "log"},
+		"log cut":                    {func(_ *StaticExpectation, e *StaticEvidence) { e.Platform.Log = e.Platform.Log[1:] }, "log"},
 		"boot selection": {func(x *StaticExpectation, e *StaticEvidence) {
 			e.Quote = w.host.quote(evidence.StaticBinding(x.Role, x.Reservation, x.Previous, x.Nonce), pcr.BootSelection())
 		}, "selection"},

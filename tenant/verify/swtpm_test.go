@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -55,9 +56,10 @@ func newHost(t testing.TB, name string) *host {
 	h.must(err)
 	h.entry = inventory.Host{
 		Name: name, API: netip.MustParseAddrPort("10.83.0.10:8443"), Location: "site 1", Asset: "a1", Software: "release-1",
-		EK: selfSigned(t, "ek", nil).der, AIK: tpm2.Marshal(h.aik.Public), Session: tpm2.Marshal(session.Public),
+		AIK: tpm2.Marshal(h.aik.Public), Session: tpm2.Marshal(session.Public),
 		SessionCertify: rsp.CertifyInfo.Bytes(), SessionSignature: tpm2.Marshal(rsp.Signature),
 	}
+	h.entry.EK, h.entry.EKChain = h.tpm.Endorsement(h.dev)
 	return h
 }
 
@@ -246,6 +248,20 @@ func (w *world) inventory() inventory.Inventory {
 	return inventory.Inventory{Provider: "lab", Version: 1, Issued: w.now, Expires: w.now.Add(time.Hour), Hosts: []inventory.Host{w.host.entry, w.rogue.entry}}
 }
 
+// makers trusts the authorities of both hosts' TPMs: each has one of its own.
+func (w *world) makers() *Manufacturers {
+	w.t.Helper()
+	var roots []byte
+	for _, h := range []*host{w.host, w.rogue} {
+		data, err := os.ReadFile(h.tpm.Roots())
+		h.must(err)
+		roots = append(roots, data...)
+	}
+	m, err := ParseManufacturers(roots)
+	w.host.must(err)
+	return m
+}
+
 func (w *world) manifest() platform.Manifest {
 	return platform.Manifest{Name: "release-1", Profile: platform.Lab, ValidFrom: w.now.Add(-time.Hour), ValidUntil: w.now.Add(2 * time.Hour), Files: w.files, Firmware: w.firmware}
 }
@@ -258,7 +274,7 @@ func (w *world) verifierAt(now *time.Time) *Verifier {
 	invFile, platFile := filepath.Join(dir, "inventory"), filepath.Join(dir, "platform")
 	os.WriteFile(invFile, seal(w.t, w.inv, signed.Inventory, w.inventory()), 0o644)
 	os.WriteFile(platFile, seal(w.t, w.plat, signed.Platform, w.manifest()), 0o644)
-	inv, err := OpenInventory(invFile, w.inv.Public().(ed25519.PublicKey), w.now)
+	inv, err := OpenInventory(invFile, w.inv.Public().(ed25519.PublicKey), w.makers(), w.now)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -310,7 +326,7 @@ func (w *world) attempt() *attempt {
 	a := &attempt{
 		expect: BootExpectation{Reservation: vmID, Start: 1, Host: "host-1", Settings: settings, Nonce: nonce()},
 		ev: BootEvidence{ExporterHash: digest.Of([]byte("exporter")), ServerLeaf: w.server.der, LoaderLeaf: w.loader.der, VMKey: w.vmKey,
-			Log: append([]pcr.Event{}, w.host.log...)},
+			Platform: evidence.Platform{Log: slices.Clone(w.host.log)}},
 		onHost: w.host, firmware: w.firmware, settings: settings,
 		selection: []tpm2.TPMSPCRSelection{{Hash: tpm2.TPMAlgSHA256, PCRSelect: bitmap(pcr.BootSelection())}},
 	}

@@ -15,9 +15,11 @@
 //	binding     the qualifying data is the transcript of role, reservation, tunnel,
 //	            settings and nonce
 //	selection   exactly the registers of protocol/pcr, SHA-256 bank
-//	log         the host's log consists of the platform's files, in order, nothing else
+//	log         the host's logs consist of what the reference values name: in a lab the platform's
+//	            files, in order; in production each register's events of firmware and boot loader,
+//	            in order, and of the files that the kernel measured none that is not named
 //	registers   PCR 16 as predicted from the reservation, PCR 23 as computed from our end
-//	            of the tunnel, the static ones as the reference values lead to
+//	            of the tunnel, the static ones as those logs lead to
 //	clock       reset count, restart count and clock go on from the last quote of that AIK
 //
 // That the nonce is ours, fresh and unused is the ledger's to decide, in the swap that
@@ -84,6 +86,12 @@ func New(c Config) (*Verifier, error) {
 type Finding struct {
 	Check  string `json:"check"` // as in the package's table
 	Detail string `json:"detail"`
+
+	// For a finding about one component of the platform, in Detail's words.
+	Component string `json:"component,omitempty"`
+	Expected  string `json:"expected,omitempty"`
+	Seen      string `json:"seen,omitempty"`
+	Do        string `json:"do,omitempty"`
 }
 
 func (f Finding) String() string { return f.Check + ": " + f.Detail }

@@ -5,6 +5,7 @@ package swtpm
 
 import (
 	"context"
+	"encoding/pem"
 	"fmt"
 	"net"
 	"os"
@@ -67,6 +68,28 @@ func Manufacture(ctx context.Context, dir string) error {
 		return fmt.Errorf("make TPM: %w", err)
 	}
 	return nil
+}
+
+// Chain is DER of the certificates between the endorsement key of the TPM in dir and its
+// manufacturer's root.
+func Chain(dir string) ([][]byte, error) {
+	cert, err := readCertificate(filepath.Join(dir, IssuerFile))
+	if err != nil {
+		return nil, fmt.Errorf("read TPM's chain: %w", err)
+	}
+	return [][]byte{cert}, nil
+}
+
+func readCertificate(file string) ([]byte, error) {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	block, _ := pem.Decode(data)
+	if block == nil || block.Type != "CERTIFICATE" {
+		return nil, fmt.Errorf("%s is not a certificate", file)
+	}
+	return block.Bytes, nil
 }
 
 // Process is a running TPM.

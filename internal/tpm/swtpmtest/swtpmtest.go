@@ -52,6 +52,22 @@ func (v *TPM) Restart() {
 	v.start()
 }
 
+// Roots is a PEM file of the authority that certified this TPM.
+func (v *TPM) Roots() string { return filepath.Join(v.Dir, swtpm.RootFile) }
+
+// Endorsement is the TPM's endorsement certificate with its chain, in DER.
+func (v *TPM) Endorsement(dev *tpm.Device) (cert []byte, chain [][]byte) {
+	v.t.Helper()
+	cert, err := tpm.EndorsementCertificate(dev)
+	if err != nil {
+		v.t.Fatal(err)
+	}
+	if chain, err = swtpm.Chain(v.Dir); err != nil {
+		v.t.Fatal(err)
+	}
+	return cert, chain
+}
+
 // Open opens the TPM until the test's end. Like a physical TPM it serves one opener
 // at a time: close one before opening the next.
 func (v *TPM) Open() *tpm.Device {

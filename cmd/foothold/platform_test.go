@@ -1,0 +1,132 @@
+package main
+
+import (
+	"bytes"
+	"crypto/ed25519"
+	"encoding/binary"
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"foothold/internal/signingkey"
+	"foothold/protocol/digest"
+	"foothold/protocol/evidence"
+	"foothold/protocol/platform"
+	"foothold/protocol/signed"
+)
+
+// realFirmwareLog is one of a real machine, from the authors of another library.
+func realFirmwareLog(t *testing.T) []byte {
+	t.Helper()
+	out, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "github.com/google/go-attestation").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, err := os.ReadFile(filepath.Join(strings.TrimSpace(string(out)), "attest", "testdata", "ubuntu_2104_shielded_vm_no_secure_boot_eventlog"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
+
+// kernelList has an aggregate and then files "path=content".
+func kernelList(files ...string) []byte {
+	field := func(data []byte) []byte {
+		return append(binary.LittleEndian.AppendUint32(nil, uint32(len(data))), data...)
+	}
+	var list []byte
+	for _, f := range append([]string{"boot_aggregate=registers"}, files...) {
+		path, content, _ := strings.Cut(f, "=")
+		sum := digest.Of([]byte(content))
+		list = binary.LittleEndian.AppendUint32(list, 10)
+		list = append(append(list, bytes.Repeat([]byte{1}, 20)...), field([]byte("ima-ng"))...)
+		list = append(list, field(append(field(append([]byte("sha256:\x00"), sum[:]...)), field([]byte(path+"\x00"))...))...)
+	}
+	return list
+}
+
+// runPlatform runs `foothold platform manifest ...` in this process.
+func runPlatform(args ...string) (stdout string, err error) {
+	root, out := rootCommand(), &bytes.Buffer{}
+	root.SetOut(out)
+	root.SetErr(&bytes.Buffer{})
+	root.SetArgs(append([]string{"platform", "manifest"}, args...))
+	err = root.Execute()
+	return out.String(), err
+}
+
+func TestPlatformManifest(t *testing.T) {
+	dir := t.TempDir()
+	path := func(name string) string { return filepath.Join(dir, name) }
+	write := func(name string, data []byte) string {
+		if err := os.WriteFile(path(name), data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path(name)
+	}
+	host := func(name string, files ...string) string {
+		data, err := json.Marshal(evidence.Platform{Firmware: realFirmwareLog(t), Kernel: kernelList(files...)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return write(name, data)
+	}
+	create := func(name string, evidence ...string) (string, error) {
+		args := []string{"create", "--name", name, "--bios", write("bios", []byte("b")), "--loader-kernel", write("k", []byte("k")),
+			"--loader-initramfs", write("i", []byte("i")), "--loader-cmdline", "quiet", "--out", path(name)}
+		for _, e := range evidence {
+			args = append(args, "--evidence", e)
+		}
+		return runPlatform(args...)
+	}
+	if _, err := create("old", host("a", "/usr/bin/agent=1", "/usr/bin/qemu=1")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := create("new", host("a", "/usr/bin/agent=2", "/usr/bin/qemu=1"), host("b", "/usr/bin/agent=2", "/usr/bin/qemu=1", "/usr/bin/new=1")); err != nil {
+		t.Fatal(err)
+	}
+	key, err := signingkey.Ensure(path("key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := runPlatform("sign", path("old"), "--key", path("key"), "--out", path("signed")); err != nil {
+		t.Fatal(err)
+	}
+	var env signed.Envelope
+	var doc platform.Manifest
+	data, err := os.ReadFile(path("signed"))
+	if err != nil || json.Unmarshal(data, &env) != nil || env.Open(key.Public().(ed25519.PublicKey), signed.Platform, &doc) != nil || doc.Name != "old" {
+		t.Fatalf("signed: %v, %+v", err, doc)
+	}
+	shown, err := runPlatform("show", path("signed"))
+	if err != nil || !strings.Contains(shown, "/usr/bin/agent") || !strings.Contains(shown, "EV_SEPARATOR") || !strings.Contains(shown, "SecureBoot") {
+		t.Errorf("%v\n%s", err, shown)
+	}
+	diff, err := runPlatform("diff", path("signed"), path("new"))
+	if err == nil || !strings.Contains(diff, "new      /usr/bin/new") || !strings.Contains(diff, "changed  /usr/bin/agent") || strings.Contains(diff, "qemu") {
+		t.Errorf("%v\n%s", err, diff)
+	}
+	if same, err := runPlatform("diff", path("old"), path("signed")); err != nil || !strings.Contains(same, "no component differs") {
+		t.Errorf("%v\n%s", err, same)
+	}
+
+	// What an orchestrator would refuse is not signed.
+	doc.Boot = doc.Boot[1:]
+	doc.Files = nil
+	bad, err := json.Marshal(doc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := runPlatform("sign", write("bad", bad), "--key", path("key"), "--out", path("signed-bad")); err == nil {
+		t.Error("signed what names no files")
+	}
+	if _, err := os.Stat(path("signed-bad")); err == nil {
+		t.Error("it was written")
+	}
+	if _, err := create("broken", write("c", []byte(`{"firmware":"AAAA","kernel":""}`))); err == nil {
+		t.Error("made reference values of garbled evidence")
+	}
+}

@@ -1,0 +1,166 @@
+package reference
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"foothold/protocol/digest"
+	"foothold/protocol/evidence"
+	"foothold/protocol/imalog"
+	"foothold/protocol/pcr"
+	"foothold/protocol/platform"
+	"foothold/protocol/tcglog"
+)
+
+// events of a register from a text: one event a letter.
+func boot(register int, text string) []platform.Event {
+	var list []platform.Event
+	for _, c := range text {
+		list = append(list, platform.Event{PCR: register, Component: string(c), SHA256: []digest.SHA256{digest.Of([]byte(string(c)))}})
+	}
+	return list
+}
+
+// write shows events as a text: alternatives in brackets, optional ones with a question mark.
+func write(list []platform.Event) string {
+	letters := map[digest.SHA256]string{}
+	for c := 'a'; c <= 'z'; c++ {
+		letters[digest.Of([]byte(string(c)))] = string(c)
+	}
+	text := ""
+	for _, e := range list {
+		part := ""
+		for _, s := range e.SHA256 {
+			part += letters[s]
+		}
+		if len(e.SHA256) > 1 {
+			part = "[" + part + "]"
+		}
+		if e.Optional {
+			part += "?"
+		}
+		text += part
+	}
+	return text
+}
+
+func TestMerge(t *testing.T) {
+	for _, c := range []struct{ have, seen, want string }{
+		{"abc", "abc", "abc"},
+		{"abc", "axc", "a[bx]c"},
+		{"abc", "ac", "ab?c"},
+		{"ac", "abc", "ab?c"},
+		{"", "ab", "a?b?"},
+		{"ab", "", "a?b?"},
+		{"abcd", "axyd", "a[bx][cy]d"},
+		{"abcd", "axd", "a[bx]c?d"},
+		{"abcabc", "abcbc", "abca?bc"},
+	} {
+		if got := write(merge(boot(1, c.have), boot(1, c.seen))); got != c.want {
+			t.Errorf("%q and %q: %s, want %s", c.have, c.seen, got, c.want)
+		}
+	}
+}
+
+func TestDiff(t *testing.T) {
+	a := platform.Manifest{Boot: append(boot(0, "ab"), boot(4, "xyz")...), Files: []platform.File{
+		{Name: "/a", SHA256: digest.Of([]byte("1"))}, {Name: "/b", SHA256: digest.Of([]byte("2"))}, {Name: "/c", SHA256: digest.Of([]byte("3"))}}}
+	if d := Diff(a, a); len(d) != 0 {
+		t.Errorf("a document and itself: %v", d)
+	}
+	b := platform.Manifest{Boot: append(boot(0, "ac"), boot(4, "xzw")...), Files: []platform.File{
+		{Name: "/a", SHA256: digest.Of([]byte("1"))}, {Name: "/b", SHA256: digest.Of([]byte("new"))}, {Name: "/d", SHA256: digest.Of([]byte("4"))}}}
+	b.Boot[0].Optional = true
+	b.Firmware.LoaderCmdline = "quiet"
+	var lines []string
+	for _, c := range Diff(a, b) {
+		lines = append(lines, fmt.Sprintf("%s %d>%d %s", c.Component, len(c.Before), len(c.After), c.Note))
+	}
+	want := []string{"a, PCR 0 1>1 may be missing now", "b, PCR 0 1>1 ", "y, PCR 4 1>0 ", "w, PCR 4 0>1 ", "/b 1>1 ", "/c 1>0 ", "/d 0>1 ",
+		`VMs' loader command line 0>0 "quiet", before ""`}
+	if !slices.Equal(lines, want) {
+		t.Errorf("%s\nwant\n%s", strings.Join(lines, "\n"), strings.Join(want, "\n"))
+	}
+}
+
+func word(list ...uint32) []byte {
+	var out []byte
+	for _, n := range list {
+		out = binary.LittleEndian.AppendUint32(out, n)
+	}
+	return out
+}
+
+// host makes logs: events of registers 0 and 7 from texts, files by name and content.
+func host(zero, seven string, files ...string) evidence.Platform {
+	spec := append([]byte("Spec ID Event03\x00"), 0, 0, 0, 0, 0, 2, 0, 2, 1, 0, 0, 0, 0x0b, 0, 32, 0, 0)
+	log := append(word(0, uint32(tcglog.NoAction)), make([]byte, 20)...)
+	log = append(append(log, word(uint32(len(spec)))...), spec...)
+	for register, text := range map[int]string{0: zero, 7: seven} {
+		for _, c := range text {
+			sum := digest.Of([]byte(string(c)))
+			log = append(append(log, word(uint32(register), uint32(tcglog.IPL), 1)...), 0x0b, 0)
+			log = append(append(log, sum[:]...), word(1)...)
+			log = append(log, byte(c))
+		}
+	}
+	field := func(data []byte) []byte { return append(word(uint32(len(data))), data...) }
+	entry := func(path, content string) []byte {
+		sum := digest.Of([]byte(content))
+		out := append(word(imalog.Register), bytes.Repeat([]byte{1}, 20)...)
+		out = append(out, field([]byte("ima-ng"))...)
+		return append(out, field(append(field(append([]byte("sha256:\x00"), sum[:]...)), field([]byte(path+"\x00"))...))...)
+	}
+	kernel := entry("boot_aggregate", "registers")
+	for _, f := range files {
+		path, content, _ := strings.Cut(f, "=")
+		kernel = append(kernel, entry(path, content)...)
+	}
+	return evidence.Platform{Firmware: log, Kernel: kernel}
+}
+
+func TestAdd(t *testing.T) {
+	var doc platform.Manifest
+	for _, h := range []evidence.Platform{host("ab", "s", "/sh=1", "/agent=1"), host("ax", "s", "/sh=2", "/agent=1")} {
+		if err := Add(&doc, h); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := write(doc.Boot); got != "a[bx]s" {
+		t.Errorf("events %s", got)
+	}
+	if doc.Boot[0].Component != "EV_IPL a" || doc.Boot[2].PCR != 7 {
+		t.Errorf("events %+v", doc.Boot)
+	}
+	var files []string
+	for _, f := range doc.Files {
+		files = append(files, f.Name)
+	}
+	if !slices.Equal(files, []string{"/agent", "/sh", "/sh"}) {
+		t.Errorf("files %v", files)
+	}
+
+	bad := host("ab", "s", "/sh=1")
+	for name, p := range map[string]evidence.Platform{
+		"no firmware log": {Kernel: bad.Kernel},
+		"no kernel list":  {Firmware: bad.Firmware},
+		"garbled":         {Firmware: bad.Firmware, Kernel: bad.Kernel[1:]},
+	} {
+		if err := Add(&platform.Manifest{}, p); err == nil {
+			t.Errorf("%s: taken for a host's", name)
+		}
+	}
+	if err := Add(&platform.Manifest{}, evidence.Platform{Firmware: bytes.Replace(bad.Firmware, word(7, uint32(tcglog.IPL)), word(pcr.Platform, uint32(tcglog.IPL)), 1), Kernel: bad.Kernel}); err == nil {
+		t.Error("a firmware that extends the kernel's register was taken for a host")
+	}
+	violated := host("a", "s", "/sh=1")
+	at := len(host("a", "s").Kernel)
+	copy(violated.Kernel[at+4:at+24], make([]byte, 20))
+	if err := Add(&platform.Manifest{}, violated); err == nil {
+		t.Error("a file that was being written to became a reference value")
+	}
+}

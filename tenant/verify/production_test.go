@@ -1,0 +1,349 @@
+package verify
+
+import (
+	"bytes"
+	"crypto/ed25519"
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"foothold/protocol/digest"
+	"foothold/protocol/evidence"
+	"foothold/protocol/imalog"
+	"foothold/protocol/pcr"
+	"foothold/protocol/platform"
+	"foothold/protocol/signed"
+	"foothold/protocol/tcglog"
+)
+
+// machine is what a production host measures: events of its firmware, then files.
+type machine struct {
+	events []measurement
+	files  []platform.File
+	// late are measured after the quote.
+	late []platform.File
+	// aggregate, if set, is the kernel's word on the firmware's registers.
+	aggregate []byte
+}
+
+type measurement struct {
+	pcr  int
+	typ  tcglog.Type
+	data string // what is measured, and the event's data
+}
+
+// newMachine measures as a PC does, in small.
+func newMachine() *machine {
+	m := &machine{events: []measurement{{0, tcglog.CRTMVersion, "firmware 1.0"}, {7, tcglog.VariableConfig, "SecureBoot on"}}}
+	for i := range 8 {
+		m.events = append(m.events, measurement{i, tcglog.Separator, "\x00\x00\x00\x00"})
+	}
+	m.events = append(m.events,
+		measurement{4, 0x80000003, "boot loader"}, measurement{11, tcglog.IPL, ".linux"}, measurement{11, tcglog.IPL, "kernel"},
+		measurement{11, tcglog.IPL, ".cmdline"}, measurement{11, tcglog.IPL, "quiet lockdown"})
+	for _, name := range []string{"/usr/bin/foothold-host", "/usr/lib/modules/tun.ko", "/usr/bin/qemu-system-x86_64"} {
+		m.files = append(m.files, file(name))
+	}
+	return m
+}
+
+// manifest is the reference values of this machine.
+func (m *machine) manifest(w *world) platform.Manifest {
+	doc := w.manifest()
+	doc.Profile, doc.Files = platform.Production, slices.Clone(m.files)
+	for i, e := range m.events {
+		doc.Boot = append(doc.Boot, platform.Event{PCR: e.pcr, Component: fmt.Sprintf("part %d", i+1), SHA256: []digest.SHA256{digest.Of([]byte(e.data))}})
+	}
+	return doc
+}
+
+func word(list ...uint32) []byte {
+	var out []byte
+	for _, n := range list {
+		out = binary.LittleEndian.AppendUint32(out, n)
+	}
+	return out
+}
+
+// firmwareLog writes the events as firmware does.
+func firmwareLog(events []measurement) []byte {
+	spec := append([]byte("Spec ID Event03\x00"), 0, 0, 0, 0, 0, 2, 0, 2, 1, 0, 0, 0, 0x0b, 0, 32, 0, 0)
+	out := append(word(0, uint32(tcglog.NoAction)), make([]byte, 20)...)
+	out = append(append(out, word(uint32(len(spec)))...), spec...)
+	for _, e := range events {
+		sum := digest.Of([]byte(e.data))
+		out = append(append(out, word(uint32(e.pcr), uint32(e.typ), 1)...), 0x0b, 0)
+		out = append(append(out, sum[:]...), word(uint32(len(e.data)))...)
+		out = append(out, e.data...)
+	}
+	return out
+}
+
+// kernelEntry is an entry of template ima-ng, and what it extends.
+func kernelEntry(path string, sum []byte) (entry []byte, extended digest.SHA256) {
+	field := func(data []byte) []byte { return append(word(uint32(len(data))), data...) }
+	data := append(field(append([]byte("sha256:\x00"), sum...)), field(append([]byte(path), 0))...)
+	entry = append(word(imalog.Register), bytes.Repeat([]byte{1}, 20)...)
+	return append(append(entry, field([]byte("ima-ng"))...), field(data)...), digest.Of(data)
+}
+
+// boot extends the TPM as the machine does, and gives its logs.
+func (m *machine) boot(h *host) evidence.Platform {
+	h.t.Helper()
+	h.reboot()
+	regs := map[int]digest.SHA256{}
+	for _, e := range m.events {
+		sum := digest.Of([]byte(e.data))
+		h.extend(e.pcr, sum)
+		regs[e.pcr] = pcr.Extend(regs[e.pcr], sum)
+	}
+	sum := sha256.New()
+	for i := range 10 {
+		v := regs[i]
+		sum.Write(v[:])
+	}
+	aggregate := sum.Sum(nil)
+	if m.aggregate != nil {
+		aggregate = m.aggregate
+	}
+	var kernel []byte
+	entry, extended := kernelEntry("boot_aggregate", aggregate)
+	h.extend(pcr.Platform, extended)
+	kernel = append(kernel, entry...)
+	for i, f := range append(slices.Clone(m.files), m.late...) {
+		entry, extended := kernelEntry(f.Name, f.SHA256[:])
+		kernel = append(kernel, entry...)
+		if i < len(m.files) {
+			h.extend(pcr.Platform, extended)
+		}
+	}
+	return evidence.Platform{Firmware: firmwareLog(m.events), Kernel: kernel}
+}
+
+// production is a verifier for that profile with one release.
+func (w *world) production(t *testing.T, doc platform.Manifest) *Verifier {
+	t.Helper()
+	p, err := ParsePlatform(seal(t, w.plat, signed.Platform, doc), w.plat.Public().(ed25519.PublicKey), platform.Production, w.now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	inv, err := ParseInventory(seal(t, w.inv, signed.Inventory, w.inventory()), w.inv.Public().(ed25519.PublicKey), w.makers(), w.now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v, err := New(Config{Inventory: inv, Platforms: []*Platform{p}, Profile: platform.Production, Now: func() time.Time { return w.now }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
+// prove boots the machine and has it quote; forge may alter the logs.
+func (m *machine) prove(w *world, v *Verifier, forge func(*evidence.Platform)) Verdict {
+	logs := m.boot(w.host)
+	a := w.attempt()
+	a.ev.Platform = logs
+	if forge != nil {
+		forge(&a.ev.Platform)
+	}
+	a.quote()
+	_, verdict := v.Boot(a.expect, a.ev)
+	return verdict
+}
+
+func TestProductionHost(t *testing.T) {
+	w := newWorld(t)
+	m := newMachine()
+	doc := m.manifest(w)
+	doc.Boot = append(doc.Boot, platform.Event{PCR: 5, Component: "a second disk", SHA256: []digest.SHA256{digest.Of([]byte("disk"))}, Optional: true})
+	v := w.production(t, doc)
+	if err := m.prove(w, v, nil).Err(); err != nil {
+		t.Fatalf("as the release is: %v", err)
+	}
+	m.events = append(m.events, measurement{5, 0x80000006, "disk"})
+	if err := m.prove(w, v, nil).Err(); err != nil {
+		t.Errorf("with what may be there: %v", err)
+	}
+	m.late = []platform.File{m.files[0]}
+	if err := m.prove(w, v, nil).Err(); err != nil {
+		t.Errorf("with a list that has grown since the quote: %v", err)
+	}
+
+	// The machine differs, and its logs say so truly: the finding names what does.
+	for name, c := range map[string]struct {
+		change func(*machine)
+		says   []string
+	}{
+		"other firmware":           {func(m *machine) { m.events[0].data = "firmware 0.9" }, []string{"part 1, PCR 0"}},
+		"secure boot off":          {func(m *machine) { m.events[1].data = "SecureBoot off" }, []string{"part 2, PCR 7"}},
+		"one more kernel argument": {func(m *machine) { m.events[len(m.events)-1].data = "quiet lockdown init=/bin/sh" }, []string{"part 15, PCR 11"}},
+		"an event missing":         {func(m *machine) { m.events = slices.Delete(m.events, 10, 11) }, []string{"part 11, PCR 4", "no such event"}},
+		"a separator missing":      {func(m *machine) { m.events = slices.Delete(m.events, 3, 4) }, []string{"part 4, PCR 1", "no such event"}},
+		"an event more":            {func(m *machine) { m.events = append(m.events, measurement{4, 0x80000003, "another loader"}) }, []string{"PCR 4", "no further event"}},
+		"an event twice":           {func(m *machine) { m.events = append(m.events, m.events[10]) }, []string{"PCR 4", "no further event"}},
+		"events in another order":  {func(m *machine) { m.events[11], m.events[12] = m.events[12], m.events[11] }, []string{"part 12, PCR 11"}},
+		"two faults at once": {func(m *machine) { m.events[0].data, m.files[1] = "firmware 0.9", file("/usr/lib/modules/spy.ko") },
+			[]string{"part 1, PCR 0", "/usr/lib/modules/spy.ko"}},
+		"a register of nobody":      {func(m *machine) { m.events = append(m.events, measurement{14 + 1, tcglog.IPL, "x"}) }, []string{"register 15"}},
+		"one changed byte":          {func(m *machine) { m.files[0].SHA256[0] ^= 1 }, []string{`file "/usr/bin/foothold-host"`, "want " + file("/usr/bin/foothold-host").SHA256.String()}},
+		"one extra module":          {func(m *machine) { m.files = append(m.files, file("/usr/lib/modules/spy.ko")) }, []string{`file "/usr/lib/modules/spy.ko"`, "not to be there"}},
+		"one after the quote":       {func(m *machine) { m.late = append(m.late, file("/tmp/spy")) }, []string{`file "/tmp/spy"`}},
+		"a good file's other name":  {func(m *machine) { m.files = append(m.files, platform.File{Name: "/tmp/x", SHA256: m.files[0].SHA256}) }, []string{`file "/tmp/x"`}},
+		"an aggregate of elsewhere": {func(m *machine) { m.aggregate = make([]byte, 32) }, []string{"boot_aggregate", "not of one boot"}},
+	} {
+		m := newMachine()
+		c.change(m)
+		verdict := m.prove(w, v, nil)
+		text := fmt.Sprint(verdict.Err())
+		if verdict.Good() {
+			t.Errorf("%s: accepted", name)
+		}
+		for _, want := range c.says {
+			if !strings.Contains(text, want) {
+				t.Errorf("%s: does not say %q: %v", name, want, text)
+			}
+		}
+	}
+}
+
+// The logs lie: what the registers hold is something else.
+func TestProductionLogsThatLie(t *testing.T) {
+	w := newWorld(t)
+	good := newMachine()
+	v := w.production(t, good.manifest(w))
+	truth := good.boot(w.host)
+	bad := newMachine()
+	bad.events[0].data = "firmware 0.9"
+	bad.files[1] = file("/usr/lib/modules/spy.ko")
+	for name, forge := range map[string]func(*evidence.Platform){
+		"another machine's logs":        func(p *evidence.Platform) { *p = truth },
+		"another machine's firmware":    func(p *evidence.Platform) { p.Firmware = truth.Firmware },
+		"another machine's kernel list": func(p *evidence.Platform) { p.Kernel = truth.Kernel },
+	} {
+		if verdict := bad.prove(w, v, forge); verdict.Good() || !strings.Contains(checks(verdict), "registers") {
+			t.Errorf("%s: %v", name, verdict.Findings)
+		}
+	}
+	for name, c := range map[string]struct {
+		forge func(*evidence.Platform)
+		check string
+	}{
+		"no firmware log":          {func(p *evidence.Platform) { p.Firmware = nil }, "log"},
+		"a firmware log cut short": {func(p *evidence.Platform) { p.Firmware = p.Firmware[:len(p.Firmware)-60] }, "log"},
+		"an entry of the list left out": {func(p *evidence.Platform) {
+			entry, _ := kernelEntry(good.files[1].Name, good.files[1].SHA256[:])
+			p.Kernel = bytes.Replace(p.Kernel, entry, nil, 1)
+		}, "registers"},
+		"a list behind the quote": {func(p *evidence.Platform) {
+			entry, _ := kernelEntry(good.files[2].Name, good.files[2].SHA256[:])
+			p.Kernel = p.Kernel[:len(p.Kernel)-len(entry)]
+		}, "registers"},
+		"no list":                    {func(p *evidence.Platform) { p.Kernel = nil }, "log"},
+		"a garbled list":             {func(p *evidence.Platform) { p.Kernel = p.Kernel[1:] }, "log"},
+		"a launcher's log":           {func(p *evidence.Platform) { *p = evidence.Platform{Log: w.host.log} }, "log"},
+		"a launcher's log beside it": {func(p *evidence.Platform) { p.Log = []pcr.Event{{PCR: pcr.Platform, Digest: digest.Of(nil)}} }, "log"},
+		"a violation hidden as another file": {func(p *evidence.Platform) {
+			p.Kernel = append(bytes.Clone(p.Kernel), violation("/usr/bin/foothold-host")...)
+		}, "log"},
+	} {
+		if verdict := good.prove(w, v, c.forge); verdict.Good() || !strings.Contains(checks(verdict), c.check) {
+			t.Errorf("%s: want a finding of %q, got %v", name, c.check, verdict.Findings)
+		}
+	}
+	// What types and data say decides nothing; the same digests under other names are accepted.
+	renamed := newMachine()
+	if verdict := renamed.prove(w, v, func(p *evidence.Platform) {
+		p.Firmware = bytes.Replace(p.Firmware, []byte("SecureBoot on"), []byte("SecureBoot ??"), 1)
+	}); !verdict.Good() {
+		t.Errorf("data that nothing is read from: %v", verdict.Err())
+	}
+}
+
+// violation is an entry for a file that was being written to.
+func violation(path string) []byte {
+	entry, _ := kernelEntry(path, make([]byte, 32))
+	copy(entry[4:24], make([]byte, 20))
+	return entry
+}
+
+func TestProductionStaticQuote(t *testing.T) {
+	w := newWorld(t)
+	m := newMachine()
+	v := w.production(t, m.manifest(w))
+	logs := m.boot(w.host)
+	a := w.attempt()
+	a.ev.Platform = logs
+	a.quote()
+	_, boot := v.Boot(a.expect, a.ev)
+	if err := boot.Err(); err != nil {
+		t.Fatal(err)
+	}
+	x, ev := w.static(evidence.RoleWatch, boot)
+	ev.Platform = logs
+	if _, verdict := v.Static(x, ev); !verdict.Good() {
+		t.Fatal(verdict.Err())
+	}
+	// The host ran another file since.
+	spy := file("/tmp/spy")
+	entry, extended := kernelEntry(spy.Name, spy.SHA256[:])
+	w.host.extend(pcr.Platform, extended)
+	x, ev = w.static(evidence.RoleWatch, boot)
+	ev.Platform = logs
+	if _, verdict := v.Static(x, ev); verdict.Good() || !strings.Contains(checks(verdict), "registers") {
+		t.Errorf("a file that was run and not logged: %v", verdict.Findings)
+	}
+	x, ev = w.static(evidence.RoleWatch, boot)
+	ev.Platform = evidence.Platform{Firmware: logs.Firmware, Kernel: append(bytes.Clone(logs.Kernel), entry...)}
+	if _, verdict := v.Static(x, ev); verdict.Good() || !strings.Contains(verdict.Err().Error(), "/tmp/spy") {
+		t.Errorf("a file that was run: %v", verdict.Findings)
+	}
+}
+
+func TestProductionReferenceValues(t *testing.T) {
+	w := newWorld(t)
+	m := newMachine()
+	public := w.plat.Public().(ed25519.PublicKey)
+	for name, change := range map[string]func(*platform.Manifest){
+		"no boot":             func(p *platform.Manifest) { p.Boot = nil },
+		"no separator":        func(p *platform.Manifest) { p.Boot = slices.Delete(p.Boot, 4, 5) },
+		"a separator twice":   func(p *platform.Manifest) { p.Boot = append(p.Boot, p.Boot[4]) },
+		"a separator at will": func(p *platform.Manifest) { p.Boot[4].Optional = true },
+		"an error separator": func(p *platform.Manifest) {
+			p.Boot[4].SHA256 = append(p.Boot[4].SHA256, digest.Of([]byte("\xff\xff\xff\xff")))
+		},
+		"no digest":             func(p *platform.Manifest) { p.Boot[0].SHA256 = nil },
+		"a zero digest":         func(p *platform.Manifest) { p.Boot[0].SHA256 = append(p.Boot[0].SHA256, digest.SHA256{}) },
+		"no component":          func(p *platform.Manifest) { p.Boot[0].Component = "" },
+		"the kernel's register": func(p *platform.Manifest) { p.Boot[0].PCR = pcr.Platform },
+		"a VM's register":       func(p *platform.Manifest) { p.Boot[0].PCR = pcr.VM },
+		"a file without path":   func(p *platform.Manifest) { p.Files[0].Name = "" },
+		"a lab's":               func(p *platform.Manifest) { p.Profile = platform.Lab },
+	} {
+		doc := m.manifest(w)
+		change(&doc)
+		if _, err := ParsePlatform(seal(t, w.plat, signed.Platform, doc), public, doc.Profile, w.now); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+	lab := w.manifest()
+	lab.Boot = m.manifest(w).Boot
+	if _, err := ParsePlatform(seal(t, w.plat, signed.Platform, lab), public, platform.Lab, w.now); err == nil {
+		t.Error("a lab's reference values with a measured boot: accepted")
+	}
+}
+
+// A lab accepts no log that its launcher did not write.
+func TestLabTakesNoOtherLog(t *testing.T) {
+	w := newWorld(t)
+	v := w.verifier()
+	a := w.attempt()
+	a.ev.Platform.Firmware = firmwareLog(newMachine().events)
+	a.quote()
+	if _, verdict := v.Boot(a.expect, a.ev); verdict.Good() || !strings.Contains(checks(verdict), "log") {
+		t.Errorf("%v", verdict.Findings)
+	}
+}
