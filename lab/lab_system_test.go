@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -279,6 +280,9 @@ func (l *testLab) testFences(t *testing.T) {
 		}
 		if out := show("grep NoNewPrivs /proc/PID/status"); !strings.Contains(out, "1") {
 			t.Errorf("%s may gain privileges: %s", d.Name, out)
+		}
+		if fields := strings.Fields(show("grep Seccomp: /proc/PID/status")); !slices.Equal(fields, []string{"Seccomp:", "2"}) {
+			t.Errorf("%s may make every system call: %s", d.Name, fields)
 		}
 		for _, set := range []string{"CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"} {
 			mask, err := strconv.ParseUint(strings.Fields(show("grep " + set + " /proc/PID/status"))[1], 16, 64)
