@@ -191,6 +191,8 @@ func TestUpAndDownLeaveNothing(t *testing.T) {
 	t.Run("exec", l.testExec)
 	t.Run("reach", l.testReach)
 	t.Run("fences", l.testFences)
+	t.Run("modes", l.testModes)
+	t.Run("stranger", l.testStranger)
 	t.Run("restart", l.testRestart)
 	l.must("down")
 	if after := traces(t, l.dir); after != before {
