@@ -18,9 +18,9 @@ import (
 )
 
 // public are the kinds of file in a lab's folders that hold nothing of anybody's:
-// certificates, what a signature covers, ciphertext that the provider gets as it is.
+// certificates, what is published signed or measured, ciphertext that the provider gets as it is.
 var public = []string{
-	"*/*.crt", "*/*/*.crt", "*/*/*/*.crt", "tenant/inventory.json", "tenant/templates/*", "tenant/templates/*/*", "tenant/orchestrator/authorities",
+	"*/*.crt", "*/*/*.crt", "*/*/*/*.crt", "tenant/inventory.json", "tenant/platform.json", "provider/*.json", "provider/release/*.json", "tenant/templates/*", "tenant/templates/*/*", "tenant/orchestrator/authorities",
 	"provider/authority/*", "provider/authority/*/*",
 	"provider/tpm/*", "provider/tpm/*/*", // swtpm's, which stands for a chip
 }
