@@ -141,7 +141,7 @@ func (h *hunter) deleted(t *testing.T, all []secretsOf, control planted, traffic
 		}
 	}
 	tenant := filepath.Join(h.s.state, "tenant", "orchestrator")
-	file := filepath.Join(tenant, "consoles", "control")
+	file := filepath.Join(tenant, "control")
 	if err := os.WriteFile(file, control.secret, 0o600); err != nil {
 		t.Fatal(err)
 	}
