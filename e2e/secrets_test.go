@@ -114,6 +114,54 @@ func TestSecretsStayWhereTheyBelong(t *testing.T) {
 	t.Run("nothing is where it must not be", func(t *testing.T) { h.judge(t, all, finds, daemons) })
 	t.Run("QEMU's memory is closed", func(t *testing.T) { h.closed(t, finds) })
 	t.Run("the journal holds none", func(t *testing.T) { h.journal(t, all, vm) })
+	t.Run("nothing remains of a deleted VM", func(t *testing.T) { h.deleted(t, all, control, traffic, daemons) })
+}
+
+// deleted deletes the VM and looks again for what was its own: in no file at all now, the
+// tenant's included; in memory where it passed through, the volume's key nowhere but with
+// the orchestrator, which held it last.
+func (h *hunter) deleted(t *testing.T, all []secretsOf, control planted, traffic string, daemons map[string]int) {
+	h.s.must(t, "vm", "delete", "web", "--yes")
+	var own []secretsOf
+	for _, one := range all {
+		switch one.what {
+		case "T1", "T2", "T3", "password", "passphrases", "tunnel's pre-shared key", "VM's key", "control":
+			one.may = slices.DeleteFunc(slices.Clone(one.may), func(where string) bool {
+				return strings.HasPrefix(where, "file ") || where == "memory VM"
+			})
+			own = append(own, one)
+		case "vault":
+			one.secrets = slices.DeleteFunc(slices.Clone(one.secrets), func(s hunt.Secret) bool {
+				return !strings.HasPrefix(s.Name, "vault's volume")
+			})
+			if len(one.secrets) != 1 {
+				t.Errorf("%d volume keys are looked for, want 1", len(one.secrets))
+			}
+			own = append(own, one)
+		}
+	}
+	tenant := filepath.Join(h.s.state, "tenant", "orchestrator")
+	file := filepath.Join(tenant, "control")
+	if err := os.WriteFile(file, control.secret, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	defer os.Remove(file)
+	finds := h.search(t, own, traffic, tenant)
+	if !slices.ContainsFunc(finds, func(f hunt.Find) bool { return f.Secret == "control" && f.Name == file }) {
+		t.Error("what is planted at the tenant's is not found: the search shows nothing")
+	}
+	h.judge(t, own, finds, daemons)
+	v, _, err := orchestrator.Open(tenant)
+	if err != nil {
+		t.Fatal(err)
+	}
+	names, err := v.Names()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if slices.ContainsFunc(names, func(n string) bool { return strings.HasPrefix(n, "volume") }) {
+		t.Errorf("the vault still holds a volume's key: %q", names)
+	}
 }
 
 // hunter runs e2e/hunt/hunter inside the lab.
@@ -397,8 +445,8 @@ func (h *hunter) where(f hunt.Find, daemons map[string]int) string {
 	return f.Kind + " " + name
 }
 
-// search looks everywhere for everything.
-func (h *hunter) search(t *testing.T, all []secretsOf, traffic string) (finds []hunt.Find) {
+// search looks everywhere for everything, and in the named folders.
+func (h *hunter) search(t *testing.T, all []secretsOf, in ...string) (finds []hunt.Find) {
 	t.Helper()
 	var secrets []hunt.Secret
 	for _, one := range all {
@@ -409,7 +457,7 @@ func (h *hunter) search(t *testing.T, all []secretsOf, traffic string) (finds []
 		folders = append(folders, filepath.Join(h.s.state, name))
 	}
 	began := time.Now()
-	out := h.start(t, lab.Host, "search", map[string]any{"secrets": secrets, "folders": append(folders, traffic), "guest": int64(guestMemory)}).end(t)
+	out := h.start(t, lab.Host, "search", map[string]any{"secrets": secrets, "folders": append(folders, in...), "guest": int64(guestMemory)}).end(t)
 	for dec := json.NewDecoder(bytes.NewReader(out)); dec.More(); {
 		var f hunt.Find
 		if err := dec.Decode(&f); err != nil {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -190,6 +191,8 @@ func TestUpAndDownLeaveNothing(t *testing.T) {
 	t.Run("exec", l.testExec)
 	t.Run("reach", l.testReach)
 	t.Run("fences", l.testFences)
+	t.Run("modes", l.testModes)
+	t.Run("stranger", l.testStranger)
 	t.Run("restart", l.testRestart)
 	l.must("down")
 	if after := traces(t, l.dir); after != before {
@@ -279,6 +282,9 @@ func (l *testLab) testFences(t *testing.T) {
 		}
 		if out := show("grep NoNewPrivs /proc/PID/status"); !strings.Contains(out, "1") {
 			t.Errorf("%s may gain privileges: %s", d.Name, out)
+		}
+		if fields := strings.Fields(show("grep Seccomp: /proc/PID/status")); !slices.Equal(fields, []string{"Seccomp:", "2"}) {
+			t.Errorf("%s may make every system call: %s", d.Name, fields)
 		}
 		for _, set := range []string{"CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"} {
 			mask, err := strconv.ParseUint(strings.Fields(show("grep " + set + " /proc/PID/status"))[1], 16, 64)

@@ -84,6 +84,7 @@ func run(ctx context.Context, args []string) error {
 	if err := harden.Process(unix.CAP_NET_ADMIN); err != nil { // to make VMs' taps
 		return err
 	}
+	harden.LogCalls()
 	var conf host.Config
 	sum, err := config.ReadMeasured(*file, &conf)
 	if err != nil {

@@ -16,7 +16,7 @@ import (
 type daemonConfig interface{ Files() fence.Files }
 
 // daemonCommand makes `foothold NAME --config FILE`: a process without privileges but
-// the kept capabilities, that opens the files of its configuration alone. C's zero value
+// the kept capabilities, that starts no program and opens the files of its configuration alone. C's zero value
 // holds no defaults: run fills them in and validates before it starts anything.
 func daemonCommand[C daemonConfig](name, short string, run func(context.Context, C) error, keep ...uintptr) *cobra.Command {
 	var file string
@@ -28,7 +28,11 @@ func daemonCommand[C daemonConfig](name, short string, run func(context.Context,
 			if err := harden.Process(keep...); err != nil {
 				return err
 			}
+			if err := harden.NoPrograms(); err != nil {
+				return err
+			}
 			slog.SetDefault(slog.New(slog.NewJSONHandler(os.Stderr, nil)).With("daemon", name))
+			harden.LogCalls()
 			var c C
 			if err := config.Read(file, &c); err != nil {
 				return &exitError{exitUsage, err}

@@ -99,6 +99,7 @@ func orchestratorRun() *cobra.Command {
 				return err
 			}
 			slog.SetDefault(slog.New(slog.NewJSONHandler(os.Stderr, nil)).With("daemon", "orchestrator"))
+			harden.LogCalls()
 			return orchestrator.Main(cmd.Context(), file)
 		},
 	}

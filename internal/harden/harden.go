@@ -5,6 +5,8 @@
 //     /proc files, no core file is written;
 //   - it gains no privilege, by whatever program it starts;
 //   - it keeps the named capabilities and no other, and hands none on to what it starts;
+//   - system calls that no daemon needs are refused to it and to what it starts, and end it
+//     where only an attacker would make them;
 //   - what it writes is its own, unless a call says otherwise.
 //
 // All of it holds for every thread and for good. Package fence bounds the files as well.
@@ -37,6 +39,7 @@ func Process(keep ...uintptr) error {
 		{"close its memory", closeMemory},
 		{"forbid new privileges", forbidPrivileges},
 		{"drop capabilities", dropCapabilities},
+		{"refuse system calls", refuseCalls},
 	} {
 		if err := step.do(keep); err != nil {
 			return fmt.Errorf("harden this process: %s: %w", step.what, err)

@@ -90,7 +90,7 @@ func TestProcess(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			if c.skip {
-				t.Skip("needs root")
+				t.Skip("needs root; root of a namespace stands for it")
 			}
 			hardentest.Check(t, hardentest.Process{PID: start(t, c.attr, program), Keep: []uintptr{unix.CAP_NET_ADMIN}, All: c.all})
 			// One with capabilities is closed to those without anyway.
@@ -107,7 +107,7 @@ func TestProcessRefusesCgo(t *testing.T) {
 	cmd := exec.Command("go", "build", "-race", "-o", program, "./testdata/probe") // the race detector needs cgo
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=1")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Skipf("no C compiler: %s", out)
+		t.Fatalf("build with cgo, which the race detector needs too: apt-get install gcc libc6-dev: %s", out)
 	}
 	out, err := exec.Command(program).Output()
 	if err == nil || !strings.Contains(string(out), "CGO_ENABLED=0") {

@@ -19,7 +19,7 @@ func TestMain(m *testing.M) { os.Exit(nstest.Main(m)) }
 // get, by the tap's fixed entry, what all others send there.
 func TestTapTakesNobodysAddress(t *testing.T) {
 	if _, err := os.Stat("/dev/net/tun"); err != nil {
-		t.Skip("no /dev/net/tun")
+		t.Fatal("no /dev/net/tun: modprobe tun")
 	}
 	const bridge, firewall, vm = "br-test", "02:00:00:00:00:01", "02:f0:0a:52:00:0a"
 	must := func(err error) {

@@ -22,6 +22,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"net/url"
+	"os"
 	"time"
 
 	"github.com/pressly/goose/v3"
@@ -46,8 +47,12 @@ type Ledger struct {
 	now   func() time.Time
 }
 
-// Open opens the database file, making and migrating it as needed.
+// Open opens the database file, making and migrating it as needed. It is its owner's alone,
+// whatever the process's umask.
 func Open(ctx context.Context, file string, now func() time.Time) (*Ledger, error) {
+	if err := closeToOthers(file); err != nil {
+		return nil, fmt.Errorf("open ledger: %w", err)
+	}
 	write, err := open(file, "immediate", 1)
 	if err != nil {
 		return nil, err
@@ -62,6 +67,25 @@ func Open(ctx context.Context, file string, now func() time.Time) (*Ledger, erro
 		return nil, err
 	}
 	return &Ledger{write: write, read: read, now: now}, nil
+}
+
+// closeToOthers makes the file where it is missing, and takes it and what SQLite keeps
+// beside it from others. SQLite gives its further files the mode of the first. A file that
+// exists is not opened: to close it would end this process's locks on it, see fcntl(2).
+func closeToOthers(file string) error {
+	f, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	switch {
+	case err == nil:
+		return f.Close()
+	case !errors.Is(err, fs.ErrExist):
+		return err
+	}
+	for _, suffix := range []string{"", "-wal", "-shm"} {
+		if err := os.Chmod(file+suffix, 0o600); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
 }
 
 func open(file, lock string, conns int) (*sql.DB, error) {

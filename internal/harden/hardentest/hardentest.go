@@ -24,6 +24,8 @@ type Process struct {
 	// All says that it was started with every capability: then it has the kept ones, and
 	// its bounding set no other.
 	All bool
+	// Alone says that it starts no program, and has the filter that forbids it.
+	Alone bool
 }
 
 // Check reports everything that is not as it must be.
@@ -41,6 +43,16 @@ func Check(t *testing.T, p Process) {
 		s := status(t, file)
 		if s["NoNewPrivs"] != "1" {
 			t.Errorf("%s: it may gain privileges", file)
+		}
+		filters := 1
+		if p.Alone {
+			filters = 2
+		}
+		// Whatever confines this test as well confines what it starts.
+		have, err := strconv.Atoi(s["Seccomp_filters"])
+		outer, _ := strconv.Atoi(status(t, "/proc/self/status")["Seccomp_filters"])
+		if s["Seccomp"] != "2" || err != nil || have != outer+filters {
+			t.Errorf("%s: Seccomp is %q with %q filters, want 2 with %d; the kernel needs CONFIG_SECCOMP_FILTER", file, s["Seccomp"], s["Seccomp_filters"], outer+filters)
 		}
 		for _, set := range []string{"CapInh", "CapPrm", "CapEff", "CapAmb", "CapBnd"} {
 			have, err := strconv.ParseUint(s[set], 16, 64)

@@ -72,6 +72,8 @@ func probe() error {
 	switch spec.Name {
 	case "silent":
 		rest()
+	case "listening":
+		return listen()
 	case "shutdown":
 		return nil
 	case "reset":
@@ -94,6 +96,31 @@ func probe() error {
 		return err
 	}
 	rest() // computes until it is destroyed
+	return nil
+}
+
+// listenTime is how long a VM waits for somebody to type at its console.
+const listenTime = 5 * time.Second
+
+// listen tells what comes in by the console.
+func listen() error {
+	console, err := os.OpenFile("/dev/ttyS0", os.O_RDONLY|unix.O_NOCTTY, 0)
+	if err != nil {
+		return err
+	}
+	heard := make(chan string)
+	go func() {
+		line := make([]byte, 256)
+		n, err := console.Read(line)
+		heard <- fmt.Sprintf("%q, %v", line[:n], err)
+	}()
+	fmt.Println("PROBE listens")
+	select {
+	case what := <-heard:
+		fmt.Println("PROBE heard", what)
+	case <-time.After(listenTime):
+		fmt.Println("PROBE heard nothing")
+	}
 	return nil
 }
 
