@@ -44,14 +44,19 @@ func (o *Orchestrator) create(ctx context.Context, id string) error {
 		return err
 	}
 	// 2. T1's digest, the settings and the move to booting, in one transaction. The
-	// plain T1 lives in this function alone: after a crash the row is booting under a T1
-	// that no VM has, and recovery ends it.
+	// plain T1 lives in this process alone: after a crash the row is booting under a T1
+	// that no VM may have, and recovery makes it anew.
 	t1 := token.New(token.T1)
 	spec, err := o.begin(ctx, r, t1.Digest())
 	if err != nil {
 		return errors.Join(err, o.eraseLate(context.WithoutCancel(ctx), id))
 	}
-	r.Start = spec.Start
+	return o.bringUp(ctx, spec, t1)
+}
+
+// bringUp is the rest of act 2, behind the stored intent.
+func (o *Orchestrator) bringUp(ctx context.Context, spec hostedSpec, t1 token.Token) error {
+	id, start := spec.Reservation, spec.Start
 	h, err := o.host(spec.host)
 	if err != nil {
 		return err
@@ -61,12 +66,12 @@ func (o *Orchestrator) create(ctx context.Context, id string) error {
 		return err
 	}
 	// 4. Create and start, each idempotent by reservation and start. After a crash the
-	// VM may exist; ending the reservation destroys it.
+	// VM may exist; recovery destroys it.
 	created, err := h.Create(ctx, hostapi.CreateRequest{Spec: spec.Spec, Token: t1})
 	if err != nil {
 		return err
 	}
-	if created.ID != id || created.Start != r.Start || created.Settings != spec.Spec.Digest() {
+	if created.ID != id || created.Start != start || created.Settings != spec.Spec.Digest() {
 		return event.Refuse(event.HostRefused, "host %s acknowledged another VM or other settings", spec.host)
 	}
 	started, err := h.Start(ctx, id)
@@ -79,10 +84,10 @@ func (o *Orchestrator) create(ctx context.Context, id string) error {
 		}
 	}
 	// 5. The rules follow from the stored fact.
-	if err := o.started(ctx, id, r.Start); err != nil {
+	if err := o.started(ctx, id, start); err != nil {
 		return err
 	}
-	o.task(func() { o.watch(o.liveRun(id).ctx, h, id, r.Start) })
+	o.task(func() { o.watch(o.liveRun(id).ctx, h, id, start) })
 	return nil
 }
 

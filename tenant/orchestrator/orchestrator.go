@@ -3,6 +3,7 @@
 //	ground.go   0  check that each host's attestation key lies in its TPM
 //	reserve.go  1  store a reservation
 //	create.go   2  ask the provider for the VM, and watch it there
+//	anew.go     2  the same again after a crash
 //	boot.go     4  spend T1, hand out a nonce
 //	attest.go   5  verify the quote
 //	deliver.go  6  sign this VM's manifest, make its unique part with T2

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"testing"
 	"time"
@@ -216,15 +217,21 @@ func (w *world) afterCut(c cut, restore bool, guests ...*guest) {
 	w.fits("started from the copy")
 	for _, g := range guests {
 		for d, use := range g.uses() {
-			if (restore || c.spent[d]) && use() == "" {
-				t.Errorf("a token of start %d serves again", g.vm.spec.Start)
+			if !restore && !c.spent[d] {
+				continue
+			}
+			// One that is burnt, and not merely of no use any more: nothing ends by its use.
+			if why := use(); why != event.TokenSpent && why != event.TokenExpired && (c.spent[d] || why != event.TokenUnknown) {
+				t.Errorf("a token of start %d is presented again: %q", g.vm.spec.Start, why)
 			}
 		}
 	}
 	w.fits("after the tokens were tried again")
 	w.call("DELETE", "/v1/vms/web", nil, nil)
 	w.waitGone(guests[0].id)
-	if f := w.fsck(); !f.Clean || len(f.Motion) != 0 || f.Looked.VMs != 0 || f.Looked.Instances != 0 || f.Looked.Volumes != 0 || f.Looked.Keys != 1 {
+	f := w.fsck()
+	f.Motion = slices.DeleteFunc(f.Motion, func(m api.Finding) bool { return m.Code == "zone-behind" }) // daemons that have just come back
+	if !f.Clean || len(f.Motion) != 0 || f.Looked.VMs != 0 || f.Looked.Instances != 0 || f.Looked.Volumes != 0 || f.Looked.Keys != 1 {
 		t.Errorf("after the VM was deleted: %+v", f)
 	}
 }
