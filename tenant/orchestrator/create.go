@@ -43,11 +43,12 @@ func (o *Orchestrator) create(ctx context.Context, id string) error {
 	if err := o.ensureVolumeKey(r); err != nil {
 		return err
 	}
-	// 2. T1's digest, the settings and the move to booting, in one transaction. The
+	// 2. T1's digest, the settings and the move to booting, in one transaction, as soon
+	// as a host has a place; the phase's deadline bounds the wait. The
 	// plain T1 lives in this process alone: after a crash the row is booting under a T1
 	// that no VM may have, and recovery makes it anew.
 	t1 := token.New(token.T1)
-	spec, err := o.begin(ctx, r, t1.Digest())
+	spec, err := o.beginInTurn(ctx, r, t1.Digest())
 	if err != nil {
 		return errors.Join(err, o.eraseLate(context.WithoutCancel(ctx), id))
 	}
@@ -106,6 +107,20 @@ type hostedSpec struct {
 	host string
 }
 
+// beginInTurn is begin as soon as it is this VM's turn.
+func (o *Orchestrator) beginInTurn(ctx context.Context, r ledger.Reservation, t1 digest.SHA256) (hostedSpec, error) {
+	for {
+		rung := o.places.next() // before looking, so that no ring is missed
+		spec, err := o.begin(ctx, r, t1)
+		if !errors.Is(err, errNoPlace) {
+			return spec, err
+		}
+		if err := await(ctx, rung); err != nil {
+			return spec, err
+		}
+	}
+}
+
 // begin chooses the host, stores settings and T1's digest, and moves to booting. A VM
 // that starts again stays where its volume lies.
 func (o *Orchestrator) begin(ctx context.Context, r ledger.Reservation, t1 digest.SHA256) (hostedSpec, error) {
@@ -118,12 +133,11 @@ func (o *Orchestrator) begin(ctx context.Context, r ledger.Reservation, t1 diges
 		again := r.Phase == reservation.Stopped
 		switch {
 		case !again:
-			out.host, err = o.chooseHost(t, tpl.Hosts)
+			out.host, err = o.chooseHost(t, r, tpl.Hosts)
 		case !slices.Contains(tpl.Hosts, r.Host):
 			err = event.Refuse(event.NoHost, "host %s has the VM's volume, but not template %s", r.Host, r.Template)
 		default:
-			out.host = r.Host
-			err = t.Again(r.ID, r.Start, t.Now.Add(o.limits.Booting))
+			out.host, err = o.againAt(t, r)
 			r.Start++
 		}
 		if err != nil {
@@ -164,19 +178,12 @@ func (o *Orchestrator) spec(r ledger.Reservation, template, t1 digest.SHA256) vm
 }
 
 // chooseHost takes, among the hosts that hold the template and whose keys are in order,
-// one whose last quote was accepted, with the fewest VMs. Where there is none, one
-// whose last quote was refused gets another chance: nothing is released to its VMs
-// without a new quote, and a boot server that spoils quotes cannot shut a host out.
-func (o *Orchestrator) chooseHost(t *ledger.Tx, holding []string) (string, error) {
-	live, err := t.Live()
-	if err != nil {
-		return "", err
-	}
-	burden := map[string]int{}
-	for _, r := range live {
-		burden[r.Host]++
-	}
-	best := ""
+// one whose last quote was accepted and that has room for another boot, with the fewest
+// VMs. Where there is none, one whose last quote was refused gets another chance:
+// nothing is released to its VMs without a new quote, and a boot server that spoils
+// quotes cannot shut a host out.
+func (o *Orchestrator) chooseHost(t *ledger.Tx, r ledger.Reservation, holding []string) (string, error) {
+	var good, poor []string
 	for _, name := range holding {
 		if standing, ok := o.inventory.Host(name); !ok || len(standing.Problems) > 0 {
 			continue
@@ -185,17 +192,47 @@ func (o *Orchestrator) chooseHost(t *ledger.Tx, holding []string) (string, error
 		if err != nil {
 			return "", err
 		}
-		if h.Standing != "" {
-			burden[name] += o.conf.Limits.VMs // behind every good one
-		}
-		if best == "" || burden[name] < burden[best] {
-			best = name
+		if h.Standing == "" {
+			good = append(good, name)
+		} else {
+			poor = append(poor, name)
 		}
 	}
-	if best == "" {
+	if len(good) == 0 {
+		good = poor
+	}
+	if len(good) == 0 {
 		return "", event.Refuse(event.NoHost, "of %d hosts that hold the template none is in the inventory with its keys in order", len(holding))
 	}
-	return best, nil
+	live, err := t.Live()
+	if err != nil {
+		return "", err
+	}
+	room, err := placesFor(r, live, good, o.conf.Limits.BootsAtOnce, t.Now)
+	if err != nil {
+		return "", err
+	}
+	burden := map[string]int{}
+	for _, other := range live {
+		burden[other.Host]++
+	}
+	return slices.MinFunc(room, func(a, b string) int { return burden[a] - burden[b] }), nil
+}
+
+// againAt moves a stopped VM to booting at its host, if that has room.
+func (o *Orchestrator) againAt(t *ledger.Tx, r ledger.Reservation) (string, error) {
+	now, err := t.Reservation(r.ID)
+	if err != nil {
+		return "", err
+	}
+	live, err := t.Live()
+	if err != nil {
+		return "", err
+	}
+	if _, err := placesFor(now, live, []string{r.Host}, o.conf.Limits.BootsAtOnce, t.Now); err != nil {
+		return "", err
+	}
+	return r.Host, t.Again(r.ID, r.Start, t.Now.Add(o.limits.Booting))
 }
 
 // ensureVolumeKey makes the key of a new volume. One that holds data has its key, or is
