@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"runtime"
 	"time"
 
 	"github.com/goccy/go-yaml"
@@ -92,12 +93,17 @@ func (m *maker) orchestratorConfig() orchestrator.Config {
 		Limits: orchestrator.Limits{
 			Reserved: m.limit(30 * time.Second), Booting: m.limit(bootLimit), Unlocking: m.limit(60 * time.Second),
 			Connecting: m.limit(90 * time.Second), Lease: m.limit(60 * time.Second), VMs: 64, MemoryMiB: 65536,
+			BootsAtOnce: bootsAtOnce(),
 		},
 		Standing:        standing(self, storeAddress),
 		Destinations:    []orchestrator.Destination{{Prefix: single(lab.Address(lab.Intranet, lab.TenantLAN)), Proto: "tcp", Port: 80}},
 		WorkloadClients: []netip.Prefix{lab.TenantPrefix},
 	}
 }
+
+// bootsAtOnce is how many VMs boot at the lab's host at once: more on its processors, which
+// may have to emulate theirs, would all come too late.
+func bootsAtOnce() int { return max(4, 2*runtime.NumCPU()) }
 
 // bootLimit is how long a VM may take to boot, by the orchestrator's clock and by the host's.
 const bootLimit = 60 * time.Second

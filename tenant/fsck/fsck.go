@@ -51,6 +51,7 @@ type Limits struct {
 	Sweep   time.Duration // behind any deadline, until the orchestrator has acted on it
 	CleanUp time.Duration // from an end until the host has confirmed it
 	Stop    time.Duration // from the wish that a VM stops until it has
+	Boots   int           // at one host at once; a start that is due waits for its turn
 }
 
 // Host is what one inventoried host says of this tenant.

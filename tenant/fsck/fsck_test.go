@@ -43,7 +43,7 @@ func key(i, start int) ledger.StartKey {
 
 // world is one in which everything fits, with a VM of each kind at one host.
 func world() Snapshot {
-	s := Snapshot{Now: now, Ended: map[string]time.Time{}, Limits: Limits{Sweep: 5 * time.Second, CleanUp: time.Minute, Stop: time.Minute},
+	s := Snapshot{Now: now, Ended: map[string]time.Time{}, Limits: Limits{Sweep: 5 * time.Second, CleanUp: time.Minute, Stop: time.Minute, Boots: 4},
 		Ledger: ledger.Survey{Latest: map[string]ledger.Start{}, Objects: []digest.SHA256{kernel, workload},
 			Templates: []ledger.Template{{Name: "debian", SHA256: template, Size: 4096, Hosts: []string{"alpha"}}}},
 		Parts: map[string][]digest.SHA256{"debian": {kernel}}, TemplateKeys: []string{"debian"}}

@@ -137,6 +137,17 @@ func (c *check) once(what string, thing func(ledger.Reservation) (string, bool))
 	}
 }
 
+// full reports whether as many VMs boot at a host as may at once.
+func (c *check) full(host string) bool {
+	n := 0
+	for _, r := range c.Ledger.Reservations {
+		if r.Phase == reservation.Booting && r.Host == host {
+			n++
+		}
+	}
+	return n >= c.Limits.Boots
+}
+
 // motion lists what is under way, with the time that it has.
 func (c *check) motion() {
 	for _, r := range c.Ledger.Reservations {
@@ -147,6 +158,9 @@ func (c *check) motion() {
 		case !r.Live():
 		case r.Phase == reservation.Stopped:
 			if !r.NextStart().IsZero() {
+				if c.full(r.Host) { // it waits its turn
+					late = c.Now
+				}
 				c.under(StartPending, vm(r), fmt.Sprintf("start %d begins at %s", r.Start+1, r.NextStart().Format(time.RFC3339)), "it is stopped", late)
 			}
 		case r.Wish != ledger.WishNone:

@@ -97,6 +97,9 @@ type Limits struct {
 	Lease      time.Duration `yaml:"lease"`      // [60s] computing, renewed by each good heartbeat
 	VMs        int           `yaml:"vms"`        // [64] live VMs
 	MemoryMiB  int           `yaml:"memory_mib"` // [65536] of live VMs together
+	// BootsAtOnce is how many VMs may be in phase booting at one host [16]; others wait
+	// their turn while they are reserved.
+	BootsAtOnce int `yaml:"boots_at_once"`
 }
 
 // Standing is a flow between daemons in the document of one firewall.

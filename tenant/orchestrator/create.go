@@ -43,15 +43,21 @@ func (o *Orchestrator) create(ctx context.Context, id string) error {
 	if err := o.ensureVolumeKey(r); err != nil {
 		return err
 	}
-	// 2. T1's digest, the settings and the move to booting, in one transaction. The
-	// plain T1 lives in this function alone: after a crash the row is booting under a T1
-	// that no VM has, and recovery ends it.
+	// 2. T1's digest, the settings and the move to booting, in one transaction, as soon
+	// as a host has a place; the phase's deadline bounds the wait. The
+	// plain T1 lives in this process alone: after a crash the row is booting under a T1
+	// that no VM may have, and recovery makes it anew.
 	t1 := token.New(token.T1)
-	spec, err := o.begin(ctx, r, t1.Digest())
+	spec, err := o.beginInTurn(ctx, r, t1.Digest())
 	if err != nil {
 		return errors.Join(err, o.eraseLate(context.WithoutCancel(ctx), id))
 	}
-	r.Start = spec.Start
+	return o.bringUp(ctx, spec, t1)
+}
+
+// bringUp is the rest of act 2, behind the stored intent.
+func (o *Orchestrator) bringUp(ctx context.Context, spec hostedSpec, t1 token.Token) error {
+	id, start := spec.Reservation, spec.Start
 	h, err := o.host(spec.host)
 	if err != nil {
 		return err
@@ -61,12 +67,12 @@ func (o *Orchestrator) create(ctx context.Context, id string) error {
 		return err
 	}
 	// 4. Create and start, each idempotent by reservation and start. After a crash the
-	// VM may exist; ending the reservation destroys it.
+	// VM may exist; recovery destroys it.
 	created, err := h.Create(ctx, hostapi.CreateRequest{Spec: spec.Spec, Token: t1})
 	if err != nil {
 		return err
 	}
-	if created.ID != id || created.Start != r.Start || created.Settings != spec.Spec.Digest() {
+	if created.ID != id || created.Start != start || created.Settings != spec.Spec.Digest() {
 		return event.Refuse(event.HostRefused, "host %s acknowledged another VM or other settings", spec.host)
 	}
 	started, err := h.Start(ctx, id)
@@ -79,10 +85,10 @@ func (o *Orchestrator) create(ctx context.Context, id string) error {
 		}
 	}
 	// 5. The rules follow from the stored fact.
-	if err := o.started(ctx, id, r.Start); err != nil {
+	if err := o.started(ctx, id, start); err != nil {
 		return err
 	}
-	o.task(func() { o.watch(o.liveRun(id).ctx, h, id, r.Start) })
+	o.task(func() { o.watch(o.liveRun(id).ctx, h, id, start) })
 	return nil
 }
 
@@ -101,6 +107,20 @@ type hostedSpec struct {
 	host string
 }
 
+// beginInTurn is begin as soon as it is this VM's turn.
+func (o *Orchestrator) beginInTurn(ctx context.Context, r ledger.Reservation, t1 digest.SHA256) (hostedSpec, error) {
+	for {
+		rung := o.places.next() // before looking, so that no ring is missed
+		spec, err := o.begin(ctx, r, t1)
+		if !errors.Is(err, errNoPlace) {
+			return spec, err
+		}
+		if err := await(ctx, rung); err != nil {
+			return spec, err
+		}
+	}
+}
+
 // begin chooses the host, stores settings and T1's digest, and moves to booting. A VM
 // that starts again stays where its volume lies.
 func (o *Orchestrator) begin(ctx context.Context, r ledger.Reservation, t1 digest.SHA256) (hostedSpec, error) {
@@ -113,7 +133,7 @@ func (o *Orchestrator) begin(ctx context.Context, r ledger.Reservation, t1 diges
 		out.host = tpl.host
 		again := r.Phase == reservation.Stopped
 		if again {
-			if err := t.Again(r.ID, r.Start, t.Now.Add(o.limits.Booting)); err != nil {
+			if err := o.again(t, r); err != nil {
 				return err
 			}
 			r.Start++
@@ -157,7 +177,7 @@ func (o *Orchestrator) place(t *ledger.Tx, r ledger.Reservation) (placed, error)
 	case len(holding) == 0:
 		return p, event.Refuse(event.UnknownTemplate, "template %s is gone", r.Template)
 	case r.Phase != reservation.Stopped:
-		p.host, err = o.chooseHost(t, holding)
+		p.host, err = o.chooseHost(t, r, holding)
 	case !slices.Contains(holding, r.Host):
 		err = event.Refuse(event.NoHost, "host %s has the VM's volume, but not template %s", r.Host, r.Template)
 	}
@@ -187,19 +207,12 @@ func (o *Orchestrator) spec(r ledger.Reservation, template, t1 digest.SHA256) vm
 }
 
 // chooseHost takes, among the hosts that hold the template and whose keys are in order,
-// one whose last quote was accepted, with the fewest VMs. Where there is none, one
-// whose last quote was refused gets another chance: nothing is released to its VMs
-// without a new quote, and a boot server that spoils quotes cannot shut a host out.
-func (o *Orchestrator) chooseHost(t *ledger.Tx, holding []string) (string, error) {
-	live, err := t.Live()
-	if err != nil {
-		return "", err
-	}
-	burden := map[string]int{}
-	for _, r := range live {
-		burden[r.Host]++
-	}
-	best := ""
+// one whose last quote was accepted and that has room for another boot, with the fewest
+// VMs. Where there is none, one whose last quote was refused gets another chance:
+// nothing is released to its VMs without a new quote, and a boot server that spoils
+// quotes cannot shut a host out.
+func (o *Orchestrator) chooseHost(t *ledger.Tx, r ledger.Reservation, holding []string) (string, error) {
+	var good, poor []string
 	for _, name := range holding {
 		if standing, ok := o.inventory.Host(name); !ok || len(standing.Problems) > 0 {
 			continue
@@ -208,17 +221,47 @@ func (o *Orchestrator) chooseHost(t *ledger.Tx, holding []string) (string, error
 		if err != nil {
 			return "", err
 		}
-		if h.Standing != "" {
-			burden[name] += o.conf.Limits.VMs // behind every good one
-		}
-		if best == "" || burden[name] < burden[best] {
-			best = name
+		if h.Standing == "" {
+			good = append(good, name)
+		} else {
+			poor = append(poor, name)
 		}
 	}
-	if best == "" {
+	if len(good) == 0 {
+		good = poor
+	}
+	if len(good) == 0 {
 		return "", event.Refuse(event.NoHost, "of %d hosts that hold the template none is in the inventory with its keys in order", len(holding))
 	}
-	return best, nil
+	live, err := t.Live()
+	if err != nil {
+		return "", err
+	}
+	room, err := placesFor(r, live, good, o.conf.Limits.BootsAtOnce, t.Now)
+	if err != nil {
+		return "", err
+	}
+	burden := map[string]int{}
+	for _, other := range live {
+		burden[other.Host]++
+	}
+	return slices.MinFunc(room, func(a, b string) int { return burden[a] - burden[b] }), nil
+}
+
+// again moves a stopped VM to booting at its host, if that has room.
+func (o *Orchestrator) again(t *ledger.Tx, r ledger.Reservation) error {
+	now, err := t.Reservation(r.ID)
+	if err != nil {
+		return err
+	}
+	live, err := t.Live()
+	if err != nil {
+		return err
+	}
+	if _, err := placesFor(now, live, []string{r.Host}, o.conf.Limits.BootsAtOnce, t.Now); err != nil {
+		return err
+	}
+	return t.Again(r.ID, r.Start, t.Now.Add(o.limits.Booting))
 }
 
 // ensureVolumeKey makes the key of a new volume. One that holds data has its key, or is

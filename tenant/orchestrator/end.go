@@ -172,6 +172,7 @@ func (o *Orchestrator) ended(ctx context.Context, id string, to reservation.Phas
 	slog.Info("reservation ended", "reservation", id, "phase", to, "reason", why.Reason, "detail", why.Detail)
 	o.zones.journalled()
 	o.stopRun(id, errEnded)
+	o.places.ring()
 	return o.publish(ctx)
 }
 

@@ -78,6 +78,8 @@ func workloadEnded(r ledger.Reservation, s ledger.Start) bool {
 // awaitedNow is finer than the phase: which step of it comes next.
 func awaitedNow(r ledger.Reservation, s ledger.Start) string {
 	switch r.Phase {
+	case reservation.Reserved:
+		return "a turn at a host, where limits.boots_at_once VMs boot at once, and the orchestrator to ask it for the VM"
 	case reservation.Booting:
 		switch {
 		case s.HostStarted.IsZero():

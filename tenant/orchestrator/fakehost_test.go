@@ -57,6 +57,7 @@ type fakeHost struct {
 	templates map[digest.SHA256]int64
 	fail      map[string]int // guarded by mu: "METHOD path-prefix" → how many calls fail
 	undead    bool           // guarded by mu: destroys nothing but says so
+	mute      mute           // guarded by mu: one call that gets no answer
 	changed   *sync.Cond
 }
 
@@ -198,6 +199,30 @@ func (h *fakeHost) failing(what string, times int) {
 	h.fail[what] = times
 }
 
+// mute is a call that the host never answers.
+type mute struct {
+	pattern string
+	done    bool          // it is carried out all the same
+	came    chan struct{} // closed when it has come, and been carried out
+}
+
+// muteNext makes the host leave the next call of that pattern without an answer.
+func (h *fakeHost) muteNext(pattern string, done bool) (came chan struct{}) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.mute = mute{pattern, done, make(chan struct{})}
+	return h.mute.came
+}
+
+func (h *fakeHost) takeMute(pattern string) (m mute) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.mute.pattern == pattern {
+		m, h.mute = h.mute, mute{}
+	}
+	return m
+}
+
 func (h *fakeHost) handler() http.Handler {
 	mux := http.NewServeMux()
 	on := func(pattern string, f func(r *http.Request) (any, event.Reason)) {
@@ -206,10 +231,16 @@ func (h *fakeHost) handler() http.Handler {
 			failing := h.fail[pattern] > 0
 			h.fail[pattern]--
 			h.mu.Unlock()
+			m := h.takeMute(pattern)
 			var out any
 			why := event.InternalError
-			if !failing {
+			if !failing && (m.pattern == "" || m.done) {
 				out, why = f(r)
+			}
+			if m.pattern != "" {
+				close(m.came)
+				<-r.Context().Done()
+				return
 			}
 			if why != "" {
 				w.WriteHeader(http.StatusConflict)

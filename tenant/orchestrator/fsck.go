@@ -72,7 +72,7 @@ func looked(s fsck.Snapshot) api.Looked {
 // snapshot reads the journal, the hosts, vault and ledger, and the zones, in this order.
 func (o *Orchestrator) snapshot(ctx context.Context) (fsck.Snapshot, error) {
 	s := fsck.Snapshot{Ended: map[string]time.Time{}, Parts: map[string][]digest.SHA256{},
-		Limits: fsck.Limits{Sweep: sweepGrace, CleanUp: cleanUpWithin, Stop: stopGrace}}
+		Limits: fsck.Limits{Sweep: sweepGrace, CleanUp: cleanUpWithin, Stop: stopGrace, Boots: o.conf.Limits.BootsAtOnce}}
 	if err := o.readChain(ctx, &s); err != nil {
 		return s, err
 	}

@@ -3,6 +3,8 @@
 //	ground.go   0  check that each host's attestation key lies in its TPM
 //	reserve.go  1  store a reservation
 //	create.go   2  ask the provider for the VM, and watch it there
+//	places.go   2  so many at a host at once, in order
+//	anew.go     2  the same again after a crash
 //	boot.go     4  spend T1, hand out a nonce
 //	attest.go   5  verify the quote
 //	deliver.go  6  sign this VM's manifest, make its unique part with T2
@@ -78,6 +80,7 @@ type Orchestrator struct {
 
 	registering sync.Mutex // a template's row and key change together
 	cleaning    turns      // by reservation
+	places      bell       // rings when fewer VMs boot
 	journalled  limiter    // of what daemons write into the journal
 
 	mu   sync.Mutex

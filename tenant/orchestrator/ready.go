@@ -53,6 +53,7 @@ func (o *Orchestrator) bootReady(ctx context.Context, who mtls.Identity, in upst
 		}
 		return empty{}, err
 	}
+	o.places.ring()
 	o.drive(r.ID, r.Start, "unlock", func(ctx context.Context) error { return o.unlock(ctx, r.ID) })
 	return empty{}, nil
 }

@@ -3,11 +3,9 @@ package orchestrator
 import (
 	"context"
 	"errors"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -125,74 +123,6 @@ func loginKeys(w *world, id string, start int) (same bool, err error) {
 		return false, err
 	}
 	return slices.Equal(now.PublicKey().Marshal(), then.PublicKey().Marshal()), nil
-}
-
-// TestPowerCut: a copy of the state from between any two transactions of a run is whole:
-// the journal verifies, an orchestrator starts from it, and no token that was spent can be
-// spent again. (Within a transaction it is SQLite that keeps the promise, by its log.)
-func TestPowerCut(t *testing.T) {
-	w := newWorld(t)
-	w.template("debian")
-	root := t.TempDir()
-	stop, copies := make(chan struct{}), make(chan []string)
-	go func() {
-		var taken []string
-		for {
-			select {
-			case <-stop:
-				copies <- taken
-				return
-			default:
-			}
-			dir := filepath.Join(root, strconv.Itoa(len(taken)))
-			err := w.o.ledger.Write(context.Background(), func(*ledger.Tx) error { // nobody else commits meanwhile
-				return os.CopyFS(dir, os.DirFS(w.conf.State))
-			})
-			if err == nil { // else a file of the vault went away under the copying
-				taken = append(taken, dir)
-			}
-		}
-	}()
-	g := w.take(w.create(api.CreateVM{Name: "web"}).ID)
-	g.pass()
-	g.say()
-	close(stop)
-	taken := <-copies
-	w.stop()
-	if len(taken) < 10 {
-		t.Fatalf("only %d copies were taken", len(taken))
-	}
-	phases := map[reservation.Phase]string{}
-	for _, dir := range taken {
-		l, err := ledger.Open(t.Context(), filepath.Join(dir, ledgerFile), time.Now)
-		check(t, err)
-		check(t, l.Read(t.Context(), func(tx *ledger.Tx) error {
-			rows, err := tx.Live()
-			for _, r := range rows {
-				phases[r.Phase] = dir
-			}
-			return errors.Join(err, tx.VerifyJournal())
-		}))
-		check(t, l.Close())
-	}
-	t.Logf("%d copies, phases %v", len(taken), slices.Collect(maps.Keys(phases)))
-	for phase, dir := range phases {
-		w.putBack(dir)
-		w.mu.Lock()
-		clear(w.docs)
-		w.mu.Unlock()
-		w.start()
-		why := g.boot()
-		vm := w.vm("web")
-		// Only where the copy has T1 still open may it be spent; what follows it is refused.
-		if phase != reservation.Reserved && phase != reservation.Booting && why != event.TokenSpent && why != event.TokenExpired {
-			t.Errorf("from %s: T1 again: %q", phase, why)
-		}
-		if vm.Ready && phase != reservation.Computing {
-			t.Errorf("from %s: %+v", phase, vm)
-		}
-		w.stop()
-	}
 }
 
 // TestKeyOfAReleasedVM: a creation that is late makes no key for a volume that was

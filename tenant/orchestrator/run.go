@@ -146,10 +146,12 @@ func (o *Orchestrator) resume(ctx context.Context, r ledger.Reservation) error {
 	if r.Phase == reservation.Stopped { // the sweep has its instance destroyed, and starts it when that is due
 		return nil
 	}
-	if s.HostStarted.IsZero() {
-		// T1 was in memory alone: no VM can have it for certain, so none may.
-		o.abort(ctx, r.ID, r.Start, event.Refuse(event.InternalError, "the orchestrator restarted between asking for the VM and hearing that it runs"))
+	if r.Wish != ledger.WishNone && r.Phase != reservation.Computing { // it was stored, and a crash came before what follows
+		o.abort(ctx, r.ID, r.Start, event.Refuse(event.VMStopped, "as asked, while it was %s", r.Phase))
 		return nil
+	}
+	if s.HostStarted.IsZero() {
+		return o.createAnew(ctx, r)
 	}
 	h, err := o.host(r.Host)
 	if err != nil {

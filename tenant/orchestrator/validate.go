@@ -22,7 +22,7 @@ func ReadConfig(file string) (Config, error) {
 	c := Config{
 		Network: Network{MTU: 1500},
 		Limits: Limits{Reserved: d.Reserved, Booting: d.Booting, Unlocking: d.Unlocking, Connecting: d.Connecting, Lease: d.Lease,
-			VMs: 64, MemoryMiB: 65536},
+			VMs: 64, MemoryMiB: 65536, BootsAtOnce: 16},
 	}
 	if err := config.Read(file, &c); err != nil {
 		return c, err
@@ -65,7 +65,7 @@ func (c Config) Validate() error {
 	need(c.Network.Prefix.IsValid() && c.Network.Prefix.Contains(c.Network.Gateway), "network", "a prefix that contains gateway")
 	need(c.Network.Self.Is4(), "network.self", "the orchestrator's IPv4 address")
 	need(c.Network.MTU >= 1280 && c.Network.MTU <= 9000, "network.mtu", "1280 to 9000")
-	need(c.Limits.VMs > 0 && c.Limits.MemoryMiB > 0, "limits", "vms and memory_mib above 0")
+	need(c.Limits.VMs > 0 && c.Limits.MemoryMiB > 0 && c.Limits.BootsAtOnce > 0, "limits", "vms, memory_mib and boots_at_once above 0")
 	errs = append(errs, c.pool().Validate(c.Network.Prefix), c.phaseLimits().Validate())
 	for i, s := range c.Standing {
 		need((s.Zone == zone.External || s.Zone == zone.Internal) && s.From.IsValid() && s.To.IsValid() && validFlow(s.Proto, s.Port),
