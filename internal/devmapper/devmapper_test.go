@@ -107,6 +107,27 @@ func TestIntegrityLayout(t *testing.T) {
 	}
 }
 
+// TestAnotherSuperblockIsRefused: one bit anywhere in the block.
+func TestAnotherSuperblockIsRefused(t *testing.T) {
+	_, ours, err := integrityLayout(1 << 20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := sameSuperblock(bytes.Clone(ours), ours); err != nil {
+		t.Error(err)
+	}
+	for at := range ours {
+		kernels := bytes.Clone(ours)
+		kernels[at] ^= 2
+		if sameSuperblock(kernels, ours) == nil {
+			t.Errorf("another byte %d is accepted", at)
+		}
+	}
+	if sameSuperblock(make([]byte, block), ours) == nil {
+		t.Error("zeros are accepted")
+	}
+}
+
 // TestIntegrityTakesNothingFromTheFirstBlock: no target maps it.
 func TestIntegrityTakesNothingFromTheFirstBlock(t *testing.T) {
 	table := baseTable("/dev/vdb", 1000)

@@ -163,11 +163,15 @@ func checkMemory(superblock []byte) error {
 		if _, err := f.ReadAt(page, 0); err != nil {
 			return err
 		}
-		if !bytes.Equal(page, superblock) {
-			return errors.New("superblock: the kernel's dm-integrity lays the disk out otherwise than this program; it is another kernel's layout, and needs a new version of this program")
-		}
-		return nil
+		return sameSuperblock(page, superblock)
 	})
+}
+
+func sameSuperblock(kernels, ours []byte) error {
+	if !bytes.Equal(kernels, ours) {
+		return errors.New("superblock: this kernel's dm-integrity lays the disk out otherwise than this program; integrityLayout has to learn the kernel's layout first")
+	}
+	return nil
 }
 
 // direct hands f a page of zeros and the device, past its cache: the kernel's targets
