@@ -85,7 +85,7 @@ func FuzzSuperblock(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte, blocks uint64) { parseSuperblock(data, blocks) })
 }
 
-// TestIntegrityLayout is about the edges; guest/opener.TestAuthenticatedVolume compares with the
+// TestIntegrityLayout is about the edges; guest/opener.TestSuperblockIsTheKernels compares with the
 // kernel's own.
 func TestIntegrityLayout(t *testing.T) {
 	for disk, want := range map[uint64]uint64{
