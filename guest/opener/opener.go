@@ -169,13 +169,7 @@ func authenticated(d unlockmsg.Disk) error {
 		return err
 	}
 	defer mac.Wipe()
-	disk := "/dev/" + d.Device
-	if d.Format {
-		if err := devmapper.FormatIntegrity(tagsName, disk); err != nil {
-			return err
-		}
-	}
-	if err := devmapper.Integrity(tagsName, disk); err != nil {
+	if err := devmapper.Integrity(tagsName, "/dev/"+d.Device, d.Format); err != nil {
 		return err
 	}
 	return devmapper.CryptAuthenticated(volumeName, mapped(tagsName), key, mac)

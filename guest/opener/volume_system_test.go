@@ -75,7 +75,7 @@ func (m *machine) start(what string, disk unlockmsg.Disk) string {
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	spec := bootimage.Spec{Init: m.probe, Kernel: m.kernel, Modules: []string{"virtio_pci", "virtio_blk", "xts", "dm_crypt", "dm_integrity", "authenc", "ext4"},
+	spec := bootimage.Spec{Init: m.probe, Kernel: m.kernel, Modules: []string{"virtio_pci", "virtio_blk", "xts", "dm_crypt", "dm_integrity", "authenc", "brd", "ext4"},
 		Root: "/", Programs: []string{"/usr/sbin/mkfs.ext4"}, Copies: []string{"/etc/mke2fs.conf"}, Files: []cpio.Entry{cpio.File("disk.json", 0o600, order)}}
 	initrd := filepath.Join(m.t.TempDir(), "initramfs")
 	f, err := os.Create(initrd)
@@ -159,14 +159,11 @@ func TestAuthenticatedVolume(t *testing.T) {
 	if good == 0 || noise != 0 || refused != 0 || strings.Contains(again, "ERROR") {
 		t.Errorf("unspoilt: %d good, %d noise, %d refused", good, noise, refused)
 	}
-	m.spoil(volumeSize/2, volumeSize/2+8<<20)
+	// Twice what the journal holds: a start writes that to its place once more.
+	m.spoil(volumeSize/4, volumeSize/4+16<<20)
 	good, noise, refused = result(t, m.start("read", unlockmsg.Disk{Authenticated: true}))
 	if good == 0 || noise != 0 || refused < 100 {
 		t.Errorf("spoilt: %d good, %d noise, %d refused", good, noise, refused)
-	}
-	m.spoil(0, 4096)
-	if console := m.start("read", unlockmsg.Disk{Authenticated: true}); !strings.Contains(console, "PROBE failed: open: ") {
-		t.Error("a spoilt superblock is opened")
 	}
 	if console := m.start("read", unlockmsg.Disk{}); !strings.Contains(console, "PROBE failed: mount: ") {
 		t.Error("it opens without its tags")

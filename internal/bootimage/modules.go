@@ -78,7 +78,7 @@ func (x *moduleIndex) closure(wanted []string) (list []chosen, builtin []string,
 		if err != nil {
 			return fmt.Errorf("read module %s: %w", name, err)
 		}
-		m := chosen{Module: kmod.Module{Name: name, Path: "/lib/modules/" + filepath.Base(file), CPU: cpuFlags[name]}, source: file}
+		m := chosen{Module: kmod.Module{Name: name, Path: "/lib/modules/" + filepath.Base(file), CPU: cpuFlags[name], With: parameters[name]}, source: file}
 		for _, need := range needs {
 			if err := visit(need, false); err != nil {
 				return err

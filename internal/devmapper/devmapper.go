@@ -109,9 +109,21 @@ func Remove(name string) error {
 	return nil
 }
 
-// create makes a device of one target over length units, and its node. Where a later
+// target is one target of a table, over length units from start.
+type target struct {
+	kind          string
+	start, length uint64
+	params        []byte
+}
+
+// create makes a device of one target over length units, and its node.
+func create(name, kind string, length uint64, params []byte, readOnly bool) error {
+	return createTable(name, []target{{kind, 0, length, params}}, readOnly)
+}
+
+// createTable makes a device of targets that follow each other, and its node. Where a later
 // step fails the device is removed again.
-func create(name, kind string, length uint64, params []byte, readOnly bool) (err error) {
+func createTable(name string, table []target, readOnly bool) (err error) {
 	var flags uint32 = flagSecure
 	if readOnly {
 		flags |= flagReadOnly
@@ -133,10 +145,12 @@ func create(name, kind string, length uint64, params []byte, readOnly bool) (err
 	if err != nil {
 		return err
 	}
-	load.addTarget(kind, length, params)
+	for _, t := range table {
+		load.addTarget(t)
+	}
 	defer clear(load.buf)
 	if err := load.send(tableLoad); err != nil {
-		return fmt.Errorf("load %s table: %w", kind, err)
+		return fmt.Errorf("load %s table: %w", table[0].kind, err)
 	}
 	resume, err := newMessage(name, flags)
 	if err != nil {
@@ -166,17 +180,19 @@ func newMessage(name string, flags uint32) (*message, error) {
 	return m, nil
 }
 
-// addTarget appends the one target, its parameters ended by a zero and padded to eight.
-func (m *message) addTarget(kind string, length uint64, params []byte) {
-	size := (specSize + len(params) + 1 + 7) / 8 * 8
-	buf := make([]byte, headSize+size)
+// addTarget appends a target, its parameters ended by a zero and padded to eight.
+func (m *message) addTarget(t target) {
+	size := (specSize + len(t.params) + 1 + 7) / 8 * 8
+	buf := make([]byte, len(m.buf)+size)
 	copy(buf, m.buf)
-	spec := buf[headSize:]
-	binary.NativeEndian.PutUint64(spec[offLength:], length)
+	spec := buf[len(m.buf):]
+	clear(m.buf) // a key may be in it
+	binary.NativeEndian.PutUint64(spec, t.start)
+	binary.NativeEndian.PutUint64(spec[offLength:], t.length)
 	binary.NativeEndian.PutUint32(spec[offNext:], uint32(size))
-	copy(spec[offType:offType+typeLength-1], kind)
-	copy(spec[specSize:], params)
-	binary.NativeEndian.PutUint32(buf[offTargets:], 1)
+	copy(spec[offType:offType+typeLength-1], t.kind)
+	copy(spec[specSize:], t.params)
+	binary.NativeEndian.PutUint32(buf[offTargets:], binary.NativeEndian.Uint32(buf[offTargets:])+1)
 	m.buf = buf
 }
 

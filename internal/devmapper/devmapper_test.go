@@ -58,7 +58,7 @@ func TestMessageLayout(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m.addTarget("verity", 32, []byte("1 2 3"))
+	m.addTarget(target{"verity", 0, 32, []byte("1 2 3")})
 	if len(m.buf) != headSize+48 || string(m.buf[offName:offName+3]) != "os\x00" {
 		t.Errorf("%d bytes, name %q", len(m.buf), m.buf[offName:offName+3])
 	}
@@ -66,6 +66,12 @@ func TestMessageLayout(t *testing.T) {
 	if binary.NativeEndian.Uint64(spec) != 0 || binary.NativeEndian.Uint64(spec[8:]) != 32 || binary.NativeEndian.Uint32(spec[20:]) != 48 ||
 		string(spec[24:31]) != "verity\x00" || string(spec[40:46]) != "1 2 3\x00" {
 		t.Errorf("target %q", spec)
+	}
+	m.addTarget(target{"linear", 32, 8, []byte("4 5")})
+	spec = m.buf[headSize+48:]
+	if len(spec) != 48 || binary.NativeEndian.Uint64(spec) != 32 || string(spec[24:31]) != "linear\x00" || string(spec[40:44]) != "4 5\x00" ||
+		binary.NativeEndian.Uint32(m.buf[offTargets:]) != 2 || string(m.buf[headSize+40:headSize+46]) != "1 2 3\x00" {
+		t.Errorf("two targets %q", m.buf[headSize:])
 	}
 	for _, name := range []string{"", "../x", "a b", "A"} {
 		if _, err := newMessage(name, 0); err == nil {
@@ -79,53 +85,54 @@ func FuzzSuperblock(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte, blocks uint64) { parseSuperblock(data, blocks) })
 }
 
-// integrityBlock is a superblock as the kernel's FormatIntegrity left one, in a disk of
-// diskSectors.
-const diskSectors = 1<<18 + 18000
-
-func integrityBlock(t *testing.T) []byte {
-	t.Helper()
-	var b bytes.Buffer
-	if err := binary.Write(&b, binary.LittleEndian, integritySuperblock{Magic: [8]byte{'i', 'n', 't', 'e', 'g', 'r', 't'}, Version: 4, LogInterleave: 15, TagSize: 32,
-		JournalSections: 64, ProvidedSectors: 1 << 18, Flags: 8, LogSectorsPerUnit: 3, LogBitmap: 12}); err != nil {
-		t.Fatal(err)
+// TestIntegrityLayout is about the edges; guest/opener.TestSuperblockIsTheKernels compares with the
+// kernel's own.
+func TestIntegrityLayout(t *testing.T) {
+	for disk, want := range map[uint64]uint64{
+		16904 + 256 + 8:           8,
+		16904 + 256 + 15:          8,
+		16904 + 256 + 1<<15:       1 << 15,
+		16904 + 256 + 1<<15 + 263: 1 << 15,
+		16904 + 512 + 1<<15 + 8:   1<<15 + 8,
+	} {
+		n, superblock, err := integrityLayout(disk)
+		if err != nil || n != want || len(superblock) != block || binary.LittleEndian.Uint64(superblock[16:]) != want {
+			t.Errorf("disk of %d sectors: %d for data, %v; want %d", disk, n, err, want)
+		}
 	}
-	return append(b.Bytes(), make([]byte, block-b.Len())...)
+	for _, disk := range []uint64{0, 8, 16904, 16904 + 256, 16904 + 256 + 7} {
+		if n, _, err := integrityLayout(disk); err == nil {
+			t.Errorf("a disk of %d sectors has %d for data", disk, n)
+		}
+	}
 }
 
-func TestIntegritySuperblock(t *testing.T) {
-	if n, err := parseIntegrity(integrityBlock(t), diskSectors); err != nil || n != 1<<18 {
-		t.Fatalf("%d sectors, %v", n, err)
+// TestAnotherSuperblockIsRefused: one bit anywhere in the block.
+func TestAnotherSuperblockIsRefused(t *testing.T) {
+	_, ours, err := integrityLayout(1 << 20)
+	if err != nil {
+		t.Fatal(err)
 	}
-	macs := integrityBlock(t)
-	macs[24] |= 1
-	if _, err := parseIntegrity(macs, diskSectors); err == nil {
-		t.Error("a journal with MACs is accepted")
+	if err := sameSuperblock(bytes.Clone(ours), ours); err != nil {
+		t.Error(err)
 	}
-	for name, at := range map[string]int{"magic": 0, "version": 8, "interleaving": 9, "tag size": 10, "journal": 12, "part of a block": 16, "recalculating": 24, "block size": 28, "bitmap": 29, "place to recalculate from": 32, "salt": 48} {
-		bad := integrityBlock(t)
-		bad[at] ^= 2
-		if _, err := parseIntegrity(bad, diskSectors); err == nil {
-			t.Errorf("another %s is accepted", name)
+	for at := range ours {
+		kernels := bytes.Clone(ours)
+		kernels[at] ^= 2
+		if sameSuperblock(kernels, ours) == nil {
+			t.Errorf("another byte %d is accepted", at)
 		}
 	}
-	for name, sectors := range map[string]uint64{"nothing": 0, "a block": 8, "half the disk": diskSectors / 16 * 8, "the whole disk": diskSectors, "more than the disk": 1 << 40} {
-		bad := integrityBlock(t)
-		binary.LittleEndian.PutUint64(bad[16:], sectors)
-		if _, err := parseIntegrity(bad, diskSectors); err == nil {
-			t.Errorf("%s is accepted", name)
-		}
-	}
-	if _, err := parseIntegrity(make([]byte, block), diskSectors); err == nil {
+	if sameSuperblock(make([]byte, block), ours) == nil {
 		t.Error("zeros are accepted")
 	}
 }
 
-func FuzzIntegritySuperblock(f *testing.F) {
-	f.Add(make([]byte, block), uint64(320))
-	f.Fuzz(func(t *testing.T, data []byte, disk uint64) {
-		if n, err := parseIntegrity(data, disk); err == nil && n >= disk {
-			t.Errorf("%d of %d sectors", n, disk)
-		}
-	})
+// TestIntegrityTakesNothingFromTheFirstBlock: no target maps it.
+func TestIntegrityTakesNothingFromTheFirstBlock(t *testing.T) {
+	table := baseTable("/dev/vdb", 1000)
+	if len(table) != 2 || table[0].start != 0 || table[0].length != 8 || string(table[0].params) != "/dev/ram0 0" ||
+		table[1].start != 8 || table[1].length != 992 || string(table[1].params) != "/dev/vdb 8" {
+		t.Errorf("table %+v", table)
+	}
 }

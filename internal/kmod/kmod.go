@@ -5,7 +5,7 @@
 // writes it. A module that the kernel has built in is not listed; naming one is no
 // error if it is in the list's "builtin" line. A need "cpu=FLAG" is a flag of
 // /proc/cpuinfo without which the module is left out: loading it is no error and does
-// nothing.
+// nothing. A need "with=NAME=VALUE" is a parameter that the module is loaded with.
 package kmod
 
 import (
@@ -27,8 +27,11 @@ const ListFile = "/lib/modules.list"
 // builtin starts the line that names wanted modules which the kernel has built in.
 const builtin = "builtin:"
 
-// cpuFlag starts the word of a line that names a CPU's flag.
-const cpuFlag = "cpu="
+// What starts the words of a line that are not needs.
+const (
+	cpuFlag   = "cpu="  // a CPU's flag
+	parameter = "with=" // a parameter of the module
+)
 
 // Module is one line of the list.
 type Module struct {
@@ -36,6 +39,7 @@ type Module struct {
 	Path  string   // of its file
 	Needs []string // names to be loaded before it
 	CPU   string   // flag of /proc/cpuinfo that it is for, or ""
+	With  []string // parameters, NAME=VALUE
 }
 
 // Set is the modules of an initramfs, and which of them were loaded.
@@ -43,7 +47,7 @@ type Set struct {
 	modules map[string]Module
 	order   []string
 	builtin map[string]bool
-	insert  func(path string) error
+	insert  func(path, parameters string) error
 	cpuHas  func(flag string) (bool, error)
 
 	mu     sync.Mutex
@@ -72,6 +76,9 @@ func Format(w io.Writer, modules []Module, builtins []string) error {
 		if m.CPU != "" {
 			words = append(words, cpuFlag+m.CPU)
 		}
+		for _, p := range m.With {
+			words = append(words, parameter+p)
+		}
 		fmt.Fprintln(&b, strings.Join(words, " "))
 	}
 	_, err := io.WriteString(w, b.String())
@@ -94,10 +101,7 @@ func Parse(r io.Reader) (*Set, error) {
 		if len(words) < 2 {
 			return nil, errors.New("module list: a line without name and path")
 		}
-		m := Module{Name: words[0], Path: words[1], Needs: words[2:]}
-		if last := words[len(words)-1]; strings.HasPrefix(last, cpuFlag) && len(words) > 2 {
-			m.CPU, m.Needs = strings.TrimPrefix(last, cpuFlag), words[2:len(words)-1]
-		}
+		m := parseModule(words)
 		if _, ok := s.modules[m.Name]; ok {
 			return nil, fmt.Errorf("module list: %s is there twice", m.Name)
 		}
@@ -110,6 +114,21 @@ func Parse(r io.Reader) (*Set, error) {
 		s.order = append(s.order, m.Name)
 	}
 	return s, lines.Err()
+}
+
+// parseModule reads the words of a line, of which there are two at the least.
+func parseModule(words []string) Module {
+	m := Module{Name: words[0], Path: words[1]}
+	for _, word := range words[2:] {
+		if flag, ok := strings.CutPrefix(word, cpuFlag); ok {
+			m.CPU = flag
+		} else if p, ok := strings.CutPrefix(word, parameter); ok {
+			m.With = append(m.With, p)
+		} else {
+			m.Needs = append(m.Needs, word)
+		}
+	}
+	return m
 }
 
 // LoadAll loads every listed module.
@@ -146,7 +165,7 @@ func (s *Set) load(name string) error {
 			return err
 		}
 	}
-	if err := s.insert(m.Path); err != nil {
+	if err := s.insert(m.Path, strings.Join(m.With, " ")); err != nil {
 		return fmt.Errorf("load module %s: %w", name, err)
 	}
 	s.loaded[name] = true
@@ -154,13 +173,13 @@ func (s *Set) load(name string) error {
 }
 
 // insertFile is finit_module(2); a module that is there already is fine.
-func insertFile(path string) error {
+func insertFile(path, parameters string) error {
 	f, err := os.Open(path)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	if err := unix.FinitModule(int(f.Fd()), "", 0); err != nil && err != unix.EEXIST {
+	if err := unix.FinitModule(int(f.Fd()), parameters, 0); err != nil && err != unix.EEXIST {
 		return err
 	}
 	return nil

@@ -22,7 +22,7 @@ func parse(t *testing.T) (*Set, *[]string) {
 		t.Fatal(err)
 	}
 	var inserted []string
-	s.insert = func(path string) error { inserted = append(inserted, path); return nil }
+	s.insert = func(path, _ string) error { inserted = append(inserted, path); return nil }
 	return s, &inserted
 }
 
@@ -47,7 +47,7 @@ func TestModuleForAnotherCPUIsLeftOut(t *testing.T) {
 			t.Fatal(err)
 		}
 		var inserted []string
-		s.insert = func(path string) error { inserted = append(inserted, path); return nil }
+		s.insert = func(path, _ string) error { inserted = append(inserted, path); return nil }
 		s.cpuHas = func(flag string) (bool, error) { return has && flag == "sha_ni", nil }
 		if err := s.Load("sha"); err != nil {
 			t.Fatal(err)
@@ -62,9 +62,27 @@ func TestModuleForAnotherCPUIsLeftOut(t *testing.T) {
 	}
 }
 
+func TestModuleIsLoadedWithItsParameters(t *testing.T) {
+	s, err := Parse(strings.NewReader("crypto /m/crypto.ko\nbrd /m/brd.ko crypto with=rd_nr=1 with=rd_size=4\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var inserted []string
+	s.insert = func(path, parameters string) error {
+		inserted = append(inserted, path+" "+parameters)
+		return nil
+	}
+	if err := s.LoadAll(); err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"/m/crypto.ko ", "/m/brd.ko rd_nr=1 rd_size=4"}; !slices.Equal(inserted, want) {
+		t.Errorf("inserted %q, want %q", inserted, want)
+	}
+}
+
 func TestLoadStopsAtFailure(t *testing.T) {
 	s, inserted := parse(t)
-	s.insert = func(path string) error {
+	s.insert = func(path, _ string) error {
 		if path == "/m/dm-mod.ko" {
 			return errors.New("refused")
 		}
@@ -81,13 +99,19 @@ func TestLoadStopsAtFailure(t *testing.T) {
 
 func TestFormatParsesBack(t *testing.T) {
 	var b strings.Builder
-	modules := []Module{{Name: "virtio", Path: "/m/virtio.ko"}, {Name: "dm_mod", Path: "/m/dm-mod.ko", Needs: []string{"virtio"}, CPU: "aes"}}
+	modules := []Module{{Name: "virtio", Path: "/m/virtio.ko"}, {Name: "dm_mod", Path: "/m/dm-mod.ko", Needs: []string{"virtio"}, CPU: "aes", With: []string{"count=1", "size=4"}}}
 	if err := Format(&b, modules, []string{"ext4"}); err != nil {
 		t.Fatal(err)
 	}
 	s, err := Parse(strings.NewReader(b.String()))
-	if err != nil || !s.builtin["ext4"] || !slices.Equal(s.order, []string{"virtio", "dm_mod"}) || s.modules["dm_mod"].CPU != "aes" {
-		t.Errorf("read back %+v: %v", s, err)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !s.builtin["ext4"] || !slices.Equal(s.order, []string{"virtio", "dm_mod"}) || s.modules["dm_mod"].CPU != "aes" {
+		t.Errorf("read back %+v", s)
+	}
+	if m := s.modules["dm_mod"]; !slices.Equal(m.Needs, []string{"virtio"}) || !slices.Equal(m.With, []string{"count=1", "size=4"}) {
+		t.Errorf("read back %+v", m)
 	}
 }
 

@@ -1,6 +1,7 @@
 package expect
 
 import (
+	"fmt"
 	"regexp"
 	"slices"
 	"strconv"
@@ -9,10 +10,14 @@ import (
 	"foothold/protocol/audit"
 )
 
-// The VM's disks, as the host attaches them.
+// The VM's disks, as the host attaches them, and the guest's own RAM disk below an
+// authenticated volume, which holds the superblock of its tags alone.
 const (
 	templateDisk = "vda"
 	volumeDisk   = "vdb"
+	memoryDisk   = "ram0"
+	memoryNumber = "1:0" // no other driver has it (kernel documentation, admin-guide/devices)
+	memorySize   = 4096  // bytes
 )
 
 // How disks are encrypted (as package luks makes their headers, and package devmapper
@@ -46,24 +51,45 @@ func (j *judge) physical() {
 	}
 }
 
+// memory judges the RAM disk, which is there at both stages, and returns the names that it
+// adds to what is expected: none where no volume needs it.
+func (j *judge) memory() []string {
+	if !j.t.AuthenticatedVolume {
+		return nil
+	}
+	d, ok := j.disk(memoryDisk)
+	switch {
+	case !ok:
+		j.find("disk", "%s is missing", memoryDisk)
+	case d.Number != memoryNumber || d.Size != memorySize || d.ReadOnly || d.Mapped != "" || d.Table != "":
+		j.find("disk", "%s is not a RAM disk of %d bytes: %+v", memoryDisk, memorySize, d)
+	}
+	return []string{memoryDisk}
+}
+
 // disksClosed: the two disks, nothing opened.
 func (j *judge) disksClosed() {
 	j.physical()
+	expected := append(j.memory(), templateDisk, volumeDisk)
 	for _, d := range j.r.Disks {
-		if d.Name != templateDisk && d.Name != volumeDisk && !idleLoop(d) {
+		if !slices.Contains(expected, d.Name) && !idleLoop(d) {
 			j.find("disk", "%s (%s) is not expected before the disks are opened", d.Name, d.Mapped)
 		}
 	}
 }
 
 // disksOpen: the two disks, a crypt target over each, the verity target with our root
-// hash over the template's, and below an authenticated volume's the integrity target.
+// hash over the template's, and below an authenticated volume's the integrity target over the
+// disk whose first block lies in memory.
 func (j *judge) disksOpen() {
 	j.physical()
 	templateCrypt := j.over(templateDisk, "crypt")
 	verity := j.over(templateCrypt, "verity")
 	volume, base := j.volumeOver()
-	expected := []string{templateDisk, volumeDisk, templateCrypt, verity, base, volume}
+	expected := append(j.memory(), templateDisk, volumeDisk, templateCrypt, verity, base, volume)
+	if j.t.AuthenticatedVolume {
+		expected = append(expected, j.assembled())
+	}
 	for _, d := range j.r.Disks {
 		if !slices.Contains(expected, d.Name) && !idleLoop(d) {
 			j.find("disk", "%s (%s: %s) is not expected", d.Name, d.Mapped, d.Table)
@@ -81,9 +107,26 @@ func (j *judge) disksOpen() {
 func (j *judge) volumeOver() (volume, base string) {
 	base = volumeDisk
 	if j.t.AuthenticatedVolume {
-		base = j.over(volumeDisk, "integrity")
+		base = j.over(j.assembled(), "integrity")
 	}
 	return j.over(base, "crypt"), base
+}
+
+// assembled is the volume's disk with its first block in memory: exactly two targets, so that
+// the kernel reads nothing of that block from the disk. Empty if there is no such device.
+func (j *judge) assembled() string {
+	disk, ok := j.disk(volumeDisk)
+	if !ok || disk.Number == "" {
+		return ""
+	}
+	const first = memorySize / 512
+	want := fmt.Sprintf("0 %d linear %s 0\n%d %d linear %s %d", first, memoryNumber, first, disk.Size/512-first, disk.Number, first)
+	for _, d := range j.r.Disks {
+		if d.Table == want && d.Size == disk.Size && !d.ReadOnly {
+			return d.Name
+		}
+	}
+	return ""
 }
 
 // findDevices tells which devices mounts may name; disksOpen judges their tables.
@@ -143,7 +186,7 @@ func spans(f []string, size int64) bool { return f[1] == strconv.FormatInt(size/
 func (j *judge) integrity(name string) {
 	d, ok := j.disk(name)
 	if !ok {
-		j.find("disk", "no integrity target keeps tags on the volume's disk")
+		j.find("disk", "no integrity target keeps tags on the volume's disk with its first block in memory")
 		return
 	}
 	// Tags, journal and rounding take less than a thirty-second of any volume we make, and

@@ -298,13 +298,17 @@ func TestOneThingTooMany(t *testing.T) {
 	}
 }
 
+func ramDisk() audit.Disk { return audit.Disk{Name: "ram0", Number: "1:0", Size: 4096} }
+
 // authenticated is the report of a VM whose volume keeps tags.
 func authenticated() audit.Report {
 	r := running()
 	r.Disks[5] = audit.Disk{Name: "dm-2", Number: "253:2", Mapped: "tags", Size: 1000 << 20,
-		Table: "0 2048000 integrity 254:16 0 32 J 7 block_size:4096 journal_sectors:16896 interleave_sectors:32768 buffer_sectors:128 journal_watermark:50 commit_time:10000 fix_padding"}
+		Table: "0 2048000 integrity 253:4 0 32 J 7 block_size:4096 journal_sectors:16896 interleave_sectors:32768 buffer_sectors:128 journal_watermark:50 commit_time:10000 fix_padding"}
 	r.Disks = append(r.Disks, audit.Disk{Name: "dm-3", Number: "253:3", Mapped: "volume", Size: 1000 << 20,
-		Table: "0 2048000 crypt capi:authenc(hmac(sha256),xts(aes))-plain64 - 0 253:2 0 2 integrity:32:aead sector_size:4096"})
+		Table: "0 2048000 crypt capi:authenc(hmac(sha256),xts(aes))-plain64 - 0 253:2 0 2 integrity:32:aead sector_size:4096"},
+		audit.Disk{Name: "dm-4", Number: "253:4", Mapped: "tags-disk", Size: 1 << 30, Table: "0 8 linear 1:0 0\n8 2097144 linear 254:16 8"},
+		ramDisk())
 	return r
 }
 
@@ -323,7 +327,30 @@ func TestAuthenticatedVolume(t *testing.T) {
 		"tags not checked": {"disk", func(r *audit.Report) {
 			r.Disks[6].Table = "0 2048000 crypt aes-xts-plain64 - 0 253:2 0 1 sector_size:4096"
 		}},
-		"crypt beside the tags":  table(6, "253:2", "254:16"),
+		"crypt beside the tags":               table(6, "253:2", "254:16"),
+		"superblock on the disk":              table(5, "253:4", "254:16"),
+		"superblock on the disk, by a detour": {"disk", func(r *audit.Report) { r.Disks[7].Table = "0 2097152 linear 254:16 0" }},
+		"first block of the disk":             table(7, "linear 1:0 0", "linear 254:16 0"),
+		"half a block in memory":              {"disk", func(r *audit.Report) { r.Disks[7].Table = "0 4 linear 1:0 0\n4 2097148 linear 254:16 4" }},
+		"shifted disk":                        table(7, "254:16 8", "254:16 0"),
+		"another disk":                        table(7, "254:16 8", "254:0 8"),
+		"less of the disk":                    table(7, "2097144", "2097136"),
+		"a third target":                      {"disk", func(r *audit.Report) { r.Disks[7].Table += "\n2097152 8 linear 254:16 0" }},
+		"other place in memory":               table(7, "1:0 0", "1:0 8"),
+		"other target in memory":              table(7, "0 8 linear", "0 8 striped"),
+		"assembled twice":                     {"disk", func(r *audit.Report) { d := r.Disks[7]; d.Name = "dm-5"; r.Disks = append(r.Disks, d) }},
+		"assembled read-only":                 {"disk", func(r *audit.Report) { r.Disks[7].ReadOnly = true }},
+		"assembled larger":                    {"disk", func(r *audit.Report) { r.Disks[7].Size++ }},
+		"no RAM disk":                         {"disk", func(r *audit.Report) { r.Disks = slices.Delete(r.Disks, 8, 9) }},
+		"a disk called RAM disk":              {"disk", func(r *audit.Report) { r.Disks[8].Number = "254:32" }},
+		"a larger RAM disk":                   {"disk", func(r *audit.Report) { r.Disks[8].Size = 16 << 20 }},
+		"a second RAM disk": {"disk", func(r *audit.Report) {
+			d := r.Disks[8]
+			d.Name = "ram1"
+			d.Number = "1:1"
+			r.Disks = append(r.Disks, d)
+		}},
+		"a mapped RAM disk":      {"disk", func(r *audit.Report) { r.Disks[8].Table = "0 8 linear 254:16 0" }},
 		"integrity not asked of": table(6, "2 integrity:32:aead", "1"),
 		"shorter tags above":     table(6, "integrity:32", "integrity:16"),
 		"shorter tags":           table(5, " 32 J", " 4 J"),
@@ -332,9 +359,9 @@ func TestAuthenticatedVolume(t *testing.T) {
 		"tags made below":        table(5, "fix_padding", "fix_padding internal_hash:crc32c"),
 		"tags elsewhere":         table(5, "fix_padding", "fix_padding meta_device:254:32"),
 		"tags made anew":         table(5, "fix_padding", "fix_padding recalculate"),
-		"tags over the template": table(5, "254:16", "254:0"),
+		"tags over the template": table(5, "253:4", "254:0"),
 		"other blocks":           table(5, "block_size:4096", "block_size:512"),
-		"other start":            table(5, "254:16 0", "254:16 8"),
+		"other start":            table(5, "253:4 0", "253:4 8"),
 		"other journal":          table(5, "journal_sectors:16896", "journal_sectors:264"),
 		"an option of two words": table(5, "commit_time:10000", "commit_time:meta_device:254:32"),
 		"an option not counted":  table(5, "J 7", "J recalculate"),
@@ -350,6 +377,19 @@ func TestAuthenticatedVolume(t *testing.T) {
 		"mounted without tags": {"mount", func(r *audit.Report) { r.Mounts[3].Source = "/dev/mapper/tags" }},
 	} {
 		refuses(t, what, c, authenticated(), judge)
+	}
+	// Before the disks are opened the RAM disk is there, and nothing else.
+	closed := func(r audit.Report) []Finding { return Initramfs(tpl, instance(), r) }
+	before := initramfs()
+	if found := closed(before); len(found) != 1 {
+		t.Errorf("no RAM disk before: %v", found)
+	}
+	before.Disks = append(before.Disks, ramDisk())
+	if found := closed(before); len(found) != 0 {
+		t.Errorf("before, as it should be: %v", found)
+	}
+	if found := Initramfs(template(), instance(), before); len(found) == 0 {
+		t.Error("a RAM disk is accepted where no volume needs one")
 	}
 	// A volume with tags where the template asks for none was not made by our order.
 	if found := OS(template(), instance(), authenticated()); len(found) == 0 {

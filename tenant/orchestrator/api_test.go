@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"foothold/protocol/api"
+	"foothold/protocol/audit"
 	"foothold/protocol/bootmsg"
 	"foothold/protocol/digest"
 	"foothold/protocol/event"
@@ -113,6 +114,9 @@ func TestTemplateIsRenewed(t *testing.T) {
 	g := w.take(w.create(api.CreateVM{Name: "a"}).ID)
 	if why := g.boot(); why != "" {
 		t.Fatal(why)
+	}
+	g.tweak.first = func(r *audit.Report) {
+		r.Disks = append(r.Disks, audit.Disk{Name: "ram0", Number: "1:0", Size: 4096})
 	}
 	g.door()
 	if why := g.ready(); why != "" {

@@ -17,6 +17,7 @@ import (
 	"foothold/guest/facts"
 	"foothold/guest/opener"
 	"foothold/guest/pid1"
+	"foothold/internal/devmapper"
 	"foothold/internal/kmod"
 	"foothold/protocol/audit"
 	"foothold/protocol/unlockmsg"
@@ -56,22 +57,28 @@ func probe() error {
 	if err := json.Unmarshal(text, &disk); err != nil {
 		return err
 	}
+	cmdline, err := os.ReadFile("/proc/cmdline")
+	if err != nil {
+		return err
+	}
+	if strings.Contains(string(cmdline), "probe=layout") {
+		return layout()
+	}
 	if err := opener.OpenVolume(context.Background(), disk); err != nil {
 		return fmt.Errorf("open: %w", err)
 	}
 	if err := report(); err != nil {
 		return err
 	}
-	cmdline, err := os.ReadFile("/proc/cmdline")
-	if err != nil {
-		return err
-	}
 	if err := errors.Join(os.Mkdir(mountpoint, 0o700), unix.Mount(opener.Volume, mountpoint, "ext4", 0, "")); err != nil {
 		return fmt.Errorf("mount: %w", err)
 	}
-	if strings.Contains(string(cmdline), "probe=fill") {
+	switch {
+	case strings.Contains(string(cmdline), "probe=fill"):
 		err = fill()
-	} else {
+	case strings.Contains(string(cmdline), "probe=commit"):
+		err = commit()
+	default:
 		err = read()
 	}
 	return errors.Join(err, unix.Unmount(mountpoint, 0))
@@ -112,6 +119,43 @@ func fill() error {
 	}
 	fmt.Printf("PROBE wrote %d\n", n)
 	return errors.Join(f.Truncate(int64(n)*64<<10), f.Sync(), f.Close())
+}
+
+// layout has the kernel lay out the whole disk, and a second time by our superblock.
+func layout() error {
+	for _, isNew := range []bool{true, false} {
+		if err := devmapper.Integrity("tags", "/dev/vdb", isNew); err != nil {
+			return err
+		}
+		if err := errors.Join(devmapper.Remove("tags"), devmapper.Remove("tags-disk")); err != nil {
+			return err
+		}
+	}
+	fmt.Println("PROBE laid out")
+	return nil
+}
+
+// pieces is what commit writes: an eighth of dm-integrity's journal, which puts nothing in
+// its place before it is half full.
+const pieces = 16
+
+// commit writes a file, has the disk confirm each piece, and cuts the power: no unmount, no
+// sync.
+func commit() error {
+	f, err := os.Create(file)
+	if err != nil {
+		return err
+	}
+	for n := range pieces {
+		if _, err := f.Write(block(n)); err != nil {
+			return err
+		}
+		if err := f.Sync(); err != nil {
+			return err
+		}
+	}
+	fmt.Printf("PROBE wrote %d\nPROBE done\n", pieces)
+	return unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
 }
 
 // read compares what fill wrote.
