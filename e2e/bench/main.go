@@ -4,8 +4,8 @@
 // It brings a lab of its own up, creates VMs one after the other, and boots the same
 // kernel and root plainly in between - unencrypted, unattested, without a tunnel, under
 // the same QEMU settings, to the same workload's first answer - so that both see the
-// same noise. What needs no VM is measured in this process, rules in namespaces of their
-// own.
+// same noise. In the same lab it kills the daemons. What needs no VM is measured in this
+// process, rules in namespaces of their own. -only takes a part of it.
 package main
 
 import (
@@ -16,8 +16,10 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -46,15 +48,44 @@ const (
 	aimSpends  = 1000  // a second, durable; a boot storm of 10,000 VMs in half a minute
 	aimLoader  = 8.0   // MiB; it is sent nowhere but measured and unpacked at each start
 	aimTPMHeld = 2000. // ms; VMs that boot at once queue for it
+	aimRestart = 1000. // ms; below what a VM on its way waits for an answer before it tries again
 	aimPhase   = 1.0   // ms; a VM waits for it at each phase, whatever their number
 )
 
+// measure is what can be measured by itself.
+type measure struct {
+	name string
+	run  func(context.Context, options) ([]Result, error)
+}
+
+// measures are taken in this order, after those in the lab.
+var measures = []measure{
+	{"unique", func(context.Context, options) ([]Result, error) { return uniquePart() }},
+	{"spends", func(ctx context.Context, o options) ([]Result, error) {
+		return tokenSpends(ctx, filepath.Join(o.work, "ledger.db"))
+	}},
+	{"phases", func(ctx context.Context, _ options) ([]Result, error) { return phaseChanges(ctx, phaseRounds) }},
+	{"loader", func(_ context.Context, o options) ([]Result, error) { return loaderSize(o.bin) }},
+}
+
+// options are what the command line says, and the run's own folder.
+type options struct {
+	bin, build, work string
+	vms              int
+	only             *regexp.Regexp
+}
+
+func (o options) wants(name string) bool { return o.only.MatchString(name) }
+
 func main() {
-	measure := run
-	if os.Getenv(insideNamespace) != "" {
-		measure = func() error { return measureInside(context.Background()) }
+	act := run
+	switch {
+	case os.Getenv(insideNamespace) != "":
+		act = func() error { return measureInside(context.Background()) }
+	case os.Getenv(insidePlace) != "":
+		act = askFromPlace
 	}
-	if err := measure(); err != nil {
+	if err := act(); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
@@ -65,43 +96,65 @@ func run() error {
 	build := flag.String("build", "build", "folder of what is slow to make")
 	out := flag.String("out", "bench.json", "file of the results")
 	vms := flag.Int("vms", 5, "number of VMs, and of plain boots")
+	only := flag.String("only", "", "regular `expression`: measure only what it matches, of "+strings.Join(names(), ", "))
 	flag.Parse()
 	if *vms < 1 {
 		return fmt.Errorf("-vms %d: at least one", *vms)
 	}
+	o := options{bin: *bin, build: *build, vms: *vms}
+	var err error
+	if o.only, err = regexp.Compile(*only); err != nil {
+		return fmt.Errorf("-only: %w", err)
+	}
+	if !slices.ContainsFunc(names(), o.wants) {
+		return fmt.Errorf("-only %s matches none of %s", *only, strings.Join(names(), ", "))
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	work, err := os.MkdirTemp("", "foothold-bench-")
+	if o.work, err = os.MkdirTemp("", "foothold-bench-"); err != nil {
+		return err
+	}
+	defer os.RemoveAll(o.work)
+	results, err := take(ctx, o)
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(work)
-
-	results, err := inProcess(ctx, work)
-	if err != nil {
-		return err
-	}
-	phases, err := phaseChanges(ctx, phaseRounds)
-	if err != nil {
-		return err
-	}
-	results = append(results, phases...)
-	size, err := loaderSize(*bin)
-	if err != nil {
-		return err
-	}
-	results = append(results, size)
-	boots, err := measureBoots(ctx, *bin, *build, work, *vms)
-	if err != nil {
-		return err
-	}
-	results = append(boots, results...)
 	data, err := json.MarshalIndent(results, "", "  ")
 	if err != nil {
 		return err
 	}
 	print(results)
 	return durable.WriteFile(*out, append(data, '\n'), 0o644)
+}
+
+// names lists everything that can be measured.
+func names() []string {
+	list := slices.Clone(labMeasures)
+	for _, m := range measures {
+		list = append(list, m.name)
+	}
+	return list
+}
+
+// take takes the wanted measurements, those outside the lab when it is down.
+func take(ctx context.Context, o options) (results []Result, err error) {
+	if slices.ContainsFunc(labMeasures, o.wants) {
+		if results, err = measureInLab(ctx, o); err != nil {
+			return nil, err
+		}
+	}
+	for _, m := range measures {
+		if !o.wants(m.name) {
+			continue
+		}
+		say("measuring %s", m.name)
+		more, err := m.run(ctx, o)
+		if err != nil {
+			return nil, err
+		}
+		results = append(results, more...)
+	}
+	return results, nil
 }
 
 // atMost and atLeast make results with an aim.
@@ -154,12 +207,12 @@ func median(values []float64) float64 {
 	return round((v[(len(v)-1)/2] + v[len(v)/2]) / 2)
 }
 
-func loaderSize(bin string) (Result, error) {
+func loaderSize(bin string) ([]Result, error) {
 	info, err := os.Stat(filepath.Join(bin, "foothold-loader"))
 	if err != nil {
-		return Result{}, fmt.Errorf("measure loader: %w", err)
+		return nil, fmt.Errorf("measure loader: %w", err)
 	}
-	return atMost("loader size", float64(info.Size())/(1<<20), "MiB", aimLoader), nil
+	return []Result{atMost("loader size", float64(info.Size())/(1<<20), "MiB", aimLoader)}, nil
 }
 
 func since(t time.Time) float64 { return time.Since(t).Seconds() }
