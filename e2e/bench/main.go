@@ -48,7 +48,7 @@ const (
 	aimSpends  = 1000  // a second, durable; a boot storm of 10,000 VMs in half a minute
 	aimLoader  = 8.0   // MiB; it is sent nowhere but measured and unpacked at each start
 	aimTPMHeld = 2000. // ms; VMs that boot at once queue for it
-	aimRestart = 1000. // ms; below what a VM on its way waits for an answer before it tries again
+	aimRestart = 1000. // ms; half of what a VM on its way waits for one answer before it tries again
 	aimPhase   = 1.0   // ms; a VM waits for it at each phase, whatever their number
 )
 
