@@ -19,33 +19,51 @@ import (
 // phaseNames are the parts of a creation, in their order.
 var phaseNames = []string{"reserved", "booting", "unlocking", "connecting", "ready"}
 
-// measureBoots creates VMs one after the other, each after a plain boot, and deletes them.
-func measureBoots(ctx context.Context, l *labState, o options) ([]Result, error) {
+// measureBoots creates VMs one after the other, each after a plain boot, and ends them
+// under traffic.
+func measureBoots(ctx context.Context, l *labState, o options) (results []Result, err error) {
 	var vms []api.VM
-	var plain []float64
-	peer, err := preparePlain(ctx, l)
+	var plain, revoked []float64
+	var peer plainboot.Options
+	if o.wants("boots") {
+		if peer, err = preparePlain(ctx, l); err != nil {
+			return nil, err
+		}
+	}
+	fetches, err := l.revoker(ctx)
 	if err != nil {
 		return nil, err
 	}
+	defer fetches.close()
 	for i := range o.vms {
-		say("plain boot %d of %d", i+1, o.vms)
-		r, err := plainboot.Run(ctx, peer)
-		if err != nil {
-			return nil, fmt.Errorf("%w\n%s", err, r.Console)
+		if o.wants("boots") {
+			say("plain boot %d of %d", i+1, o.vms)
+			r, err := plainboot.Run(ctx, peer)
+			if err != nil {
+				return nil, fmt.Errorf("%w\n%s", err, r.Console)
+			}
+			plain = append(plain, r.Answer.Seconds())
+			say("  %.1f s", r.Answer.Seconds())
 		}
-		plain = append(plain, r.Answer.Seconds())
-		say("  %.1f s; VM %d of %d", r.Answer.Seconds(), i+1, o.vms)
+		say("VM %d of %d", i+1, o.vms)
 		vm, err := l.create(ctx, fmt.Sprintf("bench-%d", i))
 		if err != nil {
 			return nil, err
 		}
-		say("  %.1f s", lasted(vm, "ready"))
-		vms = append(vms, vm)
-		if err := l.delete(ctx, vm.Name); err != nil {
+		ms, err := l.revoke(ctx, fetches, vm)
+		if err != nil {
 			return nil, err
 		}
+		say("  %.1f s, revoked in %.0f ms", lasted(vm, "ready"), ms)
+		vms, revoked = append(vms, vm), append(revoked, ms)
 	}
-	return summary(vms, median(plain)), nil
+	if o.wants("boots") {
+		results = summary(vms, median(plain))
+	}
+	if o.wants("revocation") {
+		results = append(results, revocations(revoked))
+	}
+	return results, nil
 }
 
 // summary makes results of the VMs and the plain boot's median.

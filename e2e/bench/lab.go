@@ -23,7 +23,7 @@ type labState struct {
 }
 
 // labMeasures are those that need a lab.
-var labMeasures = []string{"boots", "restarts"}
+var labMeasures = []string{"boots", "revocation", "restarts"}
 
 // measureInLab brings a lab up, takes the wanted measurements in it, and ends it.
 func measureInLab(ctx context.Context, o options) (results []Result, err error) {
@@ -43,7 +43,7 @@ func measureInLab(ctx context.Context, o options) (results []Result, err error) 
 	if err := l.up(ctx); err != nil {
 		return nil, err
 	}
-	if o.wants("boots") {
+	if o.wants("boots") || o.wants("revocation") {
 		if results, err = measureBoots(ctx, l, o); err != nil {
 			return nil, err
 		}

@@ -50,6 +50,7 @@ const (
 	aimTPMHeld = 2000. // ms; VMs that boot at once queue for it
 	aimRestart = 1000. // ms; half of what a VM on its way waits for one answer before it tries again
 	aimPhase   = 1.0   // ms; a VM waits for it at each phase, whatever their number
+	aimRevoked = 1000. // ms, p99; what a revoked VM sends so long after is no longer asked for
 )
 
 // measure is what can be measured by itself.
@@ -65,6 +66,7 @@ var measures = []measure{
 		return tokenSpends(ctx, filepath.Join(o.work, "ledger.db"))
 	}},
 	{"phases", func(ctx context.Context, _ options) ([]Result, error) { return phaseChanges(ctx, phaseRounds) }},
+	{"tunnels", tunnels},
 	{"loader", func(_ context.Context, o options) ([]Result, error) { return loaderSize(o.bin) }},
 }
 
