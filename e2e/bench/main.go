@@ -13,10 +13,12 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/signal"
 	"path/filepath"
 	"regexp"
+	"runtime/pprof"
 	"slices"
 	"strconv"
 	"strings"
@@ -50,6 +52,8 @@ const (
 	aimTPMHeld = 2000. // ms; VMs that boot at once queue for it
 	aimRestart = 1000. // ms; half of what a VM on its way waits for one answer before it tries again
 	aimPhase   = 1.0   // ms; a VM waits for it at each phase, whatever their number
+	aimBoots   = 300.  // a second, on two processors with clients and TPMs; 10,000 VMs in half a minute
+	aimDeliver = 0.8   // times what nginx delivers of the same bytes
 	aimRevoked = 1000. // ms, p99; what a revoked VM sends so long after is no longer asked for
 )
 
@@ -67,6 +71,8 @@ var measures = []measure{
 	}},
 	{"phases", func(ctx context.Context, _ options) ([]Result, error) { return phaseChanges(ctx, phaseRounds) }},
 	{"tunnels", tunnels},
+	{"requests", bootRequests},
+	{"delivery", delivery},
 	{"loader", func(_ context.Context, o options) ([]Result, error) { return loaderSize(o.bin) }},
 }
 
@@ -99,6 +105,7 @@ func run() error {
 	out := flag.String("out", "bench.json", "file of the results")
 	vms := flag.Int("vms", 5, "number of VMs, and of plain boots")
 	only := flag.String("only", "", "regular `expression`: measure only what it matches, of "+strings.Join(names(), ", "))
+	profile := flag.String("cpuprofile", "", "`file` for a processor profile of this process, in which the boot server runs for requests and delivery")
 	flag.Parse()
 	if *vms < 1 {
 		return fmt.Errorf("-vms %d: at least one", *vms)
@@ -117,6 +124,11 @@ func run() error {
 		return err
 	}
 	defer os.RemoveAll(o.work)
+	stopped, err := observe(o.work, *profile)
+	if err != nil {
+		return err
+	}
+	defer stopped()
 	results, err := take(ctx, o)
 	if err != nil {
 		return err
@@ -127,6 +139,24 @@ func run() error {
 	}
 	print(results)
 	return durable.WriteFile(*out, append(data, '\n'), 0o644)
+}
+
+// observe has the daemons that run in this process log as they do in their own, JSON to a
+// file, and the processor's time written down where that is asked for.
+func observe(work, profile string) (stop func(), err error) {
+	logs, err := os.Create(filepath.Join(work, "log"))
+	if err != nil {
+		return nil, err
+	}
+	slog.SetDefault(slog.New(slog.NewJSONHandler(logs, nil)))
+	if profile == "" {
+		return func() { logs.Close() }, nil
+	}
+	f, err := os.Create(profile)
+	if err != nil {
+		return nil, err
+	}
+	return func() { pprof.StopCPUProfile(); f.Close(); logs.Close() }, pprof.StartCPUProfile(f)
 }
 
 // names lists everything that can be measured.

@@ -201,6 +201,12 @@ func (h *host) handler() http.Handler {
 		}
 		answer(w, vm, "")
 	})
+	mux.HandleFunc("DELETE /v1/vms/{id}", func(w http.ResponseWriter, r *http.Request) {
+		h.mu.Lock()
+		delete(h.vms, r.PathValue("id"))
+		h.mu.Unlock()
+		answer(w, struct{}{}, "")
+	})
 	mux.HandleFunc("POST /v1/activate", func(w http.ResponseWriter, r *http.Request) {
 		var in hostapi.ActivateRequest
 		if strictjson.Read(r.Body, hostapi.MaxMessage, &in) != nil {

@@ -183,6 +183,9 @@ func (s *Site) Dial(ctx context.Context, vm *VM) (*Loader, error) {
 	return &Loader{vm: vm, conn: conn, in: bufio.NewReader(conn), leaf: der, key: vmKey}, nil
 }
 
+// Cipher is the connection's cipher suite.
+func (l *Loader) Cipher() uint16 { return l.conn.ConnectionState().CipherSuite }
+
 // Close ends the connection.
 func (l *Loader) Close() error { return l.conn.Close() }
 

@@ -100,6 +100,9 @@ func Open(ctx context.Context, o Options) (s *Site, err error) {
 			err = errors.Join(fmt.Errorf("bring a site up: %w", err), s.Close())
 		}
 	}()
+	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
+		return s, err
+	}
 	for _, step := range []func(context.Context) error{s.makeAuthorities, s.makeHosts, s.configure, s.start, s.addTemplate} {
 		if err := step(ctx); err != nil {
 			return s, err
