@@ -18,8 +18,9 @@ const (
 )
 
 // revokedWithin is the most that may pass between a document without a peer and the
-// last packet through its tunnel, also on a busy machine.
-const revokedWithin = time.Second
+// last packet through its tunnel, also on a busy machine: the gateway stores the document
+// durably first, and disks can be busy too.
+const revokedWithin = 3 * time.Second
 
 // still is how long an echo is waited for: one that has not come by then will not come.
 const still = 250 * time.Millisecond
