@@ -105,8 +105,8 @@ func (a *asker) answer() (time.Time, error) {
 }
 
 // askFromPlace is the other end: it runs in the lab until its standard input ends.
-func askFromPlace() error {
-	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
+func askFromPlace(in io.Reader, out io.Writer) error {
+	for lines := bufio.NewScanner(in); lines.Scan(); {
 		what, url, _ := strings.Cut(lines.Text(), " ")
 		attempt, err := attempts(url)
 		if err != nil {
@@ -115,7 +115,7 @@ func askFromPlace() error {
 		for attempt() != nil {
 			time.Sleep(askPause)
 		}
-		last := tell(time.Now())
+		last := tell(out, time.Now())
 		if what != "last" {
 			continue
 		}
@@ -125,13 +125,13 @@ func askFromPlace() error {
 			}
 			time.Sleep(askPause)
 		}
-		tell(last)
+		tell(out, last)
 	}
 	return nil
 }
 
-func tell(t time.Time) time.Time {
-	fmt.Println(t.Format(time.RFC3339Nano))
+func tell(out io.Writer, t time.Time) time.Time {
+	fmt.Fprintln(out, t.Format(time.RFC3339Nano))
 	return t
 }
 

@@ -91,7 +91,7 @@ func main() {
 	case os.Getenv(insideNamespace) != "":
 		act = func() error { return measureInside(context.Background()) }
 	case os.Getenv(insidePlace) != "":
-		act = askFromPlace
+		act = func() error { return askFromPlace(os.Stdin, os.Stdout) }
 	}
 	if err := act(); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
