@@ -70,7 +70,7 @@ var measures = []measure{
 		return tokenSpends(ctx, filepath.Join(o.work, "ledger.db"))
 	}},
 	{"phases", func(ctx context.Context, _ options) ([]Result, error) { return phaseChanges(ctx, phaseRounds) }},
-	{"tunnels", tunnels},
+	{"documents", documents},
 	{"requests", bootRequests},
 	{"delivery", delivery},
 	{"loader", func(_ context.Context, o options) ([]Result, error) { return loaderSize(o.bin) }},

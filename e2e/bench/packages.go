@@ -37,16 +37,22 @@ func byTest(ctx context.Context, o options, pkg, test string, rounds int, values
 	return nil
 }
 
-// tunnelRounds are enough for a p99.
-const tunnelRounds = 100
+// revocationRounds are enough for a p99.
+const revocationRounds = 100
 
-// tunnels is the gateway's part of a revocation, without VMs: from the signed document
-// without the peer to the last byte that comes back through the tunnel.
-func tunnels(ctx context.Context, o options) ([]Result, error) {
-	var times []float64
-	if err := byTest(ctx, o, "foothold/dmz/gateway", "TestRevocationEndsTheTunnel", tunnelRounds, &times); err != nil {
-		return nil, err
+// documents is the gateway's and the firewall's part of a revocation, without VMs: from the
+// signed document that does not name the VM to the last byte that comes back.
+func documents(ctx context.Context, o options) (results []Result, err error) {
+	for _, c := range []struct{ pkg, test, what string }{
+		{"foothold/dmz/gateway", "TestRevocationEndsTheTunnel", "through the gateway's tunnel"},
+		{"foothold/dmz/firewall", "TestRevocationEndsConnections", "through the firewall"},
+	} {
+		var times []float64
+		if err := byTest(ctx, o, c.pkg, c.test, revocationRounds, &times); err != nil {
+			return nil, err
+		}
+		name := fmt.Sprintf("from a document without the VM to the last byte %s, p99 of %d", c.what, len(times))
+		results = append(results, atMost(name, p99(times), "ms", aimRevoked))
 	}
-	name := fmt.Sprintf("from a document without the peer to the last byte through the tunnel, p99 of %d", len(times))
-	return []Result{atMost(name, p99(times), "ms", aimRevoked)}, nil
+	return results, nil
 }
