@@ -28,6 +28,7 @@ const insidePlace = "FOOTHOLD_BENCH_ASKS"
 const (
 	askPause   = time.Millisecond       // between two attempts
 	askLimit   = 500 * time.Millisecond // of one attempt
+	firstLimit = time.Minute            // for a first answer
 	quoteLimit = 5 * time.Second        // of one quote: the TPM makes it
 	hostPort   = 8443
 	silence    = 3 * time.Second // after the last answer it is the last: longer than a TCP segment is sent again
@@ -112,7 +113,11 @@ func askFromPlace(in io.Reader, out io.Writer) error {
 		if err != nil {
 			return err
 		}
-		for attempt() != nil {
+		began := time.Now()
+		for err := attempt(); err != nil; err = attempt() {
+			if time.Since(began) > firstLimit {
+				return fmt.Errorf("no answer of %s within %s: %w", url, firstLimit, err)
+			}
 			time.Sleep(askPause)
 		}
 		last := tell(out, time.Now())
