@@ -76,10 +76,11 @@ func (w *world) revoke(revision int64) time.Duration {
 	return took
 }
 
-// lastEcho sends one byte after the other until none comes back.
+// lastEcho sends one byte after the other until none comes back, or it is clear that they
+// come back for too long.
 func lastEcho(c net.Conn) time.Time {
 	last := time.Now()
-	for ping(c, still) == nil {
+	for limit := last.Add(2 * revokedWithin); ping(c, still) == nil && last.Before(limit); {
 		last = time.Now()
 	}
 	return last
