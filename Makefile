@@ -20,7 +20,7 @@ help:
 	@echo "make lab     the whole system on this machine, and a first VM"
 	@echo "make test    every test: unit tests with the race detector, then whole-system tests"
 	@echo "make faults  every daemon killed in every phase of a VM; takes half an hour"
-	@echo "make bench   measurements, as a table and as bench.json"
+	@echo "make bench   measurements, as a table and as bench.json; ONLY=EXPRESSION takes some (-help: which)"
 	@echo "make down    end the lab"
 	@echo "make clean   end the lab and remove bin/ and build/"
 
@@ -53,7 +53,7 @@ faults: deps
 	FOOTHOLD_FAULTS=all $(GO) test -tags system -count=1 -timeout 90m -run TestFaults -v ./e2e
 
 bench: deps
-	$(GO) run ./e2e/bench
+	$(GO) run ./e2e/bench $(if $(ONLY),-only '$(ONLY)')
 
 down:
 	@test ! -x $(FOOTHOLD) || $(FOOTHOLD) lab down --state $(STATE)

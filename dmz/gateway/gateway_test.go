@@ -79,6 +79,7 @@ type world struct {
 
 	private secret.Bytes // the VM's WireGuard key
 	public  [wg.KeyLen]byte
+	leave   func() // ends the VM's end of the tunnel
 
 	mu       sync.Mutex
 	admitted wire.AdmitRequest   // guarded by mu; last
@@ -312,7 +313,8 @@ func (w *world) tunnel(a agentmsg.AdmitResponse, psk []byte) {
 		if err != nil {
 			return err
 		}
-		w.t.Cleanup(func() { d.Close() })
+		w.leave = sync.OnceFunc(func() { d.Close() })
+		w.t.Cleanup(w.leave)
 		p := wg.Peer{PresharedKey: secret.New(psk), Endpoint: a.Endpoint, Keepalive: time.Duration(a.Keepalive) * time.Second, AllowedIPs: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")}}
 		copy(p.PublicKey[:], a.GatewayKey)
 		if err := d.AddPeer(p); err != nil {

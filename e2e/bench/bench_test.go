@@ -2,6 +2,7 @@ package main
 
 import (
 	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -54,10 +55,15 @@ func TestSummaryComparesWithThePlainBoot(t *testing.T) {
 }
 
 func TestInProcessMeasuresRealWork(t *testing.T) {
-	results, err := inProcess(t.Context(), t.TempDir())
+	unique, err := uniquePart()
 	if err != nil {
 		t.Fatal(err)
 	}
+	spends, err := tokenSpends(t.Context(), filepath.Join(t.TempDir(), "ledger.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	results := append(unique, spends...)
 	for _, r := range results {
 		t.Logf("%s: %v %s", r.Name, r.Value, r.Unit)
 		if r.Value <= 0 {

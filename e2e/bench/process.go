@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"path/filepath"
 	"time"
 
 	"foothold/protocol/bootmsg"
@@ -23,24 +22,11 @@ const (
 	spendRuns  = 2000
 )
 
-// inProcess measures what needs no VM. The ledger lies in work, so on the disk there.
-func inProcess(ctx context.Context, work string) ([]Result, error) {
-	unique, err := uniquePart()
-	if err != nil {
-		return nil, err
-	}
-	spends, err := tokenSpends(ctx, filepath.Join(work, "ledger.db"))
-	if err != nil {
-		return nil, err
-	}
-	return []Result{unique, spends}, nil
-}
-
 // uniquePart is the median time to build a VM's part of the initramfs.
-func uniquePart() (Result, error) {
+func uniquePart() ([]Result, error) {
 	_, key, err := ed25519.GenerateKey(nil)
 	if err != nil {
-		return Result{}, err
+		return nil, err
 	}
 	u := bootmsg.Unique{
 		Reservation: "0b6c2f4e-5a7d-4c1b-9e57-3d2a8f60c911", Start: 1, Name: "web", Account: "u-0b6c2f4e5a7d4c1b",
@@ -55,34 +41,35 @@ func uniquePart() (Result, error) {
 		began := time.Now()
 		text, err := json.Marshal(u)
 		if err != nil {
-			return Result{}, fmt.Errorf("measure unique part: %w", err)
+			return nil, fmt.Errorf("measure unique part: %w", err)
 		}
 		if _, err := bundle.Archive(bundle.File{Path: bundle.UniquePath, Data: text}); err != nil {
-			return Result{}, fmt.Errorf("measure unique part: %w", err)
+			return nil, fmt.Errorf("measure unique part: %w", err)
 		}
 		times = append(times, since(began)*1000)
 	}
-	return atMost("unique part, build", median(times), "ms", aimUnique), nil
+	return []Result{atMost("unique part, build", median(times), "ms", aimUnique)}, nil
 }
 
-// tokenSpends is how many tokens the ledger spends a second, each a durable transaction.
-func tokenSpends(ctx context.Context, file string) (Result, error) {
+// tokenSpends is how many tokens the ledger spends a second, each a durable transaction:
+// the ledger's file lies on the disk.
+func tokenSpends(ctx context.Context, file string) ([]Result, error) {
 	l, err := ledger.Open(ctx, file, time.Now)
 	if err != nil {
-		return Result{}, err
+		return nil, err
 	}
 	defer l.Close()
 	tokens, err := openTokens(ctx, l)
 	if err != nil {
-		return Result{}, fmt.Errorf("measure spends: %w", err)
+		return nil, fmt.Errorf("measure spends: %w", err)
 	}
 	began := time.Now()
 	for _, p := range tokens {
 		if _, err := l.Spend(ctx, p, func(*ledger.Tx, ledger.Reservation) error { return nil }); err != nil {
-			return Result{}, fmt.Errorf("measure spends: %w", err)
+			return nil, fmt.Errorf("measure spends: %w", err)
 		}
 	}
-	return atLeast("token spends", spendRuns/since(began), "per second", aimSpends), nil
+	return []Result{atLeast("token spends", spendRuns/since(began), "per second", aimSpends)}, nil
 }
 
 // openTokens stores as many booting reservations as there are spends, each with an open T1.

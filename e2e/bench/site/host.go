@@ -1,0 +1,224 @@
+package site
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"foothold/internal/mtls"
+	"foothold/internal/strictjson"
+	"foothold/internal/tpm"
+	"foothold/internal/tpm/swtpm"
+	"foothold/protocol/digest"
+	"foothold/protocol/event"
+	"foothold/protocol/evidence"
+	"foothold/protocol/hostapi"
+	"foothold/protocol/inventory"
+	"foothold/protocol/pcr"
+	"foothold/protocol/vmspec"
+	"foothold/provider/broker"
+	"foothold/provider/enroll"
+	"foothold/tenant/authority"
+	"foothold/tenant/hostclient"
+
+	"github.com/google/go-tpm/tpm2"
+)
+
+// turn is how long a VM may hold a TPM.
+const turn = 30 * time.Second
+
+// host speaks hostapi; its TPM and the broker before it are real.
+type host struct {
+	entry  inventory.Host
+	pid    int // of its TPM's process
+	broker *broker.Broker
+	log    []pcr.Event
+
+	mu  sync.Mutex
+	vms map[string]hostapi.VM // guarded by mu; by reservation
+}
+
+func (s *Site) newHost(ctx context.Context, name string) (*host, error) {
+	h := &host{vms: map[string]hostapi.VM{}}
+	dir := s.path(name)
+	if err := swtpm.Manufacture(ctx, dir); err != nil {
+		return nil, err
+	}
+	sockets, err := os.MkdirTemp("", "foothold-") // sockets' paths are short
+	if err != nil {
+		return nil, err
+	}
+	proc, err := s.power(ctx, dir, sockets)
+	if err != nil {
+		return nil, err
+	}
+	h.pid = proc.PID()
+	dev, err := tpm.Open(proc.Socket)
+	if err != nil {
+		return nil, err
+	}
+	s.running.Go(func() { <-ctx.Done(); dev.Close() })
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	h.entry = inventory.Host{Name: name, API: netip.MustParseAddrPort(l.Addr().String()), Location: "bench", Asset: name, Software: release}
+	if h.entry, err = enroll.Enroll(dev, h.entry); err != nil {
+		return nil, err
+	}
+	for _, f := range s.files {
+		if err := extend(dev, pcr.Platform, f.SHA256); err != nil {
+			return nil, err
+		}
+		h.log = append(h.log, pcr.Event{PCR: pcr.Platform, Digest: f.SHA256, Name: f.Name})
+	}
+	if h.broker, err = broker.New(dev, turn); err != nil {
+		return nil, err
+	}
+	files, err := s.issue(s.provider, authority.Provider, mtls.Host, name, authority.Server, hostclient.ServerName(name))
+	if err != nil {
+		return nil, err
+	}
+	files.CA = s.tenant.CertFile(authority.Tenant)
+	cert, pool, err := files.Load()
+	if err != nil {
+		return nil, err
+	}
+	srv := &http.Server{Handler: mtls.Allow(h.handler(), mtls.Orchestrator)}
+	s.running.Go(func() { <-ctx.Done(); srv.Close() })
+	s.run(ctx, name, func(ctx context.Context) error {
+		if err := srv.Serve(tls.NewListener(l, mtls.ServerConfig(cert, pool, mtls.Orchestrator))); ctx.Err() == nil {
+			return err
+		}
+		return nil
+	})
+	return h, nil
+}
+
+// power starts a TPM on a thread that lives as long as it: it dies with its thread.
+func (s *Site) power(ctx context.Context, dir, sockets string) (*swtpm.Process, error) {
+	type started struct {
+		proc *swtpm.Process
+		err  error
+	}
+	done := make(chan started, 1)
+	s.running.Go(func() {
+		defer os.RemoveAll(sockets)
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		proc, err := swtpm.Start(ctx, dir, filepath.Join(sockets, "tpm"))
+		done <- started{proc, err}
+		if err == nil {
+			<-ctx.Done()
+			proc.Stop()
+		}
+	})
+	r := <-done
+	return r.proc, r.err
+}
+
+// TPMTime is the processor time that all hosts' TPMs have taken so far.
+func (s *Site) TPMTime() (time.Duration, error) {
+	var ticks int64
+	for _, h := range s.hosts {
+		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", h.pid))
+		if err != nil {
+			return 0, fmt.Errorf("read the TPM's time: %w", err)
+		}
+		own, err := ticksOf(string(data))
+		if err != nil {
+			return 0, fmt.Errorf("read the TPM's time: %w", err)
+		}
+		ticks += own
+	}
+	return time.Duration(ticks) * tick, nil
+}
+
+// tick is the unit of times in /proc/PID/stat, USER_HZ of Linux on every machine we run on.
+const tick = 10 * time.Millisecond
+
+// ticksOf reads utime and stime, fields 14 and 15 (proc_pid_stat(5)); the name before them
+// may hold anything but ends with the last parenthesis.
+func ticksOf(stat string) (int64, error) {
+	fields := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:])
+	const state = 3 // number of the first field behind the name
+	if len(fields) <= 15-state {
+		return 0, errors.New("it is cut short")
+	}
+	user, err1 := strconv.ParseInt(fields[14-state], 10, 64)
+	system, err2 := strconv.ParseInt(fields[15-state], 10, 64)
+	return user + system, errors.Join(err1, err2)
+}
+
+func extend(dev *tpm.Device, register int, d digest.SHA256) error {
+	_, err := tpm2.PCRExtend{PCRHandle: tpm2.AuthHandle{Handle: tpm2.TPMHandle(register), Auth: tpm2.PasswordAuth(nil)},
+		Digests: tpm2.TPMLDigestValues{Digests: []tpm2.TPMTHA{{HashAlg: tpm2.TPMAlgSHA256, Digest: d[:]}}}}.Execute(dev)
+	return err
+}
+
+// add gives the host a running VM.
+func (h *host) add(spec vmspec.Spec, firmware vmspec.Firmware) {
+	now := time.Now()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.vms[spec.Reservation] = hostapi.VM{ID: spec.Reservation, Start: spec.Start, Name: spec.Name, Host: h.entry.Name, State: hostapi.Running,
+		Settings: spec.Digest(), Firmware: firmware, Created: now, Started: now}
+}
+
+func (h *host) handler() http.Handler {
+	mux := http.NewServeMux()
+	answer := func(w http.ResponseWriter, out any, why event.Reason) {
+		w.Header().Set("Content-Type", "application/json")
+		if why != "" {
+			w.WriteHeader(http.StatusConflict)
+			out = hostapi.Problem{Reason: why}
+		}
+		_ = json.NewEncoder(w).Encode(out) // the caller notices
+	}
+	mux.HandleFunc("GET /v1/platform", func(w http.ResponseWriter, _ *http.Request) {
+		answer(w, evidence.Platform{Log: slices.Clone(h.log)}, "")
+	})
+	mux.HandleFunc("GET /v1/vms/{id}", func(w http.ResponseWriter, r *http.Request) {
+		h.mu.Lock()
+		vm, ok := h.vms[r.PathValue("id")]
+		h.mu.Unlock()
+		if !ok {
+			answer(w, nil, event.UnknownVM)
+			return
+		}
+		answer(w, vm, "")
+	})
+	mux.HandleFunc("DELETE /v1/vms/{id}", func(w http.ResponseWriter, r *http.Request) {
+		h.mu.Lock()
+		delete(h.vms, r.PathValue("id"))
+		h.mu.Unlock()
+		answer(w, struct{}{}, "")
+	})
+	mux.HandleFunc("POST /v1/activate", func(w http.ResponseWriter, r *http.Request) {
+		var in hostapi.ActivateRequest
+		if strictjson.Read(r.Body, hostapi.MaxMessage, &in) != nil {
+			answer(w, nil, event.BadRequest)
+			return
+		}
+		credential, err := h.broker.Activate(r.Context(), in.Blob, in.Secret)
+		if err != nil {
+			answer(w, nil, event.BadRequest)
+			return
+		}
+		answer(w, hostapi.ActivateResponse{Credential: credential}, "")
+	})
+	return mux
+}
