@@ -93,7 +93,7 @@ func (s *Site) Reserve(ctx context.Context, n int) ([]*VM, error) {
 		for _, vm := range vms {
 			r := ledger.Reservation{ID: vm.spec.Reservation, Name: vm.spec.Name, Template: template, Restart: reservation.Never, Size: policy.DefaultSize,
 				MemoryMiB: vm.spec.MemoryMiB, Start: 1, Deadline: deadline, MAC: vm.spec.Network.MAC, Address: vm.from, Volume: vm.spec.Volume.ID}
-			if err := errors.Join(t.AddReservation(r), t.SetHost(r.ID, vm.host.entry.Name),
+			if err := errors.Join(t.AddReservation(r), t.SetPlace(r.ID, vm.host.entry.Name, 1),
 				t.PutStart(r.ID, 1, ledger.Start{Spec: vm.spec, HostStarted: time.Now()}),
 				t.Move(r.ID, 1, reservation.Reserved, reservation.Booting, deadline),
 				t.AddToken(ledger.Token{Digest: vm.t1.Digest(), Kind: token.T1, Reservation: r.ID, Start: 1, Phase: reservation.Booting, Source: r.Address})); err != nil {
