@@ -18,6 +18,7 @@ const patience = 30 * time.Second
 
 // Phases in which a VM does not run.
 const (
+	PhaseReserved = "reserved"
 	PhaseStopped  = "stopped"
 	PhaseAborted  = "aborted"
 	PhaseReleased = "released"

@@ -86,6 +86,19 @@ func (s *Steps) finish(name string, took time.Duration, tone Tone, mark string) 
 	}
 }
 
+// Note writes a line that is no step, above the current one.
+func (s *Steps) Note(text string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.out.tty {
+		fmt.Fprint(s.out.w, "\r\x1b[K")
+	}
+	s.out.Line("  %s", text)
+	if s.out.tty {
+		s.draw()
+	}
+}
+
 // Close ends the display; the line of an open step goes.
 func (s *Steps) Close() {
 	close(s.stopped)

@@ -102,6 +102,9 @@ func tell(w io.Writer, err error) {
 	if errors.Is(err, context.Canceled) {
 		err = errors.New("interrupted")
 	}
+	if errors.Is(err, context.DeadlineExceeded) && exitCode(err) == exitTimeout {
+		err = errors.New("--timeout passed; what was asked for goes on: foothold vm explain NAME says what it waits for")
+	}
 	fmt.Fprintln(w, "foothold:", err)
 }
 

@@ -22,7 +22,8 @@ import (
 // fakeAPI is an orchestrator that takes a VM one phase further each time it is asked
 // for. The VM's name decides what becomes of it: "taken" exists, "doomed" fails its
 // quote, "stuck" stays in booting, the workload of "brief" has
-// ended when it is looked at, the host of "undead" does not let go of it.
+// ended when it is looked at, the host of "undead" does not let go of it, nor that of "held" when
+// it is stopped; then it does not start again either.
 type fakeAPI struct {
 	mu        sync.Mutex
 	vms       map[string]*fakeVM       // by name; mu
@@ -157,6 +158,9 @@ func (f *fakeAPI) stop(r *http.Request) (any, *api.Problem) {
 	}
 	vm.Phase, vm.Ready, vm.Reason, vm.Explanation = "stopped", false, event.StopAsked, "an operator asked it to stop"
 	vm.step = len(fakePhases) + 1
+	if vm.Name == "held" {
+		vm.Cleanup = api.CleanupPending
+	}
 	return vm.VM, nil
 }
 
@@ -165,6 +169,10 @@ func (f *fakeAPI) start(r *http.Request) (any, *api.Problem) {
 	vm, p := f.find(r)
 	if p != nil {
 		return nil, p
+	}
+	if vm.Name == "held" && vm.Phase == "stopped" {
+		vm.NextStart = time.Now()
+		return vm.VM, nil
 	}
 	vm.Start, vm.Ready, vm.Reason, vm.Explanation = vm.Start+1, false, "", ""
 	vm.Phases, vm.step = nil, 1
@@ -222,6 +230,9 @@ func (f *fakeAPI) explain(r *http.Request) (any, *api.Problem) {
 	vm, p := f.find(r)
 	if p != nil {
 		return nil, p
+	}
+	if vm.Name == "held" {
+		return api.Explanation{Name: vm.Name, Phase: vm.Phase, Reason: vm.Reason, Awaited: "the host to \x1b[2Jconfirm that its last instance is gone"}, nil
 	}
 	return api.Explanation{Name: vm.Name, Phase: vm.Phase, Reason: vm.Reason, What: "a \x1b[31mmeasured file differs",
 		Until: time.Now().Add(time.Minute), Awaited: "the quote", Findings: []string{"pcr 10: replay differs"}, Next: "foothold host list"}, nil

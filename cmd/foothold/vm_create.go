@@ -56,12 +56,8 @@ func create(cmd *cobra.Command, name string, f createFlags) error {
 	if err != nil {
 		return failed(cmd, api.VM{Name: name}, err)
 	}
-	ctx := cmd.Context()
-	if f.timeout > 0 {
-		var stop context.CancelFunc
-		ctx, stop = context.WithTimeout(ctx, f.timeout)
-		defer stop()
-	}
+	ctx, stop := limited(cmd, f.timeout)
+	defer stop()
 	req := api.CreateVM{Name: name, Template: f.template, Size: f.size, Restart: f.restart}
 	if f.workload.file == "" && (f.workload.entry != "" || cmd.Flags().Changed("workload-port")) {
 		return failed(cmd, api.VM{Name: name}, usage("--entry and --workload-port belong to a --workload"))
@@ -100,7 +96,9 @@ func (s *session) follow(ctx context.Context, name string) (api.VM, error) {
 func (s *session) followStart(ctx context.Context, name string, start int) (api.VM, error) {
 	d := newPhaseSteps(s.log)
 	defer d.steps.Close()
+	a := newAwaited(s, d.steps)
 	return s.WaitStart(ctx, name, start, func(vm api.VM) {
+		a.see(ctx, vm)
 		if vm.Start >= start {
 			d.see(vm)
 		}

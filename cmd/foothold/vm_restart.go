@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"time"
 
 	"foothold/client"
 	"foothold/protocol/api"
@@ -10,7 +11,7 @@ import (
 )
 
 func vmStop() *cobra.Command {
-	wait := false
+	wait, timeout := false, time.Duration(0)
 	c := jsonFlag(&cobra.Command{
 		Use: "stop NAME", Short: "Stop a VM and keep its volume",
 		Long: `Stop a VM and keep its volume. One that computes is told through its tunnel and writes
@@ -19,9 +20,11 @@ certificate, tunnel and rules go with it. Nothing starts it again but ` + "`foot
 		Example: "  foothold vm stop web --wait",
 		Args:    cobra.ExactArgs(1),
 		RunE: inSession(func(cmd *cobra.Command, args []string, s *session) error {
-			vm, err := s.StopVM(cmd.Context(), args[0])
+			ctx, stop := limited(cmd, timeout)
+			defer stop()
+			vm, err := s.StopVM(ctx, args[0])
 			if err == nil && wait {
-				vm, err = s.WaitStopped(cmd.Context(), vm.ID, nil)
+				vm, err = s.followStop(ctx, vm.ID)
 			}
 			if err != nil {
 				return failed(cmd, vm, err)
@@ -37,7 +40,8 @@ certificate, tunnel and rules go with it. Nothing starts it again but ` + "`foot
 			return nil
 		}),
 	})
-	c.Flags().BoolVar(&wait, "wait", false, "wait until its host has confirmed that it is gone")
+	c.Flags().BoolVar(&wait, "wait", false, "wait until its host has confirmed that it is gone, saying what keeps it")
+	timeoutFlag(c, &timeout)
 	return c
 }
 
@@ -78,14 +82,25 @@ func (s *session) restart(ctx context.Context, name string) (api.VM, int, error)
 	return vm, before.Start + 1, err
 }
 
+// followStop waits until a VM is stopped and its host has confirmed that, and says what
+// keeps it.
+func (s *session) followStop(ctx context.Context, id string) (api.VM, error) {
+	steps := s.log.Steps()
+	defer steps.Close()
+	a := newAwaited(s, steps)
+	return s.WaitStopped(ctx, id, func(vm api.VM) { a.see(ctx, vm) })
+}
+
 func startCommand(use, short, long, example string, ask func(*session, context.Context, string) (api.VM, int, error)) *cobra.Command {
-	wait := false
+	wait, timeout := false, time.Duration(0)
 	c := jsonFlag(&cobra.Command{
 		Use: use, Short: short, Long: long, Example: example, Args: cobra.ExactArgs(1),
 		RunE: inSession(func(cmd *cobra.Command, args []string, s *session) error {
-			vm, start, err := ask(s, cmd.Context(), args[0])
+			ctx, stop := limited(cmd, timeout)
+			defer stop()
+			vm, start, err := ask(s, ctx, args[0])
 			if err == nil && wait {
-				vm, err = s.followStart(cmd.Context(), vm.ID, start)
+				vm, err = s.followStart(ctx, vm.ID, start)
 			}
 			if err != nil {
 				return failed(cmd, vm, err)
@@ -101,6 +116,7 @@ func startCommand(use, short, long, example string, ask func(*session, context.C
 			return nil
 		}),
 	})
-	c.Flags().BoolVar(&wait, "wait", false, "wait until the VM is ready, showing each phase")
+	c.Flags().BoolVar(&wait, "wait", false, "wait until the VM is ready, showing each phase and what keeps it")
+	timeoutFlag(c, &timeout)
 	return c
 }

@@ -23,7 +23,7 @@ const (
 	crowd         = 50
 	crowdVMs      = 40
 	crowdBoots    = 8
-	crowdPatience = 3 * time.Minute
+	crowdPatience = 5 * time.Minute
 )
 
 // crowdConfig lets a crowd take its time: how long a busy machine needs for it is no
