@@ -25,6 +25,7 @@ func quoteHost(ctx context.Context, args []string) error {
 	path := f.String("tpm", "/dev/tpm0", "TPM device")
 	nonce := f.String("nonce", "", "qualifying data, 64 hexadecimal digits")
 	out := f.String("out", "", "file for quote and logs")
+	logs := f.String("logs", "", "file for the logs alone, as 'foothold platform manifest create --evidence' reads them")
 	if err := parse(f, args, false); err != nil {
 		return err
 	}
@@ -48,6 +49,11 @@ func quoteHost(ctx context.Context, args []string) error {
 	}
 	if answer.Platform, err = measure.Logs(); err != nil {
 		return err
+	}
+	if *logs != "" {
+		if err := write(*logs, answer.Platform); err != nil {
+			return err
+		}
 	}
 	return write(*out, answer)
 }

@@ -9,6 +9,24 @@
 // The first process (package init below) lets the foothold-host of the disk enrol and
 // quote, and hands out what it wrote. The machine has no network. OVMF and the stub are
 // taken from their packages without installing them.
+//
+// What such a host logs, by register, in the order of each (OVMF 2022.11, systemd 252,
+// Linux 6.1; the test of this package prints it):
+//
+//	0    version, two firmware volumes (digests of what their data point to), separator
+//	1    BootOrder and each Boot#### (the digest is of the variable alone), separator
+//	2,3  separator
+//	4    "Calling EFI Application from Boot Option", separator, the UKI, the kernel in it
+//	5    separator, two events of leaving the boot services
+//	6    separator
+//	7    SecureBoot, PK, KEK, db, dbx, separator
+//	9    the kernel's command line and the initramfs, by the kernel's own EFI stub
+//	11   .linux, .osrel, .cmdline, .initrd: each section's name, then its content
+//	10   boot_aggregate over registers 0 to 9, then files, by IMA
+//
+// Registers 12 to 14 stay zero: a command line, credentials or extensions from outside
+// the image would be there. The initramfs is a memory file system, which IMA's policy
+// passes over; registers 4, 9 and 11 hold it.
 package hostimage
 
 import (

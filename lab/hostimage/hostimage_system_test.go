@@ -133,8 +133,9 @@ func (b *bench) run(t *testing.T, name string, o hostimage.Options) boot {
 func keep(t *testing.T, name string, a hostimage.Answer, p evidence.Platform) {
 	t.Helper()
 	dir := filepath.Join(logsDir, name)
-	err := os.MkdirAll(dir, 0o755)
-	for file, data := range map[string][]byte{"firmware": p.Firmware, "kernel": p.Kernel, "quote.json": a.Quote, "entry.json": a.Entry} {
+	logs, err := json.Marshal(p)
+	err = errors.Join(err, os.MkdirAll(dir, 0o755))
+	for file, data := range map[string][]byte{"firmware": p.Firmware, "kernel": p.Kernel, "platform.json": logs, "quote.json": a.Quote, "entry.json": a.Entry} {
 		err = errors.Join(err, os.WriteFile(filepath.Join(dir, file), data, 0o644))
 	}
 	if err != nil {
