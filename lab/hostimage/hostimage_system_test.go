@@ -115,7 +115,10 @@ func (b *bench) run(t *testing.T, name string, o hostimage.Options) boot {
 	if err := errors.Join(json.Unmarshal(run.Answer.Quote, &answer), json.Unmarshal(run.Answer.Entry, &entry)); err != nil {
 		t.Fatal(err)
 	}
-	keep(t, name, run.Answer, answer.Platform)
+	if entry.EKChain, err = swtpm.Chain(b.tpm); err != nil { // as who publishes adds it
+		t.Fatal(err)
+	}
+	b.keep(t, name, entry, run.Answer.Quote, answer.Platform)
 	t.Logf("%s: answered after %.1f s; firmware's log has %d bytes, kernel's list %d", name, run.Took.Seconds(), len(answer.Platform.Firmware), len(answer.Platform.Kernel))
 	result := replay(t, answer.Platform)
 	result.quoted(t, entry, answer.Quote, nonce)
@@ -129,13 +132,17 @@ func (b *bench) run(t *testing.T, name string, o hostimage.Options) boot {
 	return result
 }
 
-// keep writes what a boot gave where other tests find it.
-func keep(t *testing.T, name string, a hostimage.Answer, p evidence.Platform) {
+// keep writes what a boot gave, and whom its TPM's certificate is from, where other tests
+// find it.
+func (b *bench) keep(t *testing.T, name string, host inventory.Host, quote []byte, p evidence.Platform) {
 	t.Helper()
-	dir := filepath.Join(logsDir, name)
 	logs, err := json.Marshal(p)
-	err = errors.Join(err, os.MkdirAll(dir, 0o755))
-	for file, data := range map[string][]byte{"firmware": p.Firmware, "kernel": p.Kernel, "platform.json": logs, "quote.json": a.Quote, "entry.json": a.Entry} {
+	entry, err2 := json.Marshal(host)
+	roots, err3 := os.ReadFile(filepath.Join(b.tpm, swtpm.RootFile))
+	dir := filepath.Join(logsDir, name)
+	err = errors.Join(err, err2, err3, os.MkdirAll(dir, 0o755))
+	for file, data := range map[string][]byte{"firmware": p.Firmware, "kernel": p.Kernel, "platform.json": logs,
+		"quote.json": quote, "entry.json": entry, "tpm-roots.pem": roots} {
 		err = errors.Join(err, os.WriteFile(filepath.Join(dir, file), data, 0o644))
 	}
 	if err != nil {
