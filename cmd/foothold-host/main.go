@@ -3,6 +3,7 @@
 //
 //	foothold-host run     --config FILE
 //	foothold-host enroll  --tpm PATH --name N --api ADDRESS:PORT --location L --asset A --software S --out FILE
+//	foothold-host quote   --tpm PATH --nonce HEX --out FILE [--logs FILE]
 //	foothold-host publish --provider P --key FILE --version N --valid DURATION --out FILE HOST.json ...
 package main
 
@@ -43,12 +44,12 @@ func main() {
 	slog.SetDefault(slog.New(slog.NewJSONHandler(os.Stderr, nil)))
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	verbs := map[string]func(context.Context, []string) error{"run": run, "enroll": enrollHost, "publish": publish}
+	verbs := map[string]func(context.Context, []string) error{"run": run, "enroll": enrollHost, "quote": quoteHost, "publish": publish}
 	err := errUsage
 	if len(os.Args) > 1 && verbs[os.Args[1]] != nil {
 		err = verbs[os.Args[1]](ctx, os.Args[2:])
 	} else {
-		fmt.Fprintln(os.Stderr, "usage: foothold-host run|enroll|publish; -h after a verb shows its flags")
+		fmt.Fprintln(os.Stderr, "usage: foothold-host run|enroll|quote|publish; -h after a verb shows its flags")
 	}
 	switch {
 	case errors.Is(err, flag.ErrHelp):

@@ -87,16 +87,8 @@ func newestKernel(ctx context.Context, dir string, say func(string)) (apt []stri
 	if errors.Is(err, command.ErrMissing) {
 		return nil, "", "", err
 	}
-	say("fetching package lists")
-	state := filepath.Join(dir, "apt")
-	for _, sub := range []string{"lists/partial", "cache/archives/partial"} {
-		if err := os.MkdirAll(filepath.Join(state, sub), 0o755); err != nil {
-			return nil, "", "", fmt.Errorf("make apt folders: %w", err)
-		}
-	}
-	apt = []string{"-o", "Dir::State::lists=" + state + "/lists", "-o", "Dir::Cache=" + state + "/cache", "-o", "Debug::NoLocking=1"}
-	if err := command.Run(ctx, "apt-get", append(slices.Clone(apt), "-q", "update")...); err != nil {
-		return nil, "", "", fmt.Errorf("fetch package lists: %w", err)
+	if apt, err = freshLists(ctx, dir, say); err != nil {
+		return nil, "", "", err
 	}
 	pkg, version, err = askApt(ctx, apt)
 	return apt, pkg, version, err
@@ -116,55 +108,21 @@ func askApt(ctx context.Context, apt []string) (pkg, version string, err error) 
 	if pkg == "" {
 		return "", "", fmt.Errorf("find the current cloud kernel: %s depends on no known kernel package", kernelMeta)
 	}
-	out, err = command.Output(ctx, "apt-cache", append(slices.Clone(apt), "policy", pkg)...)
-	if err != nil {
-		return "", "", fmt.Errorf("find the version of %s: %w", pkg, err)
-	}
-	for _, line := range strings.Split(string(out), "\n") {
-		if v, ok := strings.CutPrefix(strings.TrimSpace(line), "Candidate: "); ok && v != "(none)" {
-			return pkg, v, nil
-		}
-	}
-	return "", "", fmt.Errorf("find the version of %s: apt has no candidate", pkg)
+	version, err = candidate(ctx, apt, pkg)
+	return pkg, version, err
 }
 
 // download fetches and unpacks beside place, then moves it there whole.
 func download(ctx context.Context, apt []string, place, pkg, version string) (*Kernel, error) {
-	work, err := os.MkdirTemp(filepath.Dir(place), ".new-")
+	err := unpack(ctx, apt, place, pkg, version, func(tree string, deb digest.SHA256) error {
+		k := Kernel{Package: pkg, Version: version, Deb: deb, Release: kernelPackage.FindStringSubmatch(pkg)[1]}
+		data, err := json.MarshalIndent(k, "", "  ")
+		if err != nil {
+			return fmt.Errorf("record kernel: %w", err)
+		}
+		return durable.WriteFile(filepath.Join(tree, "kernel.json"), data, 0o644)
+	})
 	if err != nil {
-		return nil, fmt.Errorf("make a work folder: %w", err)
-	}
-	defer os.RemoveAll(work)
-	cmd, err := command.New(ctx, "apt-get", append(slices.Clone(apt), "-q", "download", pkg+"="+version)...)
-	if err != nil {
-		return nil, err
-	}
-	cmd.Dir = work
-	if _, err := command.Wait(cmd); err != nil {
-		return nil, fmt.Errorf("download %s: %w", pkg, err)
-	}
-	debs, _ := filepath.Glob(filepath.Join(work, "*.deb"))
-	if len(debs) != 1 {
-		return nil, fmt.Errorf("download %s: apt left %d packages", pkg, len(debs))
-	}
-	sum, err := durable.Digest(debs[0])
-	if err != nil {
-		return nil, err
-	}
-	tree := filepath.Join(work, "tree")
-	if err := command.Run(ctx, "dpkg-deb", "-x", debs[0], tree); err != nil {
-		return nil, fmt.Errorf("unpack %s: %w", pkg, err)
-	}
-	k := Kernel{Package: pkg, Version: version, Deb: sum, Release: kernelPackage.FindStringSubmatch(pkg)[1]}
-	data, err := json.MarshalIndent(k, "", "  ")
-	if err != nil {
-		return nil, fmt.Errorf("record kernel: %w", err)
-	}
-	if err := durable.WriteFile(filepath.Join(tree, "kernel.json"), data, 0o644); err != nil {
-		return nil, err
-	}
-	os.RemoveAll(place) // a place that did not open
-	if err := durable.Publish(tree, place); err != nil {
 		return nil, err
 	}
 	return openKernel(place)

@@ -13,6 +13,8 @@ import (
 	"os"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // MaxMessage bounds a command and a response in bytes (TPM 2.0 Library, part 2,
@@ -51,11 +53,14 @@ func Open(path string) (*Device, error) {
 		}
 		return &Device{rw: conn}, nil
 	case info.Mode()&os.ModeCharDevice != 0:
-		f, err := os.OpenFile(path, os.O_RDWR, 0)
+		// os.OpenFile would make it non-blocking. The kernel then carries a command out in the
+		// background, and a read that comes first finds nothing: the end of a file
+		// (drivers/char/tpm/tpm-dev-common.c).
+		fd, err := unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC, 0)
 		if err != nil {
-			return nil, fmt.Errorf("open TPM: %w", err)
+			return nil, fmt.Errorf("open TPM %s: %w", path, err)
 		}
-		return &Device{rw: f}, nil
+		return &Device{rw: os.NewFile(uintptr(fd), path)}, nil
 	}
 	return nil, fmt.Errorf("open TPM: %s is neither a device nor a socket", path)
 }

@@ -103,6 +103,17 @@ type Process struct {
 // after a host boot) and waits until it listens at socket. The TPM dies with the
 // thread that started it.
 func Start(ctx context.Context, dir, socket string) (*Process, error) {
+	return start(ctx, dir, socket, "--server", "type=unixio,path="+socket+",mode=0600", "--flags", "not-need-init,startup-clear")
+}
+
+// StartFor gives the TPM in dir to a machine that QEMU emulates. The socket takes QEMU's
+// control commands (-tpmdev emulator), which power the TPM on; the machine's firmware
+// starts it up. The TPM dies with the thread that started it.
+func StartFor(ctx context.Context, dir, socket string) (*Process, error) {
+	return start(ctx, dir, socket, "--ctrl", "type=unixio,path="+socket+",mode=0600")
+}
+
+func start(ctx context.Context, dir, socket string, how ...string) (*Process, error) {
 	if err := os.Remove(socket); err != nil && !os.IsNotExist(err) {
 		return nil, fmt.Errorf("start TPM: %w", err)
 	}
@@ -110,9 +121,8 @@ func Start(ctx context.Context, dir, socket string) (*Process, error) {
 	if err != nil {
 		return nil, err
 	}
-	cmd := exec.Command(path, "socket", "--tpm2", "--tpmstate", "dir="+filepath.Join(dir, stateDir)+",mode=0600",
-		"--server", "type=unixio,path="+socket+",mode=0600", "--flags", "not-need-init,startup-clear",
-		"--log", "file="+filepath.Join(dir, logFile)+",level=1")
+	cmd := exec.Command(path, append([]string{"socket", "--tpm2", "--tpmstate", "dir=" + filepath.Join(dir, stateDir) + ",mode=0600",
+		"--log", "file=" + filepath.Join(dir, logFile) + ",level=1"}, how...)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start TPM: %w", err)

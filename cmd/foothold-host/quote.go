@@ -1,0 +1,59 @@
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"time"
+
+	"foothold/internal/tpm"
+	"foothold/protocol/digest"
+	"foothold/protocol/hostapi"
+	"foothold/provider/broker"
+	"foothold/provider/measure"
+)
+
+// noTurn stands for the turn of a VM, which a quote of the host alone has none of.
+const noTurn = time.Second
+
+// quoteHost quotes what the host runs, with the logs of its firmware and kernel: what a
+// known-good host gives reference values by. It takes the TPM over, which must not serve
+// an agent now.
+func quoteHost(ctx context.Context, args []string) error {
+	f := flag.NewFlagSet("quote", flag.ContinueOnError)
+	path := f.String("tpm", "/dev/tpm0", "TPM device")
+	nonce := f.String("nonce", "", "qualifying data, 64 hexadecimal digits")
+	out := f.String("out", "", "file for quote and logs")
+	logs := f.String("logs", "", "file for the logs alone, as 'foothold platform manifest create --evidence' reads them")
+	if err := parse(f, args, false); err != nil {
+		return err
+	}
+	qualifying, err := digest.Parse(*nonce)
+	if err != nil || *out == "" {
+		fmt.Fprintln(os.Stderr, "quote: want --nonce, 64 hexadecimal digits, and --out")
+		return errUsage
+	}
+	dev, err := tpm.Open(*path)
+	if err != nil {
+		return err
+	}
+	defer dev.Close()
+	b, err := broker.New(dev, noTurn)
+	if err != nil {
+		return err
+	}
+	var answer hostapi.QuoteResponse
+	if answer.Quote, err = b.StaticQuote(ctx, qualifying); err != nil {
+		return err
+	}
+	if answer.Platform, err = measure.Logs(); err != nil {
+		return err
+	}
+	if *logs != "" {
+		if err := write(*logs, answer.Platform); err != nil {
+			return err
+		}
+	}
+	return write(*out, answer)
+}
