@@ -16,6 +16,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -70,6 +71,8 @@ type boot struct {
 	events   []tcglog.Event
 	files    []imalog.Entry
 	regs     map[int]digest.SHA256
+	entry    inventory.Host
+	answer   hostapi.QuoteResponse
 }
 
 // bench boots variants of one host, all on the same TPM.
@@ -105,7 +108,7 @@ func (b *bench) run(t *testing.T, name string, o hostimage.Options) boot {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), bootTimeout)
 	defer cancel()
-	nonce := digest.Of([]byte("nonce of " + name))
+	nonce := binding(question(name))
 	run, err := hostimage.Boot(ctx, image, b.tpm, nonce)
 	if err != nil {
 		t.Fatalf("%v\n%s", err, run.Console)
@@ -121,6 +124,7 @@ func (b *bench) run(t *testing.T, name string, o hostimage.Options) boot {
 	b.keep(t, name, entry, run.Answer.Quote, answer.Platform)
 	t.Logf("%s: answered after %.1f s; firmware's log has %d bytes, kernel's list %d", name, run.Took.Seconds(), len(answer.Platform.Firmware), len(answer.Platform.Kernel))
 	result := replay(t, answer.Platform)
+	result.entry, result.answer = entry, answer
 	result.quoted(t, entry, answer.Quote, nonce)
 	result.names(t, "/host/foothold-host", o.Agent)
 	for _, m := range o.Modules {
@@ -270,7 +274,8 @@ func changedFiles(good, other boot) []string {
 	return list
 }
 
-// TestHost boots a good host and three others, and finds in genuine logs what each differs by.
+// TestHost boots a good host, whose genuine logs lead to an accepting verdict, and three
+// others, each of which is refused for what it differs by.
 func TestHost(t *testing.T) {
 	b := newBench(t)
 	good := b.run(t, "good", b.options)
@@ -283,15 +288,23 @@ func TestHost(t *testing.T) {
 	if len(good.files) != 2+len(b.options.Modules) {
 		t.Errorf("the kernel measured %d files, want the registers, the modules and the agent", len(good.files))
 	}
+	tenant := newTenant(t, b, good.entry, good.answer.Platform)
+	if err := tenant.judge(t, question("good"), good.entry, good.answer).Err(); err != nil {
+		t.Errorf("the good host: %v", err)
+	}
+	if tenant.judge(t, question("another"), good.entry, good.answer).Good() {
+		t.Error("an answer to another question was accepted")
+	}
 	for _, c := range []struct {
 		name          string
 		change        func(*hostimage.Options)
 		events, files []string
+		says          string // in the refusal
 	}{
-		{"agent", func(o *hostimage.Options) { o.Agent = alter(t, o.Agent) }, nil, []string{"/host/foothold-host"}},
+		{"agent", func(o *hostimage.Options) { o.Agent = alter(t, o.Agent) }, nil, []string{"/host/foothold-host"}, `file "/host/foothold-host"`},
 		{"argument", func(o *hostimage.Options) { o.Cmdline = "init_on_alloc=0" },
-			[]string{"4 EV_EFI_BOOT_SERVICES_APPLICATION", "11 EV_IPL .cmdline", "9 EV_EVENT_TAG"}, []string{"boot_aggregate"}},
-		{"module", func(o *hostimage.Options) { o.Modules = append(slices.Clone(o.Modules), "drivers/net/dummy.ko") }, nil, []string{"/host/modules/dummy.ko"}},
+			[]string{"4 EV_EFI_BOOT_SERVICES_APPLICATION", "11 EV_IPL .cmdline", "9 EV_EVENT_TAG"}, []string{"boot_aggregate"}, "EV_IPL .cmdline, PCR 11"},
+		{"module", func(o *hostimage.Options) { o.Modules = append(slices.Clone(o.Modules), "drivers/net/dummy.ko") }, nil, []string{"/host/modules/dummy.ko"}, `file "/host/modules/dummy.ko"`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			o := b.options
@@ -302,6 +315,10 @@ func TestHost(t *testing.T) {
 			}
 			if got := changedFiles(good, other); !slices.Equal(got, c.files) {
 				t.Errorf("kernel's list differs in %q, want %q", got, c.files)
+			}
+			verdict := tenant.judge(t, question(c.name), other.entry, other.answer)
+			if verdict.Good() || !strings.Contains(verdict.Err().Error(), c.says) {
+				t.Errorf("the verdict does not say %q: %v", c.says, verdict.Findings)
 			}
 			if len(c.events) == 0 && !bytes.Equal(good.firmware, other.firmware) {
 				t.Error("the same firmware and UKI gave another log")
