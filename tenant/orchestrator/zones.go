@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"foothold/protocol/event"
@@ -29,6 +30,8 @@ type zones struct {
 	// publishing serialises making and signing, so that a later reading of the ledger
 	// never gets an earlier revision.
 	publishing sync.Mutex
+	asked      atomic.Int64 // publishings so far
+	covered    int64        // guarded by publishing; the last of them whose caller's ledger is in the documents
 
 	mu      sync.Mutex
 	state   map[string]*zoneState
@@ -64,8 +67,13 @@ func (o *Orchestrator) newZones(ctx context.Context) (*zones, error) {
 // whose lease is half over. When it returns, the streams have them.
 func (o *Orchestrator) publish(ctx context.Context) error {
 	z := o.zones
+	mine := z.asked.Add(1)
 	z.publishing.Lock()
 	defer z.publishing.Unlock()
+	if mine <= z.covered { // somebody read the ledger while this call waited
+		return nil
+	}
+	covers := z.asked.Load()
 	vms, err := o.zoneVMs(ctx)
 	if err != nil {
 		return fmt.Errorf("publish zones: %w", err)
@@ -85,6 +93,7 @@ func (o *Orchestrator) publish(ctx context.Context) error {
 			return fmt.Errorf("publish zone %s: %w", name, err)
 		}
 	}
+	z.covered = covers
 	return nil
 }
 
