@@ -39,6 +39,20 @@ func (m *machine) overwrite(at int64, data []byte) {
 	}
 }
 
+// emptyJournal is what the kernel makes on a new disk.
+func emptyJournal(t *testing.T) []byte {
+	t.Helper()
+	m := newMachine(t)
+	if console := m.start("layout", unlockmsg.Disk{Authenticated: true}); !strings.Contains(console, "PROBE laid out\n") {
+		t.Fatal("no new journal")
+	}
+	data, err := os.ReadFile(m.image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data[superblockEnd:journalEnd]
+}
+
 // firstBlock is what lies where the superblock would.
 func (m *machine) firstBlock() []byte {
 	m.t.Helper()
@@ -97,9 +111,10 @@ func TestSuperblockOfTheDiskIsNotRead(t *testing.T) {
 	if !bytes.Equal(m.firstBlock(), make([]byte, superblockEnd)) {
 		t.Error("making the volume new writes a superblock on the disk")
 	}
-	// Without the journal there is nothing to read: the power was cut before its replay.
+	// With the empty journal of a new disk there is nothing to read: the power was cut before
+	// the replay.
 	bare := m.copied()
-	bare.overwrite(superblockEnd, make([]byte, journalEnd-superblockEnd))
+	bare.overwrite(superblockEnd, emptyJournal(t))
 	if console := bare.start("read", unlockmsg.Disk{Authenticated: true}); strings.Contains(console, fmt.Sprintf("PROBE read good=%d ", committed)) {
 		t.Error("the data had left the journal already: this test does not show what it is for")
 	}

@@ -135,8 +135,8 @@ func layout() error {
 	return nil
 }
 
-// pieces is what commit writes: an eighth of dm-integrity's journal, which puts nothing in
-// its place before it is half full.
+// pieces is what commit writes, of which the last at the least is in dm-integrity's journal alone
+// when the power is cut; the test holds that against an empty journal.
 const pieces = 16
 
 // commit writes a file, has the disk confirm each piece, and cuts the power: no unmount, no
