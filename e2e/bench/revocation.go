@@ -41,6 +41,9 @@ func (l *labState) revoke(ctx context.Context, a *asker, vm api.VM) (float64, er
 	if err != nil {
 		return 0, err
 	}
+	if began.Sub(last) > askLimit { // then the revocation did not end the traffic
+		return 0, fmt.Errorf("VM %s: its last packet came %s before its access was revoked", vm.Name, began.Sub(last))
+	}
 	for {
 		now, err := l.api.VM(ctx, vm.ID)
 		if err != nil {
