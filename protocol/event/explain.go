@@ -30,6 +30,7 @@ func Explanations() map[Reason]Explanation {
 		InUse:           {"something still refers to it", "delete what uses it first"},
 		WrongPhase:      {"the VM is not in a phase in which this can be asked of it", "see `foothold vm explain NAME` for where it stands"},
 		NotPermitted:    {"the caller's certificate does not permit this", "use a context with an operator's certificate"},
+		DiskFull:        {"a disk has no room for what would have to be stored, so nothing was done; the message says whose", "free space on it - the orchestrator's state directory or the host's - and ask again; `foothold fsck` tells whether all fits"},
 
 		HostRefused:       {"the host declined what the orchestrator asked of it", "read the host's own reason; see the host agent's log at the provider"},
 		HostUnreachable:   {"the host did not answer on the provider's management network", "check the host and the path to it: `foothold host list`, `foothold lab logs host`"},

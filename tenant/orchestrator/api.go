@@ -282,6 +282,8 @@ func statusOf(r event.Reason) int {
 		return http.StatusBadGateway
 	case event.InternalError:
 		return http.StatusInternalServerError
+	case event.DiskFull:
+		return http.StatusInsufficientStorage
 	}
 	return http.StatusForbidden
 }
