@@ -261,7 +261,7 @@ func (o *Orchestrator) task(f func()) {
 func (o *Orchestrator) drive(id string, start int, what string, act func(context.Context) error) {
 	r := o.liveRun(id)
 	o.task(func() {
-		err := act(r.ctx)
+		err := untilRoom(r.ctx, id, what, act)
 		if err == nil || r.ctx.Err() != nil && !reservation.Damning(*refusalOf(err)) {
 			return
 		}
