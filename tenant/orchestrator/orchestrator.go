@@ -104,8 +104,12 @@ type ground struct {
 
 // New opens the state and reads what the configuration names. The clock is the
 // machine's; deadlines are compared with it in the ledger.
-func New(ctx context.Context, conf Config) (_ *Orchestrator, err error) {
-	o := &Orchestrator{conf: conf, limits: conf.phaseLimits(), network: conf.policyNetwork(), now: time.Now, runs: map[string]*run{}, starting: map[string]bool{},
+func New(ctx context.Context, conf Config) (*Orchestrator, error) {
+	return newAt(ctx, conf, time.Now)
+}
+
+func newAt(ctx context.Context, conf Config, now func() time.Time) (_ *Orchestrator, err error) {
+	o := &Orchestrator{conf: conf, limits: conf.phaseLimits(), network: conf.policyNetwork(), now: now, runs: map[string]*run{}, starting: map[string]bool{},
 		dial: (&net.Dialer{Timeout: dialVMTimeout}).DialContext, watchEvery: watchEvery}
 	if o.letGo, err = lockState(ctx, conf.State); err != nil {
 		return nil, err
