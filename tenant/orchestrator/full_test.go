@@ -107,6 +107,7 @@ func TestDiskFull(t *testing.T) {
 	if _, why := running.say(); why != event.DiskFull {
 		t.Errorf("a heartbeat: %q", why)
 	}
+	pause(t.Context(), 5*w.watchEvery) // the watch over its host finds no room, more than once
 	if vm := w.vm("web"); vm.Phase != string(reservation.Computing) || vm.Start != 1 || !w.host.has(vm.ID) {
 		t.Errorf("the VM that runs: %+v", vm)
 	}
