@@ -3,6 +3,7 @@ package loader
 import (
 	"bytes"
 	"crypto/ed25519"
+	"fmt"
 	"strings"
 	"time"
 
@@ -38,7 +39,7 @@ func (b *boot) check(grant *bootmsg.Grant, now time.Time) (bootmsg.Manifest, err
 	case m.Tunnel != b.tunnel:
 		return wrong("another tunnel")
 	case !now.Before(m.Expires):
-		return wrong("it has expired")
+		return wrong(fmt.Sprintf("it expired at %s, %s ago by this VM's clock", m.Expires.UTC().Format(time.RFC3339), now.Sub(m.Expires).Round(time.Second)))
 	case m.Cmdline == "" || len(m.Cmdline) >= maxCmdline || strings.ContainsAny(m.Cmdline, "\x00\n"):
 		return wrong("no good command line")
 	case m.Kernel != shared.Kernel || m.Initramfs != shared.Initramfs:

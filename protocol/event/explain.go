@@ -30,6 +30,7 @@ func Explanations() map[Reason]Explanation {
 		InUse:           {"something still refers to it", "delete what uses it first"},
 		WrongPhase:      {"the VM is not in a phase in which this can be asked of it", "see `foothold vm explain NAME` for where it stands"},
 		NotPermitted:    {"the caller's certificate does not permit this", "use a context with an operator's certificate"},
+		DiskFull:        {"a disk has no room for what would have to be stored, so nothing was done; the message says whose", "free space on it - the orchestrator's state directory or the host's - and ask again; `foothold fsck` tells whether all fits"},
 
 		HostRefused:       {"the host declined what the orchestrator asked of it", "read the host's own reason; see the host agent's log at the provider"},
 		HostUnreachable:   {"the host did not answer on the provider's management network", "check the host and the path to it: `foothold host list`, `foothold lab logs host`"},
@@ -54,7 +55,7 @@ func Explanations() map[Reason]Explanation {
 		SignatureInvalid:   {"a signature does not belong to what it signs", "somebody altered it on the way: compare keys and documents, see the events before"},
 		DigestMismatch:     {"a component or image is not the one that was signed for", "see the boot server's and the store's log for what was sent; build or upload it again"},
 		LoaderFailed:       {"the VM's loader gave up", "see `foothold vm logs NAME` for its message"},
-		ServerUntrusted:    {"the boot server or gateway that answered the VM has not the pinned certificate: another authority, name, use or role", "look for who answers at its address on the cloud network; if its certificate was made anew, see that it is of the authority in the orchestrator's configuration"},
+		ServerUntrusted:    {"the boot server or gateway that answered the VM has not the pinned certificate: another authority, name, use or role, or not of this time by the VM's clock", "look for who answers at its address on the cloud network; compare the host's clock with the server's; if its certificate was made anew, see that it is of the authority in the orchestrator's configuration"},
 		BootServerFailed:   {"the boot server could not carry the conversation through", "see the boot server's log: `foothold lab logs bootserver`"},
 		ReportRefused:      {"the VM's report does not fit what was delivered to it or is not signed by its key", "treat the relay as suspect: see the boot server's log"},
 		ProbeAccepted:      {"the VM let in a login that must be refused", "do not use this template: its agent does not keep the door; audit it by `foothold template audit`"},
@@ -74,7 +75,7 @@ func Explanations() map[Reason]Explanation {
 		TrafficRefused:     {"a packet came that nothing lets pass in the phase that its VM is in: another port, source, MAC or direction", "see source, MAC and port in `foothold events`; a VM that sends before its rules are live is dropped for a moment, too"},
 
 		OrchestratorAway:      {"no answer came from the orchestrator; nothing is known of the request", "check that it runs and that the context names its address: `foothold context show`, in a lab `foothold lab status`; then `foothold vm list`"},
-		OrchestratorUntrusted: {"the tool and the orchestrator do not trust each other's certificates", "use the context that belongs to this orchestrator: `foothold context show`"},
+		OrchestratorUntrusted: {"the tool and the orchestrator do not trust each other's certificates", "use the context that belongs to this orchestrator: `foothold context show`; if it is, compare both clocks"},
 		WaitTimeout:           {"--timeout passed while the VM was on its way; it goes on", "`foothold vm watch NAME` waits on, `foothold vm explain NAME` says for what"},
 		Interrupted:           {"the command was interrupted; a VM that was created goes on", "`foothold vm watch NAME` waits on"},
 

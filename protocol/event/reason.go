@@ -19,6 +19,7 @@ const (
 	InUse           Reason = "in-use"
 	WrongPhase      Reason = "wrong-phase"
 	NotPermitted    Reason = "not-permitted"
+	DiskFull        Reason = "disk-full"
 
 	// Acts of the boot story.
 	HostRefused        Reason = "host-refused"

@@ -113,7 +113,7 @@ var statuses = map[event.Reason]int{
 	event.BadRequest: http.StatusBadRequest, event.DigestMismatch: http.StatusBadRequest, event.NotPermitted: http.StatusForbidden,
 	event.UnknownVM: http.StatusNotFound, event.UnknownTemplate: http.StatusNotFound, event.InUse: http.StatusConflict,
 	event.VMStopped: http.StatusConflict, event.QuotaExceeded: http.StatusConflict, event.TPMBusy: http.StatusServiceUnavailable,
-	event.TPMLost: http.StatusServiceUnavailable,
+	event.TPMLost: http.StatusServiceUnavailable, event.DiskFull: http.StatusInsufficientStorage,
 }
 
 // refuse answers with a Problem. What went wrong inside stays in the log.

@@ -39,14 +39,17 @@ func (a *Agent) volumePath(tenant, id string) string {
 func (a *Agent) putTemplate(tenant string, want digest.SHA256, r io.Reader) error {
 	path := a.templatePath(tenant, want)
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return fmt.Errorf("store template: %w", err)
+		return diskFull("store template", err)
 	}
 	if _, err := os.Stat(path); err == nil {
 		return nil
 	}
-	return durable.Write(path, 0o400, func(f *os.File) error {
+	err := durable.Write(path, 0o400, func(f *os.File) error {
 		h := sha256.New()
 		n, err := io.Copy(io.MultiWriter(f, h), io.LimitReader(r, maxTemplate+1))
+		if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+			return err
+		}
 		if err != nil {
 			return event.Refuse(event.BadRequest, "the template's bytes did not arrive: %v", err)
 		}
@@ -58,6 +61,21 @@ func (a *Agent) putTemplate(tenant string, want digest.SHA256, r io.Reader) erro
 		}
 		return nil
 	})
+	return diskFull("store template", err)
+}
+
+// diskFull turns the failure of a write for want of space into a refusal that says so.
+// What was being written has been removed by then.
+func diskFull(doing string, err error) error {
+	switch {
+	case errors.Is(err, unix.ENOSPC):
+		return event.Refuse(event.DiskFull, "%s: the host's disk has no room for it", doing)
+	case errors.Is(err, unix.EDQUOT):
+		return event.Refuse(event.DiskFull, "%s: the host agent's disk quota has no room for it", doing)
+	case err != nil:
+		return fmt.Errorf("%s: %w", doing, err)
+	}
+	return nil
 }
 
 // listTemplates lists the tenant's templates and how many VMs have each attached.
@@ -113,12 +131,14 @@ func (a *Agent) openTemplate(tenant string, sum digest.SHA256) (*os.File, error)
 	return f, nil
 }
 
-// makeVolume makes the volume as a sparse file if it is absent. The tenant's guest
+// makeVolume makes the volume if it is absent, with all its space allocated: a sparse
+// file on a disk that fills up later would fail the guest's writes, and harm what it
+// holds. Where the file system cannot allocate, it makes none. The tenant's guest
 // formats it; the host never reads or writes it.
 func (a *Agent) makeVolume(tenant string, vol vmspec.Volume) error {
 	path := a.volumePath(tenant, vol.ID)
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return fmt.Errorf("make volume: %w", err)
+		return diskFull("make volume", err)
 	}
 	info, err := os.Stat(path)
 	if err == nil {
@@ -127,7 +147,23 @@ func (a *Agent) makeVolume(tenant string, vol vmspec.Volume) error {
 	if !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("make volume: %w", err)
 	}
-	return durable.Write(path, 0o600, func(f *os.File) error { return f.Truncate(int64(vol.SizeMiB) << 20) })
+	err = durable.Write(path, 0o600, func(f *os.File) error { return allocate(f, int64(vol.SizeMiB)<<20) })
+	return diskFull(fmt.Sprintf("make volume of %d MiB", vol.SizeMiB), err)
+}
+
+// allocate gives the empty file its size and blocks. A signal may interrupt it
+// (fallocate(2)); what was allocated by then is kept.
+func allocate(f *os.File, size int64) error {
+	for {
+		err := unix.Fallocate(int(f.Fd()), 0, 0, size)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("allocate its space: %w", err)
+		}
+		return nil
+	}
 }
 
 func sameSize(info fs.FileInfo, vol vmspec.Volume) error {

@@ -36,7 +36,7 @@ func (v *vm) write(info hostapi.VM) error {
 	if err != nil {
 		return fmt.Errorf("record vm: %w", err)
 	}
-	return durable.WriteFile(v.agent.recordPath(v.spec.Reservation), data, 0o600)
+	return diskFull("record vm", durable.WriteFile(v.agent.recordPath(v.spec.Reservation), data, 0o600))
 }
 
 // forget removes the VM's file.

@@ -30,8 +30,9 @@ const (
 	authorityLifetime = 10 * 365 * 24 * time.Hour
 	maxLifetime       = 398 * 24 * time.Hour // daemons and operators; what browsers take at most
 	maxVMLifetime     = 7 * 24 * time.Hour
-	// backdating allows for clocks of peers that run behind.
-	backdating = 5 * time.Minute
+	// Backdating allows for clocks of peers that run behind: for one that is off by ten
+	// minutes, and what a certificate is under way.
+	Backdating = 15 * time.Minute
 )
 
 // holderForm is the form of the NAME in a holder's URI.
@@ -158,7 +159,7 @@ func leaf(id mtls.Identity, lifetime time.Duration, usage Usage) *x509.Certifica
 	tmpl := &x509.Certificate{
 		SerialNumber:          serial(),
 		Subject:               pkix.Name{CommonName: id.String()}, // for people; nobody decides by it
-		NotBefore:             now.Add(-backdating),
+		NotBefore:             now.Add(-Backdating),
 		NotAfter:              now.Add(lifetime),
 		KeyUsage:              x509.KeyUsageDigitalSignature,
 		BasicConstraintsValid: true,
@@ -214,7 +215,7 @@ func selfSign(name Name, r rule, key crypto.Signer) ([]byte, error) {
 	tmpl := &x509.Certificate{
 		SerialNumber:          serial(),
 		Subject:               pkix.Name{CommonName: "Foothold " + string(name) + " authority"},
-		NotBefore:             now.Add(-backdating),
+		NotBefore:             now.Add(-Backdating),
 		NotAfter:              now.Add(authorityLifetime),
 		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
 		BasicConstraintsValid: true,

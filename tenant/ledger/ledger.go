@@ -11,6 +11,9 @@
 // a token, [Tx.Move] for a phase, [Tx.End] for the end, [Tx.UseNonce] for a nonce.
 // Token and phase and journal entry change in the same transaction. The plain text of
 // a token never comes here; only its digest does.
+//
+// On a full disk a write fails with [ErrFull] and has changed nothing; reading goes on,
+// and the next write that finds room succeeds.
 package ledger
 
 import (
@@ -130,7 +133,7 @@ func (l *Ledger) Close() error {
 
 // Tx is one transaction. It is valid only inside the function that got it.
 type Tx struct {
-	tx  *sql.Tx
+	tx  *statements
 	ctx context.Context
 	// Now is the transaction's time: deadlines are checked against it, history shows it.
 	Now time.Time
@@ -149,14 +152,19 @@ func (l *Ledger) Read(ctx context.Context, f func(*Tx) error) error {
 func run(ctx context.Context, db *sql.DB, now func() time.Time, f func(*Tx) error) error {
 	tx, err := db.BeginTx(ctx, nil)
 	if err != nil {
-		return fmt.Errorf("begin transaction: %w", err)
+		return told(fmt.Errorf("begin transaction: %w", err))
 	}
-	if err := f(&Tx{tx: tx, ctx: ctx, Now: now()}); err != nil {
+	s := &statements{tx: tx}
+	err = f(&Tx{tx: s, ctx: ctx, Now: now()})
+	if err == nil {
+		err = s.failed // of one whose error f took for an answer
+	}
+	if err != nil {
 		tx.Rollback()
-		return err
+		return told(err)
 	}
 	if err := tx.Commit(); err != nil {
-		return fmt.Errorf("commit: %w", err)
+		return told(fmt.Errorf("commit: %w", err))
 	}
 	return nil
 }

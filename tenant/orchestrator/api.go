@@ -3,7 +3,6 @@ package orchestrator
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"net/http"
 	"reflect"
 	"strings"
@@ -256,11 +255,7 @@ func (r *refused) GetStatus() int { return r.status }
 // problem makes the answer to a failed call. What is not a refusal is a fault of ours:
 // it is not shown.
 func problem(err error) error {
-	var why *event.Refusal
-	if !errors.As(err, &why) {
-		logFault(err)
-		why = event.Refuse(event.InternalError, "the orchestrator's log says more")
-	}
+	why := shown(err)
 	detail := why.Detail
 	if len(why.Findings) > 0 {
 		detail = strings.TrimPrefix(why.Error(), string(why.Reason)+": ")
@@ -282,6 +277,8 @@ func statusOf(r event.Reason) int {
 		return http.StatusBadGateway
 	case event.InternalError:
 		return http.StatusInternalServerError
+	case event.DiskFull:
+		return http.StatusInsufficientStorage
 	}
 	return http.StatusForbidden
 }

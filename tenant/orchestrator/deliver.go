@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"foothold/internal/bootimage"
 	"foothold/internal/mtls"
@@ -75,6 +76,11 @@ type unique struct {
 	login   []byte // SSH public key, wire format
 }
 
+// vmClockSkew is how far a VM's clock, which is its host's, may run ahead of ours before it
+// takes its manifest for expired. It gives no manifest a longer use: that is bound to one
+// key, one tunnel and one start.
+const vmClockSkew = 15 * time.Minute
+
 // delivery makes the unique part and the signed manifest.
 func (o *Orchestrator) delivery(r ledger.Reservation, s ledger.Start, tpl ledger.Template, shared bootmsg.Components, u unique, tunnel digest.SHA256) (upstream.VerdictResponse, error) {
 	n := s.Spec.Network
@@ -92,7 +98,7 @@ func (o *Orchestrator) delivery(r ledger.Reservation, s ledger.Start, tpl ledger
 		return upstream.VerdictResponse{}, err
 	}
 	manifest, err := json.Marshal(bootmsg.Manifest{Reservation: r.ID, Start: r.Start, VMKey: s.VMKey, Tunnel: tunnel, Kernel: shared.Kernel,
-		Initramfs: shared.Initramfs, Unique: uniqueComponent(archive), Cmdline: bootimage.GuestCmdline, Expires: r.Deadline.UTC()})
+		Initramfs: shared.Initramfs, Unique: uniqueComponent(archive), Cmdline: bootimage.GuestCmdline, Expires: r.Deadline.Add(vmClockSkew).UTC()})
 	if err != nil {
 		return upstream.VerdictResponse{}, fmt.Errorf("encode manifest: %w", err)
 	}

@@ -80,6 +80,8 @@ func (o *Orchestrator) findAny(ctx context.Context, id string) (r ledger.Reserva
 func refusalOf(err error) *event.Refusal {
 	var why *event.Refusal
 	switch {
+	case diskFull(err):
+		return event.Refuse(event.DiskFull, "%v", err)
 	case errors.As(err, &why) && why.Reason == event.UnknownVM: // a host's word
 		return event.Refuse(event.VMStopped, "%s", why.Detail)
 	case errors.As(err, &why):
@@ -111,6 +113,9 @@ func (o *Orchestrator) fail(ctx context.Context, id string, start int, why event
 		r, err := t.Reservation(id)
 		if err != nil || !r.Live() {
 			return err
+		}
+		if tunnel := r.Phase == reservation.Connecting || r.Phase == reservation.Computing; tunnel && why.Reason == event.DiskFull {
+			return nil // its guest says the same again
 		}
 		if over := r.Phase == reservation.Stopped || start != 0 && r.Start != start; over {
 			if reservation.Damning(why) {

@@ -107,8 +107,12 @@ type ground struct {
 
 // New opens the state and reads what the configuration names. The clock is the
 // machine's; deadlines are compared with it in the ledger.
-func New(ctx context.Context, conf Config) (_ *Orchestrator, err error) {
-	o := &Orchestrator{conf: conf, limits: conf.phaseLimits(), network: conf.policyNetwork(), now: time.Now, runs: map[string]*run{}, starting: map[string]bool{},
+func New(ctx context.Context, conf Config) (*Orchestrator, error) {
+	return newAt(ctx, conf, time.Now)
+}
+
+func newAt(ctx context.Context, conf Config, now func() time.Time) (_ *Orchestrator, err error) {
+	o := &Orchestrator{conf: conf, limits: conf.phaseLimits(), network: conf.policyNetwork(), now: now, runs: map[string]*run{}, starting: map[string]bool{},
 		dial: (&net.Dialer{Timeout: dialVMTimeout}).DialContext, watchEvery: watchEvery}
 	if o.letGo, err = lockState(ctx, conf.State); err != nil {
 		return nil, err
@@ -264,7 +268,7 @@ func (o *Orchestrator) task(f func()) {
 func (o *Orchestrator) drive(id string, start int, what string, act func(context.Context) error) {
 	r := o.liveRun(id)
 	o.task(func() {
-		err := act(r.ctx)
+		err := untilRoom(r.ctx, id, what, act)
 		if err == nil || r.ctx.Err() != nil && !reservation.Damning(*refusalOf(err)) {
 			return
 		}

@@ -46,7 +46,7 @@ func (o *Orchestrator) unlock(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithDeadline(ctx, r.Deadline)
+	ctx, cancel := context.WithTimeout(ctx, r.Deadline.Sub(o.now()))
 	defer cancel()
 	// 1. The way is opened, the host quoted again and the headers made, all at once:
 	// none releases anything.

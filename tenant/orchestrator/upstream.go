@@ -3,7 +3,6 @@ package orchestrator
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"log/slog"
 	"net/http"
 	"regexp"
@@ -69,11 +68,7 @@ func handle[In, Out any](o *Orchestrator, f func(context.Context, mtls.Identity,
 
 // refuse answers a daemon. Only reason and detail go out; findings stay here.
 func refuse(w http.ResponseWriter, err error) {
-	var why *event.Refusal
-	if !errors.As(err, &why) {
-		logFault(err)
-		why = event.Refuse(event.InternalError, "the orchestrator's log says more")
-	}
+	why := shown(err)
 	w.WriteHeader(statusOf(why.Reason))
 	json.NewEncoder(w).Encode(upstream.Problem{Reason: why.Reason, Detail: why.Detail})
 }

@@ -43,6 +43,7 @@ import (
 // and VMs that speak the real protocols.
 type world struct {
 	watchEvery time.Duration // from the next start on; 0: the default
+	off        time.Duration // of the orchestrator's clock, from the next start on
 	t          *testing.T
 	o          *Orchestrator
 	conf       Config
@@ -165,7 +166,8 @@ func newWorld(t *testing.T, change ...func(*Config)) *world {
 func (w *world) start() {
 	w.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	o := must[*Orchestrator](w.t)(New(ctx, w.conf))
+	off := w.off
+	o := must[*Orchestrator](w.t)(newAt(ctx, w.conf, func() time.Time { return time.Now().Add(off) }))
 	o.dial = w.dialVM
 	if w.watchEvery > 0 {
 		o.watchEvery = w.watchEvery

@@ -24,8 +24,9 @@ import (
 const (
 	maxInventory = 16 << 20 // bytes
 	maxHosts     = 10000
-	// clockSkew is how far the provider's clock may run ahead of ours.
-	clockSkew = 5 * time.Minute
+	// clockSkew is how far another's clock may run ahead of ours, or ours may have been
+	// set back: ten minutes, and what a document is under way.
+	clockSkew = 15 * time.Minute
 )
 
 // Inventory is a provider's inventory whose signature was verified and whose hosts
@@ -88,7 +89,7 @@ func ParseInventory(data []byte, key ed25519.PublicKey, makers *Manufacturers, n
 	case len(doc.Hosts) > maxHosts:
 		return nil, fmt.Errorf("it lists more than %d hosts", maxHosts)
 	case doc.Issued.After(now.Add(clockSkew)):
-		return nil, errors.New("it was issued in the future")
+		return nil, ahead("it was issued", doc.Issued, now)
 	}
 	if err := inv.inForce(now); err != nil {
 		return nil, err
@@ -125,9 +126,15 @@ func (inv *Inventory) Host(name string) (Standing, bool) {
 	return Standing{Host: h.entry, Problems: slices.Clone(h.problems)}, true
 }
 
+// ahead is the refusal of what is of the future by this machine's clock.
+func ahead(what string, at, now time.Time) error {
+	return fmt.Errorf("%s at %s, %s ahead of this machine's clock (%s; %s is borne): set the clock that is wrong", what,
+		at.UTC().Format(time.RFC3339), at.Sub(now).Round(time.Second), now.UTC().Format(time.RFC3339), clockSkew)
+}
+
 func (inv *Inventory) inForce(now time.Time) error {
 	if !now.Before(inv.doc.Expires) {
-		return fmt.Errorf("it expired at %s", inv.doc.Expires.UTC().Format(time.RFC3339))
+		return fmt.Errorf("it expired at %s, %s ago by this machine's clock", inv.doc.Expires.UTC().Format(time.RFC3339), now.Sub(inv.doc.Expires).Round(time.Second))
 	}
 	return nil
 }

@@ -135,7 +135,7 @@ func TestPlatform(t *testing.T) {
 		"file w/o digest":    func(m *platform.Manifest) { m.Files = []platform.File{{Name: "x"}} },
 		"no loader":          func(m *platform.Manifest) { m.Firmware.LoaderInitramfs = digest.SHA256{} },
 		"expired":            func(m *platform.Manifest) { m.ValidUntil = w.now },
-		"not yet in force":   func(m *platform.Manifest) { m.ValidFrom = w.now.Add(time.Second) },
+		"not yet in force":   func(m *platform.Manifest) { m.ValidFrom = w.now.Add(time.Hour) },
 		"no end of validity": func(m *platform.Manifest) { m.ValidUntil = time.Time{} },
 	} {
 		m := w.manifest()

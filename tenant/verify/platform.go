@@ -67,8 +67,12 @@ func ParsePlatform(data []byte, key ed25519.PublicKey, profile string, now time.
 func (p *Platform) Manifest() platform.Manifest { return p.doc }
 
 func (p *Platform) inForce(now time.Time) error {
-	if now.Before(p.doc.ValidFrom) || !now.Before(p.doc.ValidUntil) {
-		return fmt.Errorf("they count from %s to %s", p.doc.ValidFrom.UTC().Format(time.RFC3339), p.doc.ValidUntil.UTC().Format(time.RFC3339))
+	if p.doc.ValidFrom.After(now.Add(clockSkew)) {
+		return ahead("they begin to count", p.doc.ValidFrom, now)
+	}
+	if !now.Before(p.doc.ValidUntil) {
+		return fmt.Errorf("they count from %s to %s, this machine's clock says %s", p.doc.ValidFrom.UTC().Format(time.RFC3339),
+			p.doc.ValidUntil.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))
 	}
 	return nil
 }
