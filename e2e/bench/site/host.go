@@ -76,6 +76,9 @@ func (s *Site) newHost(ctx context.Context, name string) (*host, error) {
 		return nil, err
 	}
 	h.entry = inventory.Host{Name: name, API: netip.MustParseAddrPort(l.Addr().String()), Location: "bench", Asset: name, Software: release}
+	if h.entry.EKChain, err = swtpm.Chain(dir); err != nil {
+		return nil, err
+	}
 	if h.entry, err = enroll.Enroll(dev, h.entry); err != nil {
 		return nil, err
 	}

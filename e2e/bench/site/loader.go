@@ -55,7 +55,7 @@ func (s *Site) addTemplate(ctx context.Context) error {
 	}
 	defer l.Close()
 	return l.Write(ctx, func(t *ledger.Tx) error {
-		return t.AddTemplate(ledger.Template{Name: template, SHA256: s.image, Size: 1, RootHash: s.image, HashOffset: 4096, Release: release,
+		return t.AddTemplate(ledger.Template{Name: template, Version: 1, SHA256: s.image, Size: 1, RootHash: s.image, HashOffset: 4096, Release: release,
 			Components: signed.Seal(s.keys.component, signed.Components, components), Audit: []byte("{}"), Created: time.Now()})
 	})
 }

@@ -28,6 +28,7 @@ import (
 	"foothold/dmz/upstream"
 	"foothold/internal/durable"
 	"foothold/internal/mtls"
+	"foothold/internal/tpm/swtpm"
 	"foothold/protocol/bootmsg"
 	"foothold/protocol/digest"
 	"foothold/protocol/inventory"
@@ -189,10 +190,22 @@ func (s *Site) seal(name string, e signed.Envelope) (string, error) {
 	return s.path(name), durable.WriteFile(s.path(name), data, 0o644)
 }
 
+// tpmRoots is the file of the TPMs' manufacturers.
+const tpmRoots = "tpm-roots.pem"
+
 func (s *Site) configure(context.Context) error {
 	var entries []inventory.Host
+	var roots []byte // each software TPM has a manufacturer of its own
 	for _, h := range s.hosts {
 		entries = append(entries, h.entry)
+		root, err := os.ReadFile(filepath.Join(s.path(h.entry.Name), swtpm.RootFile))
+		if err != nil {
+			return err
+		}
+		roots = append(roots, root...)
+	}
+	if err := durable.WriteFile(s.path(tpmRoots), roots, 0o644); err != nil {
+		return err
 	}
 	now := time.Now()
 	listed, err := enroll.Publish(s.keys.inventory, "bench", 1, now, day, entries)
@@ -226,7 +239,7 @@ func (s *Site) configure(context.Context) error {
 	s.conf = orchestrator.Config{
 		State: s.path("tenant"), Profile: platform.Lab, API: "127.0.0.1:0", Upstream: addresses[2], Tenant: tenantName,
 		OperatorTLS: operator, UpstreamTLS: daemons, StoreTLS: stores, HostTLS: hosts,
-		Inventory: inventoryFile, InventoryKey: hexKey(s.keys.inventory), Platform: platformFile, PlatformKey: hexKey(s.keys.platform),
+		Inventory: inventoryFile, InventoryKey: hexKey(s.keys.inventory), TPMRoots: s.path(tpmRoots), Platform: platformFile, PlatformKey: hexKey(s.keys.platform),
 		ComponentKey: hexKey(s.keys.component),
 		Boot:         orchestrator.Boot{Address: s.boot, ServerName: bootDNS, CA: s.init.Authorities["boot"]},
 		Gateway: orchestrator.Gateway{Admission: netip.AddrPortFrom(loopback, 1), WireGuard: netip.AddrPortFrom(loopback, 2),
@@ -234,7 +247,7 @@ func (s *Site) configure(context.Context) error {
 		Store:   orchestrator.Store{Address: s.store, ServerName: storeDNS},
 		Network: orchestrator.Network{Prefix: vmPrefix, Gateway: vmPrefix.Addr().Next(), First: firstVM, Last: lastVM, MTU: 1500, Self: loopback},
 		Limits: orchestrator.Limits{Reserved: phaseLimit, Booting: phaseLimit, Unlocking: phaseLimit, Connecting: phaseLimit, Lease: time.Minute,
-			VMs: 1 << 16, MemoryMiB: 1 << 30},
+			VMs: 1 << 16, MemoryMiB: 1 << 30, BootsAtOnce: 1 << 16},
 	}
 	return errors.Join(e1, e2, e3, e4, s.conf.Validate())
 }
