@@ -22,13 +22,15 @@ import (
 // VM's tunnel. The host's log and claims come from the host itself, not through the VM.
 // A VM that is not admitted is ended.
 func (o *Orchestrator) bootVerdict(ctx context.Context, who mtls.Identity, in upstream.VerdictRequest) (upstream.VerdictResponse, error) {
+	ctx, done := seenThrough(ctx)
+	defer done()
 	r, s, err := o.fromBooting(ctx, in.Reservation, in.Source.Unmap())
 	if err != nil {
 		return upstream.VerdictResponse{}, o.refusedCall(ctx, who, upstream.PathBootVerdict, r.ID, err)
 	}
 	out, err := o.judgeBoot(ctx, r, s, in)
 	if err != nil {
-		o.abort(context.WithoutCancel(ctx), r.ID, r.Start, err)
+		o.abort(ctx, r.ID, r.Start, err)
 		return upstream.VerdictResponse{}, err
 	}
 	return out, nil

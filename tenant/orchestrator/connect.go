@@ -25,6 +25,8 @@ import (
 // names. Any failure after T3 was burnt ends the VM.
 func (o *Orchestrator) gatewayAdmit(ctx context.Context, _ mtls.Identity, in upstream.AdmitRequest) (upstream.AdmitResponse, error) {
 	defer in.Password.Wipe()
+	ctx, done := seenThrough(ctx)
+	defer done()
 	source := in.Source.Unmap()
 	var info vmcert.Info
 	serial := ""
@@ -41,13 +43,13 @@ func (o *Orchestrator) gatewayAdmit(ctx context.Context, _ mtls.Identity, in ups
 	o.zones.journalled()
 	if err != nil {
 		if r.ID != "" {
-			o.abort(context.WithoutCancel(ctx), r.ID, r.Start, err)
+			o.abort(ctx, r.ID, r.Start, err)
 		}
 		return upstream.AdmitResponse{}, err
 	}
 	out, err := o.admitAttested(ctx, r, info, serial, in.Address.Unmap())
 	if err != nil {
-		o.abort(context.WithoutCancel(ctx), r.ID, r.Start, err)
+		o.abort(ctx, r.ID, r.Start, err)
 	}
 	return out, err
 }

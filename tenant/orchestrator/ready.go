@@ -26,6 +26,8 @@ func (o *Orchestrator) bootReady(ctx context.Context, who mtls.Identity, in upst
 	if len(in.Report.Payload) > bootmsg.MaxMessage || json.Unmarshal(in.Report.Payload, &claimed) != nil || !claimed.T2.Is(token.T2) {
 		return empty{}, o.refusedCall(ctx, who, upstream.PathBootReady, "", event.Refuse(event.BadRequest, "the report carries no T2"))
 	}
+	ctx, done := seenThrough(ctx)
+	defer done()
 	source := in.Source.Unmap()
 	r, err := o.ledger.Spend(ctx, ledger.Presentation{Kind: token.T2, Digest: claimed.T2.Digest(), Source: source}, func(t *ledger.Tx, r ledger.Reservation) error {
 		s, err := t.Start(r.ID, r.Start)
@@ -49,7 +51,7 @@ func (o *Orchestrator) bootReady(ctx context.Context, who mtls.Identity, in upst
 	o.zones.journalled()
 	if err != nil {
 		if r.ID != "" {
-			o.abort(context.WithoutCancel(ctx), r.ID, r.Start, err)
+			o.abort(ctx, r.ID, r.Start, err)
 		}
 		return empty{}, err
 	}

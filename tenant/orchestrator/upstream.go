@@ -198,3 +198,13 @@ func checkEvent(e event.Event) error {
 	}
 	return nil
 }
+
+// callLimit bounds what one daemon's call may have us do; phases' deadlines hold besides.
+const callLimit = time.Minute
+
+// seenThrough is the context of a call that burns a token or a nonce: what it has begun
+// is ended, whether its caller waits or not. A daemon that is killed meanwhile must not
+// end a VM as if the orchestrator had failed.
+func seenThrough(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), callLimit)
+}
