@@ -37,11 +37,11 @@ func (m measured) leads(selection []int, others map[int]digest.SHA256, quoted []
 	if m.kernel == nil {
 		return same()
 	}
-	_, ok := m.kernel.Prefix(func(value digest.SHA256) bool {
+	n, ok := m.kernel.Prefix(func(value digest.SHA256) bool {
 		regs[pcr.Platform] = value
 		return same()
 	})
-	return ok
+	return ok && n > 0 // an empty register proves nothing of the list: the kernel measured nothing
 }
 
 // logs holds the host's logs against the reference values. The first result is what the
