@@ -52,6 +52,8 @@ func Explanations() map[Reason]Explanation {
 			"the provider starts the agent again, and boots the host where its TPM has lost its registers; `foothold host list` tells whether its quotes are refused"},
 		TPMBusy:            {"the host's TPM was not free in time", "create the VM again; fewer at a time on one host"},
 		QuoteRefused:       {"the host's proof was not accepted; each failed check is listed", "read the findings: a changed file or setting is named where it can be known; do not admit the host until each is explained"},
+		HostAuditFailed: {"an audit of the host from trusted media found another TPM, or other keys in it, than the inventory names",
+			"no VM is placed there; move or delete those that run there (`foothold vm list`), ask the provider which machine it is, and audit again once that is explained"},
 		SignatureInvalid:   {"a signature does not belong to what it signs", "somebody altered it on the way: compare keys and documents, see the events before"},
 		DigestMismatch:     {"a component or image is not the one that was signed for", "see the boot server's and the store's log for what was sent; build or upload it again"},
 		LoaderFailed:       {"the VM's loader gave up", "see `foothold vm logs NAME` for its message"},
