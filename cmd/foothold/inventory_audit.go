@@ -90,15 +90,20 @@ registers change. With secure boot on, sign the program with a key that the host
 	return c
 }
 
+// defaultCache is where packages are kept that no context names a place for.
+func defaultCache() (string, error) {
+	dir, err := os.UserCacheDir()
+	if err != nil {
+		return "", usage("%w", err)
+	}
+	return filepath.Join(dir, "foothold", "build"), nil
+}
+
 // auditPaths fills what no flag said.
 func auditPaths(cmd *cobra.Command, cache, program *string) error {
 	c, err := findContext(cmd)
 	if err != nil {
 		return err
-	}
-	home, err := os.UserCacheDir()
-	if err != nil {
-		return usage("%w", err)
 	}
 	self, err := os.Executable()
 	if err != nil {
@@ -108,7 +113,9 @@ func auditPaths(cmd *cobra.Command, cache, program *string) error {
 		*cache = c.Cache
 	}
 	if *cache == "" {
-		*cache = filepath.Join(home, "foothold", "build")
+		if *cache, err = defaultCache(); err != nil {
+			return err
+		}
 	}
 	if *program == "" {
 		*program = filepath.Join(filepath.Dir(self), "foothold-audit")

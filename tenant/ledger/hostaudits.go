@@ -35,7 +35,7 @@ func (t *Tx) AddHostAudit(a HostAudit) error {
 // expires.
 func (t *Tx) JudgeHostAudit(a HostAudit, why string) error {
 	n, err := t.change("judge host audit", `UPDATE host_audits SET judged = $2, failed = $3, report = $4
-		WHERE number = $1 AND judged = 0 AND expires > $2`, a.Number, nanos(t.Now), a.Failed, a.Report)
+		WHERE number = $1 AND judged = 0 AND expires > $2`, a.Number, nanos(t.Now), a.Failed, append([]byte{}, a.Report...))
 	if err != nil {
 		return err
 	}

@@ -180,6 +180,8 @@ func (o *Orchestrator) place(t *ledger.Tx, r ledger.Reservation) (placed, error)
 		p.host, err = o.chooseHost(t, r, holding)
 	case !slices.Contains(holding, r.Host):
 		err = event.Refuse(event.NoHost, "host %s has the VM's volume, but not template %s", r.Host, r.Template)
+	default:
+		err = auditHeld(t, r.Host)
 	}
 	if err != nil {
 		return p, err
@@ -204,6 +206,15 @@ func (o *Orchestrator) spec(r ledger.Reservation, template, t1 digest.SHA256) vm
 			ManifestKey: publicOf(o.ground.manifestKey), ComponentKey: o.ground.componentKey},
 		TokenDigest: t1, Template: template, Volume: vmspec.Volume{ID: r.Volume, SizeMiB: size.VolumeMiB},
 	}
+}
+
+// auditHeld refuses a host whose last audit failed.
+func auditHeld(t *ledger.Tx, host string) error {
+	h, err := t.Host(host)
+	if err == nil && h.AuditFailed != "" {
+		err = event.Refuse(event.HostAuditFailed, "host %s, which has the VM's volume: %s", host, h.AuditFailed)
+	}
+	return err
 }
 
 // chooseHost takes, among the hosts that hold the template, whose keys are in order and
