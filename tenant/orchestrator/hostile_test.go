@@ -162,6 +162,9 @@ func TestVerdictAndReleaseAreOne(t *testing.T) {
 	w.template("debian")
 	g := w.take(w.create(api.CreateVM{Name: "web"}).ID)
 	g.boot()
+	quotes := &w.o.run(g.id).quotes // the quote of act 8 waits
+	quotes.Lock()
+	defer quotes.Unlock()
 	g.ready()
 	w.waitPhase("web", reservation.Unlocking)
 	r, before, err := w.o.row(t.Context(), g.id)
