@@ -47,6 +47,9 @@ func (r *Refusal) Error() string {
 	if r.Detail != "" {
 		text += ": " + r.Detail
 	}
+	if len(r.Findings) > 0 {
+		text += ": " + event.Join(r.Findings)
+	}
 	if r.Next != "" {
 		text += "; next: " + r.Next
 	}

@@ -81,6 +81,7 @@ func showVM(out *term.Out, vm api.VM) {
 		term.Field{Name: "workload", Value: vm.WorkloadURL},
 		term.Field{Name: "TPM held", Value: tpm},
 	)
+	showFindings(out, vm.Findings)
 	if len(vm.Phases) > 0 {
 		out.Line("")
 		var rows [][]string

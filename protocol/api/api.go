@@ -65,8 +65,10 @@ type VM struct {
 	Ready       bool         `json:"ready"`
 	Reason      event.Reason `json:"reason,omitempty"` // why it ended, or, while it computes, why it is not ready any more
 	Explanation string       `json:"explanation,omitempty"`
-	Cleanup     string       `json:"cleanup,omitempty"` // of an ended VM: CleanupPending, CleanupDone
-	Template    string       `json:"template"`
+	// Findings are all checks that failed, of a VM that was ended for what it or its host showed.
+	Findings []event.Finding `json:"findings"`
+	Cleanup  string          `json:"cleanup,omitempty"` // of an ended VM: CleanupPending, CleanupDone
+	Template string          `json:"template"`
 	// TemplateVersion is the version that the latest start is of, 0 before the first, and
 	// NextVersion a newer one that its next start takes, 0 if there is none.
 	TemplateVersion int                 `json:"template_version,omitempty"`
@@ -121,14 +123,15 @@ func (p Phase) MarshalJSON() ([]byte, error) {
 
 // Explanation says where a VM stands, for people.
 type Explanation struct {
-	Name     string       `json:"name"`
-	Phase    string       `json:"phase"`
-	Until    time.Time    `json:"until,omitzero"`
-	Awaited  string       `json:"awaited,omitempty"` // what has to happen next
-	Reason   event.Reason `json:"reason,omitempty"`
-	What     string       `json:"what"`           // what is or went wrong, or "as it should be"
-	Findings []string     `json:"findings"`       // each check that failed
-	Next     string       `json:"next,omitempty"` // what the reader can do
+	Name    string       `json:"name"`
+	Phase   string       `json:"phase"`
+	Until   time.Time    `json:"until,omitzero"`
+	Awaited string       `json:"awaited,omitempty"` // what has to happen next
+	Reason  event.Reason `json:"reason,omitempty"`
+	What    string       `json:"what"` // what is or went wrong, or "as it should be"
+	// Findings are all checks that failed.
+	Findings []event.Finding `json:"findings"`
+	Next     string          `json:"next,omitempty"` // what the reader can do
 }
 
 // JournalEntry is one entry of the hash-chained journal.
@@ -253,7 +256,8 @@ type Finding struct {
 
 // Problem is the body of every refusal: thing, reason, next step.
 type Problem struct {
-	Reason event.Reason `json:"reason"`
-	Detail string       `json:"detail"`
-	Next   string       `json:"next,omitempty"`
+	Reason   event.Reason    `json:"reason"`
+	Detail   string          `json:"detail"`
+	Findings []event.Finding `json:"findings,omitempty"` // all checks that failed
+	Next     string          `json:"next,omitempty"`
 }

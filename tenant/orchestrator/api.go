@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"net/http"
 	"reflect"
-	"strings"
 
 	"foothold/internal/mtls"
 	"foothold/internal/secret"
@@ -256,11 +255,7 @@ func (r *refused) GetStatus() int { return r.status }
 // it is not shown.
 func problem(err error) error {
 	why := shown(err)
-	detail := why.Detail
-	if len(why.Findings) > 0 {
-		detail = strings.TrimPrefix(why.Error(), string(why.Reason)+": ")
-	}
-	return &refused{statusOf(why.Reason), api.Problem{Reason: why.Reason, Detail: detail, Next: event.Explain(why.Reason).Next}}
+	return &refused{statusOf(why.Reason), api.Problem{Reason: why.Reason, Detail: why.Detail, Findings: why.Findings, Next: event.Explain(why.Reason).Next}}
 }
 
 func statusOf(r event.Reason) int {
