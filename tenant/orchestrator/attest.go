@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strconv"
 
 	"foothold/internal/mtls"
 	"foothold/protocol/event"
@@ -98,13 +99,16 @@ func (o *Orchestrator) useNonce(ctx context.Context, r ledger.Reservation, nonce
 	})
 }
 
-// keepVerdict stores a good verdict with its evidence, or a host's standing, and
+// keepVerdict stores a verdict's evidence bundle and what follows from it for its host, and
 // returns the refusal of a bad one.
 func (o *Orchestrator) keepVerdict(ctx context.Context, r ledger.Reservation, v verify.Verdict) error {
 	refused := v.Err()
 	err := o.ledger.Write(ctx, func(t *ledger.Tx) error {
 		state, err := t.Host(r.Host)
 		if err != nil {
+			return err
+		}
+		if err := keepBundle(t, v); err != nil {
 			return err
 		}
 		if refused != nil {
@@ -121,7 +125,6 @@ func (o *Orchestrator) keepVerdict(ctx context.Context, r ledger.Reservation, v 
 		}
 		return errors.Join(
 			t.PutHost(r.Host, state),
-			t.AddVerdict(r.ID, r.Start, ledger.Verdict{Digest: v.Digest, Role: v.Role, Host: v.Host, Evidence: v.Evidence}),
 			t.ChangeStart(r.ID, r.Start, func(s *ledger.Start) { s.Verdict, s.Clock, s.Attested = v.Digest, clock, v.At }),
 			t.Journal(event.Event{Kind: "quote.accepted", Reservation: r.ID, Detail: map[string]string{
 				"role": v.Role, "host": v.Host, "verdict": v.Digest.String()}}))
@@ -131,6 +134,22 @@ func (o *Orchestrator) keepVerdict(ctx context.Context, r ledger.Reservation, v 
 	}
 	o.zones.journalled()
 	return refused
+}
+
+// keepBundle keeps the evidence of a verdict. A refusal that is too large to be kept leaves
+// its findings alone.
+func keepBundle(t *ledger.Tx, v verify.Verdict) error {
+	if len(v.Parts.Record) == 0 {
+		if v.Good() {
+			return errors.New("an accepted quote has no evidence to keep")
+		}
+		return nil
+	}
+	if err := t.AddBundle(v.Parts); err != nil || v.Good() {
+		return err
+	}
+	return t.Journal(event.Event{Kind: "evidence.kept", Reservation: v.Reservation, Detail: map[string]string{
+		"role": v.Role, "host": v.Host, "verdict": v.Digest.String(), "findings": strconv.Itoa(len(v.Findings))}})
 }
 
 // permitted is asked in the transaction that releases something: the quote has admitted
