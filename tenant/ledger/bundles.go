@@ -1,7 +1,6 @@
 package ledger
 
 import (
-	"database/sql"
 	"errors"
 	"fmt"
 
@@ -50,15 +49,12 @@ func (t *Tx) putDocument(d verify.Document) error {
 	if d.SHA256.IsZero() {
 		return nil
 	}
-	var there int
-	err := t.tx.QueryRowContext(t.ctx, `SELECT 1 FROM documents WHERE sha256 = $1`, d.SHA256.String()).Scan(&there)
-	if err == nil {
-		return nil
+	there := false
+	err := t.each("parts of evidence", `SELECT 1 FROM evidence_parts WHERE sha256 = $1`, func(scanner) error { there = true; return nil }, d.SHA256.String())
+	if err != nil || there {
+		return err
 	}
-	if !errors.Is(err, sql.ErrNoRows) {
-		return fmt.Errorf("keep document: %w", err)
-	}
-	return t.one("keep document", `INSERT INTO documents (sha256, data) VALUES ($1,$2)`, d.SHA256.String(), d.Data)
+	return t.one("keep part of evidence", `INSERT INTO evidence_parts (sha256, data) VALUES ($1,$2)`, d.SHA256.String(), d.Data)
 }
 
 // pruneWatch leaves the newest bundles of a VM's watch, and the links of the others.
@@ -82,7 +78,7 @@ func (t *Tx) pruneWatch(id string) error {
 	}
 	for _, docs := range old {
 		for _, doc := range docs {
-			if _, err := t.change("let go of document", `DELETE FROM documents WHERE sha256 = $1
+			if _, err := t.change("let go of part of evidence", `DELETE FROM evidence_parts WHERE sha256 = $1
 				AND NOT EXISTS (SELECT 1 FROM bundles WHERE kept = 1 AND logs = $1)
 				AND NOT EXISTS (SELECT 1 FROM bundles WHERE kept = 1 AND inventory = $1)
 				AND NOT EXISTS (SELECT 1 FROM bundles WHERE kept = 1 AND platform = $1)`, doc); err != nil {
@@ -119,22 +115,25 @@ func scanLink(row scanner, more ...any) (r BundleRow, err error) {
 // that never was, gives ErrNotFound.
 func (t *Tx) Bundle(id string, sum digest.SHA256) (p verify.Parts, err error) {
 	docs := make([]string, 3)
-	row := t.tx.QueryRowContext(t.ctx, `SELECT digest, reservation, start, role, host, at, accepted, previous, record_sha256, kept, record, logs, inventory, platform
-		FROM bundles WHERE reservation = $1 AND digest = $2 AND kept = 1`, id, sum.String())
-	r, err := scanLink(row, &p.Record, &docs[0], &docs[1], &docs[2])
-	if errors.Is(err, sql.ErrNoRows) {
+	err = t.each("evidence", `SELECT digest, reservation, start, role, host, at, accepted, previous, record_sha256, kept, record, logs, inventory, platform
+		FROM bundles WHERE reservation = $1 AND digest = $2 AND kept = 1`, func(row scanner) error {
+		r, err := scanLink(row, &p.Record, &docs[0], &docs[1], &docs[2])
+		p.Link = r.Link
+		return err
+	}, id, sum.String())
+	if err != nil {
+		return p, err
+	}
+	if len(p.Record) == 0 {
 		return p, ErrNotFound
 	}
-	if err != nil {
-		return p, fmt.Errorf("read evidence: %w", err)
-	}
-	p.Link = r.Link
 	for i, into := range []*verify.Document{&p.Logs, &p.Inventory, &p.Platform} {
 		if docs[i] == "" {
 			continue
 		}
-		if err := t.tx.QueryRowContext(t.ctx, `SELECT data FROM documents WHERE sha256 = $1`, docs[i]).Scan(&into.Data); err != nil {
-			return p, fmt.Errorf("read evidence: document %s: %w", docs[i], err)
+		err := t.each("parts of evidence", `SELECT data FROM evidence_parts WHERE sha256 = $1`, func(row scanner) error { return row.Scan(&into.Data) }, docs[i])
+		if err != nil || into.Data == nil {
+			return p, errors.Join(err, fmt.Errorf("read evidence: part %s is not there", docs[i]))
 		}
 		into.SHA256 = digest.Of(into.Data)
 	}

@@ -74,7 +74,7 @@ func TestBundlesAreBounded(t *testing.T) {
 	}
 	var docs []string
 	must(t, l, func(tx *Tx) error {
-		return tx.each("documents", `SELECT CAST(data AS TEXT) FROM documents`, func(row scanner) error {
+		return tx.each("documents", `SELECT CAST(data AS TEXT) FROM evidence_parts`, func(row scanner) error {
 			var text string
 			err := row.Scan(&text)
 			docs = append(docs, text)

@@ -2,7 +2,7 @@
 -- The evidence of every decision, refused ones too. What many have in common - inventory,
 -- reference values, logs - is kept once, under its digest. Of what is not kept any more the
 -- link of its chain stays. The table verdicts holds what was judged before; nothing reads it.
-CREATE TABLE documents (
+CREATE TABLE evidence_parts (
     sha256 TEXT PRIMARY KEY,
     data   BLOB NOT NULL
 ) STRICT;
@@ -19,7 +19,7 @@ CREATE TABLE bundles (
     record_sha256 TEXT NOT NULL,
     kept          INTEGER NOT NULL, -- 0: what follows is empty
     record        BLOB NOT NULL,    -- JSON
-    logs          TEXT NOT NULL,    -- documents
+    logs          TEXT NOT NULL,    -- in evidence_parts
     inventory     TEXT NOT NULL,
     platform      TEXT NOT NULL     -- '' where the host's release had no reference values
 ) STRICT;
