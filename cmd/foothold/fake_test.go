@@ -235,7 +235,7 @@ func (f *fakeAPI) explain(r *http.Request) (any, *api.Problem) {
 		return api.Explanation{Name: vm.Name, Phase: vm.Phase, Reason: vm.Reason, Awaited: "the host to \x1b[2Jconfirm that its last instance is gone"}, nil
 	}
 	return api.Explanation{Name: vm.Name, Phase: vm.Phase, Reason: vm.Reason, What: "a \x1b[31mmeasured file differs",
-		Until: time.Now().Add(time.Minute), Awaited: "the quote", Findings: []event.Finding{{Check: "registers", Component: "PCR 10", Expected: "what the log leads to", Seen: "another value", Do: "compare the logs", Detail: "replay differs"}}, Next: "foothold host list"}, nil
+		Until: time.Now().Add(time.Minute), Awaited: "the quote", Findings: []event.FailedCheck{{Check: "registers", Component: "PCR 10", Expected: "what the log leads to", Seen: "another value", Do: "compare the logs", Detail: "replay differs"}}, Next: "foothold host list"}, nil
 }
 
 func (f *fakeAPI) rules(r *http.Request) (any, *api.Problem) {

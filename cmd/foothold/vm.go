@@ -95,7 +95,7 @@ func explain(out *term.Out, e api.Explanation) {
 }
 
 // showFindings prints all checks that failed, each in a block of its own.
-func showFindings(out *term.Out, findings []event.Finding) {
+func showFindings(out *term.Out, findings []event.FailedCheck) {
 	if len(findings) == 0 {
 		return
 	}

@@ -12,12 +12,12 @@ import (
 type Refusal struct {
 	Reason   Reason
 	Detail   string
-	Findings []Finding // each check that failed, when several were made
+	Findings []FailedCheck // each check that failed, when several were made
 }
 
-// Finding is one check that failed: what it is about, what was expected of it and seen
+// FailedCheck is one check that failed: what it is about, what was expected of it and seen
 // instead, and what to do. Detail says the same in one sentence.
-type Finding struct {
+type FailedCheck struct {
 	Check     string `json:"check"`
 	Component string `json:"component"`
 	Expected  string `json:"expected"`
@@ -26,7 +26,7 @@ type Finding struct {
 	Detail    string `json:"detail"`
 }
 
-func (f Finding) String() string { return f.Check + ": " + f.Detail }
+func (f FailedCheck) String() string { return f.Check + ": " + f.Detail }
 
 func (r *Refusal) Error() string {
 	text := string(r.Reason)
@@ -40,7 +40,7 @@ func (r *Refusal) Error() string {
 }
 
 // Join is findings in one line.
-func Join(findings []Finding) string {
+func Join(findings []FailedCheck) string {
 	list := make([]string, len(findings))
 	for i, f := range findings {
 		list[i] = f.String()

@@ -38,7 +38,7 @@ type Reservation struct {
 	Deadline  time.Time // of the phase; zero once ended; of a stopped VM when its next start is due, or zero
 	Reason    event.Reason
 	Detail    string
-	Findings  []event.Finding
+	Findings  []event.FailedCheck
 	Host      string
 	Address   netip.Addr
 	MAC       string
@@ -143,8 +143,8 @@ func scanReservation(row scanner) (Reservation, error) {
 }
 
 // readFindings also reads what was stored when findings were lines of text.
-func readFindings(data []byte) ([]event.Finding, error) {
-	var list []event.Finding
+func readFindings(data []byte) ([]event.FailedCheck, error) {
+	var list []event.FailedCheck
 	err := json.Unmarshal(data, &list)
 	if err == nil {
 		return list, nil
@@ -153,13 +153,13 @@ func readFindings(data []byte) ([]event.Finding, error) {
 	if json.Unmarshal(data, &lines) != nil {
 		return nil, err
 	}
-	list = make([]event.Finding, len(lines))
+	list = make([]event.FailedCheck, len(lines))
 	for i, line := range lines {
 		check, detail, ok := strings.Cut(line, ": ")
 		if !ok {
 			check, detail = "", line
 		}
-		list[i] = event.Finding{Check: check, Component: check, Seen: detail, Detail: detail}
+		list[i] = event.FailedCheck{Check: check, Component: check, Seen: detail, Detail: detail}
 	}
 	return list, nil
 }

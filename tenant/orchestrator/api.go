@@ -36,6 +36,7 @@ func (o *Orchestrator) operatorAPI() http.Handler {
 	conf.Components.Schemas.RegisterTypeAlias(reflect.TypeFor[secret.Bytes](), reflect.TypeFor[[]byte]())
 	a := humago.New(mux, conf)
 	o.vmOperations(a)
+	o.evidenceOperations(a)
 	o.otherOperations(a)
 	o.templateOperations(a, mux)
 	return o.allow(requestRefused, mux, mtls.Operator)
@@ -262,7 +263,7 @@ func statusOf(r event.Reason) int {
 	switch r {
 	case event.BadRequest, event.UnknownSize:
 		return http.StatusBadRequest
-	case event.UnknownVM, event.UnknownTemplate, event.UnknownWorkload:
+	case event.UnknownVM, event.UnknownEvidence, event.UnknownTemplate, event.UnknownWorkload:
 		return http.StatusNotFound
 	case event.NameTaken, event.TemplateTaken, event.PoolEmpty, event.QuotaExceeded, event.InUse, event.NoHost, event.WrongPhase:
 		return http.StatusConflict

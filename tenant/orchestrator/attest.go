@@ -182,37 +182,44 @@ func laterClock(stored []byte, c verify.Clock) ([]byte, error) {
 // attestAgain asks the host of a live VM again what it runs: a static quote, chained to
 // the last verdict of this start. One at a time for each VM, because of the chain.
 func (o *Orchestrator) attestAgain(ctx context.Context, id, role string) (*verify.Admitted, error) {
+	admitted, _, err := o.attestNow(ctx, id, role)
+	return admitted, err
+}
+
+// attestNow is attestAgain with the verdict, which has a digest only if one was reached.
+func (o *Orchestrator) attestNow(ctx context.Context, id, role string) (*verify.Admitted, verify.Verdict, error) {
+	var none verify.Verdict
 	run := o.run(id)
 	run.quotes.Lock()
 	defer run.quotes.Unlock()
 	r, s, err := o.row(ctx, id)
 	if err != nil {
-		return nil, err
+		return nil, none, err
 	}
 	h, err := o.host(r.Host)
 	if err != nil {
-		return nil, err
+		return nil, none, err
 	}
 	x := verify.StaticExpectation{Role: role, Reservation: id, Start: r.Start, Host: r.Host, Previous: s.Verdict}
 	if len(s.Clock) > 0 {
 		if err := json.Unmarshal(s.Clock, &x.Clock); err != nil {
-			return nil, fmt.Errorf("stored clock: %w", err)
+			return nil, none, fmt.Errorf("stored clock: %w", err)
 		}
 	}
 	if err := o.ledger.Write(ctx, func(t *ledger.Tx) (err error) { x.Nonce, err = t.NewNonce(id, r.Start, role); return err }); err != nil {
-		return nil, err
+		return nil, none, err
 	}
 	q, err := h.Quote(ctx, evidence.StaticBinding(role, id, s.Verdict, x.Nonce))
 	if err != nil {
-		return nil, err
+		return nil, none, err
 	}
 	if err := o.useNonce(ctx, r, x.Nonce, role, &x.Clock); err != nil {
-		return nil, err
+		return nil, none, err
 	}
 	admitted, verdict := o.verifier.Static(x, verify.StaticEvidence{Quote: q.Quote, Platform: q.Platform})
 	if err := o.keepVerdict(ctx, r, verdict); err != nil {
-		return nil, err
+		return nil, verdict, err
 	}
 	slog.Info("host attested again", "reservation", id, "role", role)
-	return admitted, nil
+	return admitted, verdict, nil
 }

@@ -16,7 +16,7 @@ import (
 // the reader can do.
 func (o *Orchestrator) explain(ctx context.Context, r ledger.Reservation) (api.Explanation, error) {
 	e := api.Explanation{Name: r.Name, Phase: string(r.Phase), Until: r.Deadline, Awaited: reservation.Awaited(r.Phase),
-		Reason: r.Reason, Findings: append([]event.Finding{}, r.Findings...)}
+		Reason: r.Reason, Findings: append([]event.FailedCheck{}, r.Findings...)}
 	_, s, err := o.row(ctx, r.ID)
 	if err != nil {
 		return e, err
@@ -70,8 +70,8 @@ func (o *Orchestrator) explain(ctx context.Context, r ledger.Reservation) (api.E
 }
 
 // zoneBehind is the finding about a daemon that has not made its document so.
-func zoneBehind(z api.ZoneState) event.Finding {
-	f := event.Finding{Check: "zone", Component: "zone " + z.Zone, Expected: fmt.Sprintf("revision %d is live", z.Wanted),
+func zoneBehind(z api.ZoneState) event.FailedCheck {
+	f := event.FailedCheck{Check: "zone", Component: "zone " + z.Zone, Expected: fmt.Sprintf("revision %d is live", z.Wanted),
 		Seen: fmt.Sprintf("revision %d is live", z.Live), Do: event.Explain(event.ZoneNotApplied).Next}
 	if z.Error != "" {
 		f.Seen += ": " + z.Error

@@ -84,7 +84,7 @@ func New(c Config) (*Verifier, error) {
 }
 
 // Finding is one check that failed; Check is as in the package's table.
-type Finding = event.Finding
+type Finding = event.FailedCheck
 
 // Verdict is what was found. It is no permission: [Admitted] is.
 type Verdict struct {
