@@ -23,7 +23,7 @@ that it is the VM you reserved. Each step is a phase with a deadline:
 A VM that computes runs its operating system and has passed its audits. It is ready
 when, besides, its workload has answered through the tunnel. One that ends unasked, or is
 told to restart, goes through all of it again, with its volume.`,
-		vmCreate(), vmList(), vmShow(), vmWatch(), vmExplain(), vmLogs(), vmStop(), vmStart(), vmRestart(), vmWorkload(), vmDelete()))
+		vmCreate(), vmList(), vmShow(), vmWatch(), vmExplain(), vmAttest(), vmEvidence(), vmLogs(), vmStop(), vmStart(), vmRestart(), vmWorkload(), vmDelete()))
 }
 
 func vmList() *cobra.Command {

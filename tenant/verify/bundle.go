@@ -224,11 +224,14 @@ func (b *Bundle) link() (Link, error) {
 // ChainFormat names the form of a list of links.
 const ChainFormat = "foothold/evidence-chain/v1"
 
-// maxLinks bounds a chain: three years of a verdict each minute.
-const maxLinks = 3 * 366 * 24 * 60
+// maxLinks bounds a chain: four months of a verdict each minute.
+const maxLinks = 4 * 31 * 24 * 60
 
 // maxChain bounds a list of links in bytes.
-const maxChain = maxLinks * 400
+const maxChain = 64 << 20
+
+// MaxEvidenceFile bounds a file that is a bundle or a list of links.
+const MaxEvidenceFile = max(MaxBundle, maxChain)
 
 // Chain is all verdicts of one start, oldest first, those whose bundles are not kept any
 // more too.
