@@ -105,6 +105,9 @@ type HostState struct {
 	Quoted   time.Time
 	// Activated is the SHA-256 of the attestation key that the host's TPM has proved to hold.
 	Activated digest.SHA256
+	// AuditFailed says why the host's last audit from trusted media failed; empty: none has,
+	// or a later one was good. [Tx.JudgeHostAudit] alone changes it.
+	AuditFailed string
 }
 
 // Host reads a host's state; an unknown one has the zero state.
@@ -112,8 +115,8 @@ func (t *Tx) Host(name string) (HostState, error) {
 	var h HostState
 	var quoted int64
 	var activated string
-	err := t.tx.QueryRowContext(t.ctx, `SELECT clock, standing, quoted, activated FROM hosts WHERE name = $1`, name).
-		Scan(&h.Clock, &h.Standing, &quoted, &activated)
+	err := t.tx.QueryRowContext(t.ctx, `SELECT clock, standing, quoted, activated, audit_failed FROM hosts WHERE name = $1`, name).
+		Scan(&h.Clock, &h.Standing, &quoted, &activated, &h.AuditFailed)
 	if err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return h, fmt.Errorf("read host: %w", err)
 	}

@@ -39,6 +39,7 @@ func (o *Orchestrator) operatorAPI() http.Handler {
 	o.evidenceOperations(a)
 	o.otherOperations(a)
 	o.templateOperations(a, mux)
+	o.hostAuditOperations(a)
 	return o.allow(requestRefused, mux, mtls.Operator)
 }
 

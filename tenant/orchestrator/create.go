@@ -180,6 +180,8 @@ func (o *Orchestrator) place(t *ledger.Tx, r ledger.Reservation) (placed, error)
 		p.host, err = o.chooseHost(t, r, holding)
 	case !slices.Contains(holding, r.Host):
 		err = event.Refuse(event.NoHost, "host %s has the VM's volume, but not template %s", r.Host, r.Template)
+	default:
+		err = auditHeld(t, r.Host)
 	}
 	if err != nil {
 		return p, err
@@ -206,8 +208,17 @@ func (o *Orchestrator) spec(r ledger.Reservation, template, t1 digest.SHA256) vm
 	}
 }
 
-// chooseHost takes, among the hosts that hold the template and whose keys are in order,
-// one whose last quote was accepted and that has room for another boot, with the fewest
+// auditHeld refuses a host whose last audit failed.
+func auditHeld(t *ledger.Tx, host string) error {
+	h, err := t.Host(host)
+	if err == nil && h.AuditFailed != "" {
+		err = event.Refuse(event.HostAuditFailed, "host %s, which has the VM's volume: %s", host, h.AuditFailed)
+	}
+	return err
+}
+
+// chooseHost takes, among the hosts that hold the template, whose keys are in order and
+// whose last audit did not fail, one whose last quote was accepted and that has room for another boot, with the fewest
 // VMs. Where there is none, one whose last quote was refused gets another chance:
 // nothing is released to its VMs without a new quote, and a boot server that spoils
 // quotes cannot shut a host out.
@@ -221,6 +232,9 @@ func (o *Orchestrator) chooseHost(t *ledger.Tx, r ledger.Reservation, holding []
 		if err != nil {
 			return "", err
 		}
+		if h.AuditFailed != "" {
+			continue
+		}
 		if h.Standing == "" {
 			good = append(good, name)
 		} else {
@@ -231,7 +245,7 @@ func (o *Orchestrator) chooseHost(t *ledger.Tx, r ledger.Reservation, holding []
 		good = poor
 	}
 	if len(good) == 0 {
-		return "", event.Refuse(event.NoHost, "of %d hosts that hold the template none is in the inventory with its keys in order", len(holding))
+		return "", event.Refuse(event.NoHost, "of %d hosts that hold the template none is in the inventory with its keys in order and its last audit good", len(holding))
 	}
 	live, err := t.Live()
 	if err != nil {

@@ -28,6 +28,9 @@ func (o *Orchestrator) hostList(ctx context.Context) ([]api.Host, error) {
 			if state.Standing != "" {
 				out.Standing = state.Standing
 			}
+			if state.AuditFailed != "" {
+				out.Standing = state.AuditFailed
+			}
 			if len(known.Problems) > 0 {
 				out.Standing = strings.Join(known.Problems, "; ")
 			}
