@@ -30,6 +30,7 @@ func Explanations() map[Reason]Explanation {
 		InUse:           {"something still refers to it", "delete what uses it first"},
 		WrongPhase:      {"the VM is not in a phase in which this can be asked of it", "see `foothold vm explain NAME` for where it stands"},
 		NotPermitted:    {"the caller's certificate does not permit this", "use a context with an operator's certificate"},
+		UnknownEvidence: {"the VM has no such verdict or start, or its evidence is not kept any more", "see `foothold vm evidence NAME`"},
 		DiskFull:        {"a disk has no room for what would have to be stored, so nothing was done; the message says whose", "free space on it - the orchestrator's state directory or the host's - and ask again; `foothold fsck` tells whether all fits"},
 
 		HostRefused:       {"the host declined what the orchestrator asked of it", "read the host's own reason; see the host agent's log at the provider"},
@@ -70,6 +71,7 @@ func Explanations() map[Reason]Explanation {
 		CertificateRevoked: {"the VM's certificate was revoked", "look for who still uses it: the VM that it was issued to has ended"},
 		CredentialsWrong:   {"user name or password at the gateway are wrong", "look for who tries: only the VM itself was told them"},
 		AdmissionRefused:   {"the gateway or the orchestrator declined the tunnel", "see the events before it for the reason"},
+		AttestationLate:    {"the host of a computing VM gave no good quote for longer than limits.attest_within, so its tunnel and rules were closed", "check the host and the path to it: `foothold host list`; the VM starts again by its restart policy"},
 		HeartbeatMissed:    {"the VM did not report through its tunnel within its lease", "see `foothold vm logs NAME`; check gateway and cloud network"},
 		WorkloadFailed:     {"the workload could not be fetched or started, or ended", "run it in a VM of the same template; see `foothold vm logs NAME`"},
 		ZoneNotApplied:     {"a firewall, the gateway or the boot server did not make the wanted rules so", "see `foothold status` for which, and its log"},

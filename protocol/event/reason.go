@@ -20,6 +20,7 @@ const (
 	WrongPhase      Reason = "wrong-phase"
 	NotPermitted    Reason = "not-permitted"
 	DiskFull        Reason = "disk-full"
+	UnknownEvidence Reason = "unknown-evidence"
 
 	// Acts of the boot story.
 	HostRefused        Reason = "host-refused"
@@ -59,6 +60,7 @@ const (
 	CredentialsWrong   Reason = "credentials-wrong"
 	AdmissionRefused   Reason = "admission-refused"
 	HeartbeatMissed    Reason = "heartbeat-missed"
+	AttestationLate    Reason = "attestation-late"
 	WorkloadFailed     Reason = "workload-failed"
 	ZoneNotApplied     Reason = "zone-not-applied"
 	ZoneRefused        Reason = "zone-refused"

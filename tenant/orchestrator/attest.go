@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strconv"
 	"sync"
 	"time"
 
@@ -101,7 +102,7 @@ func (o *Orchestrator) useBootNonce(ctx context.Context, r ledger.Reservation, n
 	return clock, err
 }
 
-// keepVerdict stores a good verdict with its evidence, or a host's standing, and
+// keepVerdict stores a verdict's evidence bundle and what follows from it for its host, and
 // returns the refusal of a bad one. release, unless nil, is what a good one permits: it
 // is in the same transaction, so that nothing leaves whose evidence is not kept. It must
 // refuse before it changes anything: the verdict is kept then, and the refusal returned.
@@ -111,6 +112,9 @@ func (o *Orchestrator) keepVerdict(ctx context.Context, r ledger.Reservation, v 
 	err := o.ledger.Write(ctx, func(t *ledger.Tx) error {
 		state, err := t.Host(r.Host)
 		if err != nil {
+			return err
+		}
+		if err := keepBundle(t, v); err != nil {
 			return err
 		}
 		if refused != nil {
@@ -131,7 +135,6 @@ func (o *Orchestrator) keepVerdict(ctx context.Context, r ledger.Reservation, v 
 		s.Verdict, s.Attested = v.Digest, v.At
 		if err := errors.Join(
 			t.PutHost(r.Host, state),
-			t.AddVerdict(r.ID, r.Start, ledger.Verdict{Digest: v.Digest, Role: v.Role, Host: v.Host, Evidence: v.Evidence}),
 			t.Journal(event.Event{Kind: "quote.accepted", Reservation: r.ID, Detail: map[string]string{
 				"role": v.Role, "host": v.Host, "verdict": v.Digest.String()}})); err != nil {
 			return err
@@ -151,6 +154,22 @@ func (o *Orchestrator) keepVerdict(ctx context.Context, r ledger.Reservation, v 
 	}
 	o.zones.journalled()
 	return refused
+}
+
+// keepBundle keeps the evidence of a verdict. A refusal that is too large to be kept leaves
+// its findings alone.
+func keepBundle(t *ledger.Tx, v verify.Verdict) error {
+	if len(v.Parts.Record) == 0 {
+		if v.Good() {
+			return errors.New("an accepted quote has no evidence to keep")
+		}
+		return nil
+	}
+	if err := t.AddBundle(v.Parts); err != nil || v.Good() {
+		return err
+	}
+	return t.Journal(event.Event{Kind: "evidence.kept", Reservation: v.Reservation, Detail: map[string]string{
+		"role": v.Role, "host": v.Host, "verdict": v.Digest.String(), "findings": strconv.Itoa(len(v.Findings))}})
 }
 
 // permitted is asked in the transaction that releases something: the quote has admitted
@@ -183,39 +202,46 @@ func laterClock(stored []byte, c verify.Clock) ([]byte, error) {
 // attestAgain asks the host of a live VM again what it runs: a static quote, chained to
 // the last verdict of this start. One at a time for each VM, because of the chain.
 func (o *Orchestrator) attestAgain(ctx context.Context, id, role string) (*verify.Admitted, error) {
+	admitted, _, err := o.attestNow(ctx, id, role)
+	return admitted, err
+}
+
+// attestNow is attestAgain with the verdict, which has a digest only if one was reached.
+func (o *Orchestrator) attestNow(ctx context.Context, id, role string) (*verify.Admitted, verify.Verdict, error) {
+	var none verify.Verdict
 	run := o.run(id)
 	run.quotes.Lock()
 	defer run.quotes.Unlock()
 	r, s, err := o.row(ctx, id)
 	if err != nil {
-		return nil, err
+		return nil, none, err
 	}
 	h, err := o.host(r.Host)
 	if err != nil {
-		return nil, err
+		return nil, none, err
 	}
 	x := verify.StaticExpectation{Role: role, Reservation: id, Start: r.Start, Host: r.Host, Previous: s.Verdict}
 	if len(s.Clock) > 0 {
 		if err := json.Unmarshal(s.Clock, &x.Clock); err != nil {
-			return nil, fmt.Errorf("stored clock: %w", err)
+			return nil, none, fmt.Errorf("stored clock: %w", err)
 		}
 	}
 	if err := o.ledger.Write(ctx, func(t *ledger.Tx) (err error) { x.Nonce, err = t.NewNonce(id, r.Start, role); return err }); err != nil {
-		return nil, err
+		return nil, none, err
 	}
 	q, err := h.Quote(ctx, evidence.StaticBinding(role, id, s.Verdict, x.Nonce))
 	if err != nil {
-		return nil, err
+		return nil, none, err
 	}
 	if err := o.ledger.Write(ctx, func(t *ledger.Tx) error {
 		return t.UseNonce(x.Nonce, id, r.Start, role, o.limits.Of(r.Phase))
 	}); err != nil {
-		return nil, err
+		return nil, none, err
 	}
 	admitted, verdict := o.verifier.Static(x, verify.StaticEvidence{Quote: q.Quote, Platform: q.Platform})
 	if err := o.keepVerdict(ctx, r, verdict, nil); err != nil {
-		return nil, err
+		return nil, verdict, err
 	}
 	slog.Info("host attested again", "reservation", id, "role", role)
-	return admitted, nil
+	return admitted, verdict, nil
 }

@@ -35,6 +35,8 @@ const (
 type Inventory struct {
 	doc    inventory.Inventory
 	digest digest.SHA256
+	signed Document  // the envelope
+	read   time.Time // the hosts were examined as of then
 	hosts  map[string]*hostKeys
 }
 
@@ -79,7 +81,8 @@ func ParseInventory(data []byte, key ed25519.PublicKey, makers *Manufacturers, n
 	if err := strictjson.Unmarshal(data, &env); err != nil {
 		return nil, err
 	}
-	inv := &Inventory{digest: digest.Of(env.Payload), hosts: map[string]*hostKeys{}}
+	now = now.UTC().Round(0)
+	inv := &Inventory{digest: digest.Of(env.Payload), read: now, hosts: map[string]*hostKeys{}}
 	if err := env.Open(key, signed.Inventory, &inv.doc); err != nil {
 		return nil, err
 	}
@@ -92,6 +95,10 @@ func ParseInventory(data []byte, key ed25519.PublicKey, makers *Manufacturers, n
 		return nil, ahead("it was issued", doc.Issued, now)
 	}
 	if err := inv.inForce(now); err != nil {
+		return nil, err
+	}
+	var err error
+	if inv.signed, err = document(env); err != nil {
 		return nil, err
 	}
 	return inv, inv.examine(makers, now)

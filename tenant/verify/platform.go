@@ -21,7 +21,10 @@ const maxPlatform = 4 << 20 // bytes
 
 // Platform is reference values whose signature was verified.
 type Platform struct {
-	doc platform.Manifest
+	doc    platform.Manifest
+	digest digest.SHA256 // of the signed payload
+	signed Document      // the envelope
+	read   time.Time     // it was in force then
 	// Production: the document by what is looked for.
 	boot  map[int][]platform.Event   // by register
 	files map[string][]digest.SHA256 // by path
@@ -49,7 +52,8 @@ func ParsePlatform(data []byte, key ed25519.PublicKey, profile string, now time.
 	if err := strictjson.Unmarshal(data, &env); err != nil {
 		return nil, err
 	}
-	p := &Platform{}
+	now = now.UTC().Round(0)
+	p := &Platform{digest: digest.Of(env.Payload), read: now}
 	if err := env.Open(key, signed.Platform, &p.doc); err != nil {
 		return nil, err
 	}
@@ -60,8 +64,15 @@ func ParsePlatform(data []byte, key ed25519.PublicKey, profile string, now time.
 		return nil, err
 	}
 	p.index()
+	var err error
+	if p.signed, err = document(env); err != nil {
+		return nil, err
+	}
 	return p, p.complete()
 }
+
+// Digest is the SHA-256 of the signed payload.
+func (p *Platform) Digest() digest.SHA256 { return p.digest }
 
 // Manifest is the document.
 func (p *Platform) Manifest() platform.Manifest { return p.doc }
