@@ -1,6 +1,7 @@
 package orchestrator
 
 import (
+	"cmp"
 	"context"
 	"crypto/subtle"
 	"encoding/json"
@@ -8,10 +9,13 @@ import (
 	"fmt"
 	"log/slog"
 	"strconv"
+	"sync"
+	"time"
 
 	"foothold/internal/mtls"
 	"foothold/protocol/event"
 	"foothold/protocol/evidence"
+	"foothold/protocol/hostapi"
 	"foothold/protocol/upstream"
 	"foothold/tenant/hostclient"
 	"foothold/tenant/ledger"
@@ -49,59 +53,61 @@ func (o *Orchestrator) judgeBoot(ctx context.Context, r ledger.Reservation, s le
 	if err != nil {
 		return none, err
 	}
-	platform, err := h.Platform(ctx)
+	platform, vm, err := hearHost(ctx, h, r.ID)
 	if err != nil {
 		return none, err
 	}
-	claim, err := o.claim(ctx, h, r)
-	if err != nil {
-		return none, err
-	}
-	expect := verify.BootExpectation{Reservation: r.ID, Start: r.Start, Host: r.Host, Settings: s.Spec, Nonce: s.BootNonce, Claim: claim}
-	if err := o.useNonce(ctx, r, s.BootNonce, evidence.RoleBoot, &expect.Clock); err != nil {
+	expect := verify.BootExpectation{Reservation: r.ID, Start: r.Start, Host: r.Host, Settings: s.Spec, Nonce: s.BootNonce,
+		Claim: &verify.Claim{Settings: vm.Settings, Firmware: vm.Firmware}}
+	if expect.Clock, err = o.useBootNonce(ctx, r, s.BootNonce, vm.TPMHeld); err != nil {
 		return none, err
 	}
 	admitted, verdict := o.verifier.Boot(expect, verify.BootEvidence{ExporterHash: in.ExporterHash, ServerLeaf: in.ServerLeaf,
 		LoaderLeaf: in.LoaderLeaf, VMKey: in.VMKey, Quote: in.Quote, Platform: platform})
-	if err := o.keepVerdict(ctx, r, verdict); err != nil {
-		return none, err
+	if admitted == nil {
+		return none, o.keepVerdict(ctx, r, verdict, nil)
 	}
-	return o.releaseComponents(ctx, admitted, r, verdict.Tunnel)
+	return o.releaseComponents(ctx, admitted, r, verdict)
 }
 
-// claim is what the host says it started, and how long its TPM was held. It only
-// explains.
-func (o *Orchestrator) claim(ctx context.Context, h *hostclient.Client, r ledger.Reservation) (*verify.Claim, error) {
-	vm, err := h.VM(ctx, r.ID, "")
-	if err != nil {
-		return nil, err
-	}
-	if vm.TPMHeld > 0 {
-		o.recordHold(ctx, r.ID, r.Start, vm.TPMHeld)
-	}
-	return &verify.Claim{Settings: vm.Settings, Firmware: vm.Firmware}, nil
+// hearHost asks at once for the host's log and for what it says it started and how long
+// its TPM was held. The latter only explains.
+func hearHost(ctx context.Context, h *hostclient.Client, id string) (platform evidence.Platform, vm hostapi.VM, err error) {
+	var failed error
+	var asking sync.WaitGroup
+	asking.Go(func() { vm, failed = h.VM(ctx, id, "") })
+	platform, err = h.Platform(ctx)
+	asking.Wait()
+	return platform, vm, cmp.Or(err, failed)
 }
 
-// useNonce uses up a nonce in one swap and reads the host's clock state.
-func (o *Orchestrator) useNonce(ctx context.Context, r ledger.Reservation, nonce []byte, role string, clock *verify.Clock) error {
-	return o.ledger.Write(ctx, func(t *ledger.Tx) error {
-		if err := t.UseNonce(nonce, r.ID, r.Start, role, o.limits.Of(r.Phase)); err != nil {
+// useBootNonce uses up a nonce in one swap, records how long the TPM was held, and reads
+// the host's clock state.
+func (o *Orchestrator) useBootNonce(ctx context.Context, r ledger.Reservation, nonce []byte, held time.Duration) (clock verify.Clock, err error) {
+	err = o.ledger.Write(ctx, func(t *ledger.Tx) error {
+		if err := t.UseNonce(nonce, r.ID, r.Start, evidence.RoleBoot, o.limits.Of(r.Phase)); err != nil {
 			return err
 		}
-		if role != evidence.RoleBoot {
-			return nil
+		if held > 0 {
+			if err := t.ChangeStart(r.ID, r.Start, func(s *ledger.Start) { s.TPMHeld = held }); err != nil {
+				return err
+			}
 		}
 		state, err := t.Host(r.Host)
 		if err != nil || len(state.Clock) == 0 {
 			return err
 		}
-		return json.Unmarshal(state.Clock, clock)
+		return json.Unmarshal(state.Clock, &clock)
 	})
+	return clock, err
 }
 
 // keepVerdict stores a verdict's evidence bundle and what follows from it for its host, and
-// returns the refusal of a bad one.
-func (o *Orchestrator) keepVerdict(ctx context.Context, r ledger.Reservation, v verify.Verdict) error {
+// returns the refusal of a bad one. release, unless nil, is what a good one permits: it
+// is in the same transaction, so that nothing leaves whose evidence is not kept. It must
+// refuse before it changes anything: the verdict is kept then, and the refusal returned.
+// Another error undoes everything.
+func (o *Orchestrator) keepVerdict(ctx context.Context, r ledger.Reservation, v verify.Verdict, release func(*ledger.Tx, *ledger.Start) error) error {
 	refused := v.Err()
 	err := o.ledger.Write(ctx, func(t *ledger.Tx) error {
 		state, err := t.Host(r.Host)
@@ -115,19 +121,33 @@ func (o *Orchestrator) keepVerdict(ctx context.Context, r ledger.Reservation, v 
 			state.Standing = fmt.Sprintf("its %s quote was refused at %s", v.Role, v.At.UTC().Format("2006-01-02T15:04:05Z"))
 			return t.PutHost(r.Host, state)
 		}
-		clock, err := json.Marshal(v.Clock)
-		if err != nil {
-			return err
-		}
 		state.Standing, state.Quoted = "", v.At
 		if state.Clock, err = laterClock(state.Clock, v.Clock); err != nil {
 			return err
 		}
-		return errors.Join(
+		s, err := t.Start(r.ID, r.Start)
+		if err != nil {
+			return err
+		}
+		if s.Clock, err = json.Marshal(v.Clock); err != nil {
+			return err
+		}
+		s.Verdict, s.Attested = v.Digest, v.At
+		if err := errors.Join(
 			t.PutHost(r.Host, state),
-			t.ChangeStart(r.ID, r.Start, func(s *ledger.Start) { s.Verdict, s.Clock, s.Attested = v.Digest, clock, v.At }),
 			t.Journal(event.Event{Kind: "quote.accepted", Reservation: r.ID, Detail: map[string]string{
-				"role": v.Role, "host": v.Host, "verdict": v.Digest.String()}}))
+				"role": v.Role, "host": v.Host, "verdict": v.Digest.String()}})); err != nil {
+			return err
+		}
+		if release != nil {
+			var refusal *event.Refusal
+			if err := release(t, &s); errors.As(err, &refusal) {
+				refused = err
+			} else if err != nil {
+				return err
+			}
+		}
+		return t.PutStart(r.ID, r.Start, s)
 	})
 	if err != nil {
 		return fmt.Errorf("keep verdict: %w", err)
@@ -213,11 +233,13 @@ func (o *Orchestrator) attestNow(ctx context.Context, id, role string) (*verify.
 	if err != nil {
 		return nil, none, err
 	}
-	if err := o.useNonce(ctx, r, x.Nonce, role, &x.Clock); err != nil {
+	if err := o.ledger.Write(ctx, func(t *ledger.Tx) error {
+		return t.UseNonce(x.Nonce, id, r.Start, role, o.limits.Of(r.Phase))
+	}); err != nil {
 		return nil, none, err
 	}
 	admitted, verdict := o.verifier.Static(x, verify.StaticEvidence{Quote: q.Quote, Platform: q.Platform})
-	if err := o.keepVerdict(ctx, r, verdict); err != nil {
+	if err := o.keepVerdict(ctx, r, verdict, nil); err != nil {
 		return nil, verdict, err
 	}
 	slog.Info("host attested again", "reservation", id, "role", role)

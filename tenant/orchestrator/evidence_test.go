@@ -198,8 +198,9 @@ func TestNonceAfterARestart(t *testing.T) {
 	w := newWorld(t)
 	w.template("debian")
 	g := w.computing("web")
-	r, _, err := w.o.row(t.Context(), g.id)
-	check(t, err)
+	use := func(nonce []byte) error {
+		return w.o.ledger.Write(t.Context(), func(t *ledger.Tx) error { return t.UseNonce(nonce, g.id, 1, evidence.RoleWatch, time.Hour) })
+	}
 	nonces := make([][]byte, 2)
 	check(t, w.o.ledger.Write(t.Context(), func(t *ledger.Tx) (err error) {
 		for i := range nonces {
@@ -209,15 +210,14 @@ func TestNonceAfterARestart(t *testing.T) {
 		}
 		return nil
 	}))
-	var clock verify.Clock
-	check(t, w.o.useNonce(t.Context(), r, nonces[0], evidence.RoleWatch, &clock))
+	check(t, use(nonces[0]))
 	w.restart()
 	w.vm("web") // it serves
-	if err := w.o.useNonce(t.Context(), r, nonces[0], evidence.RoleWatch, &clock); event.ReasonOf(err) != event.QuoteRefused {
+	if err := use(nonces[0]); event.ReasonOf(err) != event.QuoteRefused {
 		t.Errorf("a nonce that was used: %v", err)
 	}
-	check(t, w.o.useNonce(t.Context(), r, nonces[1], evidence.RoleWatch, &clock))
-	if err := w.o.useNonce(t.Context(), r, nonces[1], evidence.RoleWatch, &clock); event.ReasonOf(err) != event.QuoteRefused {
+	check(t, use(nonces[1]))
+	if err := use(nonces[1]); event.ReasonOf(err) != event.QuoteRefused {
 		t.Errorf("twice after the restart: %v", err)
 	}
 }
