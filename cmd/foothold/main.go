@@ -16,6 +16,7 @@ var commands = []func() *cobra.Command{
 	vmCommand,
 	templateCommand,
 	hostCommand,
+	inventoryCommand,
 	platformCommand,
 	eventsCommand,
 	statusCommand,
