@@ -49,9 +49,13 @@ func (v *Verifier) Boot(x BootExpectation, e BootEvidence) (*Admitted, Verdict) 
 }
 
 func (v *Verifier) boot(x BootExpectation, e BootEvidence, at time.Time) (*Admitted, Verdict) {
+	return v.byAny(x.Host, func(p *Platform) (*Admitted, Verdict) { return v.bootBy(p, x, e, at) })
+}
+
+func (v *Verifier) bootBy(p *Platform, x BootExpectation, e BootEvidence, at time.Time) (*Admitted, Verdict) {
 	settings := x.Settings.Digest()
 	tunnel := evidence.Tunnel(e.ExporterHash, e.ServerLeaf, e.LoaderLeaf, e.VMKey)
-	j := v.begin(evidence.RoleBoot, x.Reservation, x.Start, x.Host, at)
+	j := v.begin(evidence.RoleBoot, x.Reservation, x.Start, x.Host, at, p)
 	j.verdict.VMKey, j.verdict.Tunnel = slices.Clone(e.VMKey), tunnel
 	j.bootInput(x, e)
 	static, claimed := j.logs(e.Platform)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"foothold/protocol/digest"
+	"foothold/protocol/event"
 	"foothold/protocol/evidence"
 	"foothold/protocol/pcr"
 	"foothold/protocol/platform"
@@ -43,38 +44,97 @@ func (j *judgement) differ(check, component, expected, seen, do string) {
 	}
 }
 
-// begin checks what does not depend on the quote: inventory, host, platform.
-func (v *Verifier) begin(role, reservation string, start int, host string, at time.Time) *judgement {
+// begin checks what does not depend on the quote: inventory, host, and the reference values
+// p, which are nil where the host's release has none.
+func (v *Verifier) begin(role, reservation string, start int, host string, at time.Time, p *Platform) *judgement {
 	j := &judgement{v: v, verdict: Verdict{Role: role, Reservation: reservation, Start: start, Host: host, At: at}}
 	if !vmspec.ValidID(reservation) || start < 1 {
 		j.find("input", "there is no start %d of %q", start, reservation)
 	}
-	// Whatever At a stored verdict names, the inventory must be in force today.
-	if err := v.inventory.inForce(v.now()); err != nil {
+	j.standing(host, p)
+	return j
+}
+
+// standing checks what the documents say of a host today, whatever At a stored verdict names.
+func (j *judgement) standing(host string, p *Platform) {
+	v := j.v
+	if err := v.inventory.InForce(v.now()); err != nil {
 		j.find("inventory", "%v", err)
 	}
 	h, ok := v.inventory.hosts[host]
 	if !ok {
 		j.find("host", "%q is not in the inventory", host)
-		return j
+		return
 	}
 	j.host = h
-	for _, p := range h.problems {
-		j.find("host", "%s", p)
+	for _, problem := range h.problems {
+		j.find("host", "%s", problem)
 	}
-	p, ok := v.platforms[h.entry.Software]
-	if !ok {
+	if p == nil {
 		j.find("platform", "there are no reference values for its release %q", h.entry.Software)
-		return j
+		return
 	}
-	j.platform = p
+	j.platform, j.verdict.Manifest = p, p.digest
 	if p.doc.Profile != v.profile {
 		j.find("platform", "its release is of profile %q, this installation accepts %q", p.doc.Profile, v.profile)
 	}
-	if err := p.inForce(v.now()); err != nil {
+	if err := p.InForce(v.now()); err != nil {
 		j.find("platform", "reference values of %s: %v", p.doc.Name, err)
 	}
-	return j
+}
+
+// references lists the reference values of a host's release that count now, those that
+// began last first. Where none counts it is the newest, so that the finding says since when;
+// nil stands for none at all.
+func (v *Verifier) references(host string) []*Platform {
+	var all, counting []*Platform
+	if h, ok := v.inventory.hosts[host]; ok {
+		all = v.platforms[h.entry.Software]
+	}
+	for _, p := range all {
+		if p.InForce(v.now()) == nil {
+			counting = append(counting, p)
+		}
+	}
+	switch {
+	case len(counting) > 0:
+		return counting
+	case len(all) > 0:
+		return all[:1]
+	}
+	return []*Platform{nil}
+}
+
+// byAny judges by each of the reference values that count until one admits. Where none
+// does, the verdict is by the one that is missed least, of equals the newest.
+func (v *Verifier) byAny(host string, judge func(*Platform) (*Admitted, Verdict)) (*Admitted, Verdict) {
+	var closest Verdict
+	for i, p := range v.references(host) {
+		admitted, verdict := judge(p)
+		if admitted != nil {
+			return admitted, verdict
+		}
+		if i == 0 || len(verdict.Findings) < len(closest.Findings) {
+			closest = verdict
+		}
+	}
+	return nil, closest
+}
+
+// Host is nil for a host that nothing in the documents speaks against now: it is in the
+// inventory with its keys in order, and its release has reference values that count. What
+// it runs, a quote alone tells.
+func (v *Verifier) Host(name string) error {
+	j := &judgement{v: v}
+	j.standing(name, v.references(name)[0])
+	if len(j.verdict.Findings) == 0 {
+		return nil
+	}
+	refusal := event.Refuse(event.HostLost, "host %s", name)
+	for _, f := range j.verdict.Findings {
+		refusal.Findings = append(refusal.Findings, f.String())
+	}
+	return refusal
 }
 
 func (j *judgement) nonce(nonce []byte) {

@@ -32,7 +32,11 @@ func (v *Verifier) Static(x StaticExpectation, e StaticEvidence) (*Admitted, Ver
 }
 
 func (v *Verifier) static(x StaticExpectation, e StaticEvidence, at time.Time) (*Admitted, Verdict) {
-	j := v.begin(x.Role, x.Reservation, x.Start, x.Host, at)
+	return v.byAny(x.Host, func(p *Platform) (*Admitted, Verdict) { return v.staticBy(p, x, e, at) })
+}
+
+func (v *Verifier) staticBy(p *Platform, x StaticExpectation, e StaticEvidence, at time.Time) (*Admitted, Verdict) {
+	j := v.begin(x.Role, x.Reservation, x.Start, x.Host, at, p)
 	j.verdict.Previous = x.Previous
 	if x.Role != evidence.RoleUnlock && x.Role != evidence.RoleConnect && x.Role != evidence.RoleWatch {
 		j.find("input", "a static quote has no role %q", x.Role)
