@@ -49,6 +49,7 @@ func ServerName(host string) string { return host + nameSuffix }
 // Client calls one host. It is safe for concurrent use.
 type Client struct {
 	name string
+	addr netip.AddrPort
 	base string
 	http *http.Client
 }
@@ -67,7 +68,7 @@ func New(name string, addr netip.AddrPort, cert tls.Certificate, servers *x509.C
 		}
 		return err
 	}
-	return &Client{name: name, base: "https://" + addr.String(), http: &http.Client{
+	return &Client{name: name, addr: addr, base: "https://" + addr.String(), http: &http.Client{
 		Transport: &http.Transport{
 			TLSClientConfig:     conf,
 			DialContext:         (&net.Dialer{Timeout: 5 * time.Second}).DialContext,
@@ -78,6 +79,9 @@ func New(name string, addr netip.AddrPort, cert tls.Certificate, servers *x509.C
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}}
 }
+
+// Address is where the host's API is.
+func (c *Client) Address() netip.AddrPort { return c.addr }
 
 // Create makes the VM's disks and settings.
 func (c *Client) Create(ctx context.Context, req hostapi.CreateRequest) (vm hostapi.VM, err error) {

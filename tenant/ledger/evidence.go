@@ -40,17 +40,18 @@ type Verdict struct {
 	Host     string
 	Evidence []byte
 	Made     time.Time
+	Manifest digest.SHA256 // the reference values that it was judged by; zero: of before they were kept
 }
 
 // AddVerdict stores one.
 func (t *Tx) AddVerdict(id string, start int, v Verdict) error {
-	return t.one("store verdict", `INSERT INTO verdicts (digest, reservation, start, role, host, evidence, made) VALUES ($1,$2,$3,$4,$5,$6,$7)`,
-		v.Digest.String(), id, start, v.Role, v.Host, v.Evidence, nanos(t.Now))
+	return t.one("store verdict", `INSERT INTO verdicts (digest, reservation, start, role, host, evidence, made, manifest) VALUES ($1,$2,$3,$4,$5,$6,$7,$8)`,
+		v.Digest.String(), id, start, v.Role, v.Host, v.Evidence, nanos(t.Now), v.Manifest.String())
 }
 
 // Verdicts lists a start's, oldest first.
 func (t *Tx) Verdicts(id string, start int) ([]Verdict, error) {
-	rows, err := t.tx.QueryContext(t.ctx, `SELECT digest, role, host, evidence, made FROM verdicts WHERE reservation = $1 AND start = $2 ORDER BY made, rowid`, id, start)
+	rows, err := t.tx.QueryContext(t.ctx, `SELECT digest, role, host, evidence, made, manifest FROM verdicts WHERE reservation = $1 AND start = $2 ORDER BY made, rowid`, id, start)
 	if err != nil {
 		return nil, fmt.Errorf("list verdicts: %w", err)
 	}
@@ -58,12 +59,12 @@ func (t *Tx) Verdicts(id string, start int) ([]Verdict, error) {
 	var list []Verdict
 	for rows.Next() {
 		var v Verdict
-		var text string
+		var text, manifest string
 		var made int64
-		if err := rows.Scan(&text, &v.Role, &v.Host, &v.Evidence, &made); err != nil {
+		if err := rows.Scan(&text, &v.Role, &v.Host, &v.Evidence, &made, &manifest); err != nil {
 			return nil, fmt.Errorf("list verdicts: %w", err)
 		}
-		if err := v.Digest.UnmarshalText([]byte(text)); err != nil {
+		if err := errors.Join(v.Digest.UnmarshalText([]byte(text)), v.Manifest.UnmarshalText([]byte(manifest))); err != nil {
 			return nil, fmt.Errorf("list verdicts: %w", err)
 		}
 		v.Made = instant(made)
@@ -135,8 +136,9 @@ type HostState struct {
 	Clock    []byte // JSON of the verifier's clock state; empty: never quoted
 	Standing string // empty: good
 	Quoted   time.Time
-	// Activated is the SHA-256 of the attestation key that the host's TPM has proved to hold.
+	// Activated is the digest of the keys (verify.Standing.Keys) that the host's TPM has proved to hold.
 	Activated digest.SHA256
+	Barred    string // why it gets no VM until an operator readmits it; empty: nothing
 }
 
 // Host reads a host's state; an unknown one has the zero state.
@@ -144,8 +146,8 @@ func (t *Tx) Host(name string) (HostState, error) {
 	var h HostState
 	var quoted int64
 	var activated string
-	err := t.tx.QueryRowContext(t.ctx, `SELECT clock, standing, quoted, activated FROM hosts WHERE name = $1`, name).
-		Scan(&h.Clock, &h.Standing, &quoted, &activated)
+	err := t.tx.QueryRowContext(t.ctx, `SELECT clock, standing, quoted, activated, barred FROM hosts WHERE name = $1`, name).
+		Scan(&h.Clock, &h.Standing, &quoted, &activated, &h.Barred)
 	if err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return h, fmt.Errorf("read host: %w", err)
 	}
@@ -162,9 +164,10 @@ func (t *Tx) PutHost(name string, h HostState) error {
 	if err != nil {
 		return fmt.Errorf("store host: %w", err)
 	}
-	return t.one("store host", `INSERT INTO hosts (name, clock, standing, quoted, activated) VALUES ($1,$2,$3,$4,$5)
-		ON CONFLICT (name) DO UPDATE SET clock = excluded.clock, standing = excluded.standing, quoted = excluded.quoted, activated = excluded.activated`,
-		name, append([]byte{}, h.Clock...), h.Standing, nanos(h.Quoted), string(activated))
+	return t.one("store host", `INSERT INTO hosts (name, clock, standing, quoted, activated, barred) VALUES ($1,$2,$3,$4,$5,$6)
+		ON CONFLICT (name) DO UPDATE SET clock = excluded.clock, standing = excluded.standing, quoted = excluded.quoted, activated = excluded.activated,
+		barred = excluded.barred`,
+		name, append([]byte{}, h.Clock...), h.Standing, nanos(h.Quoted), string(activated), h.Barred)
 }
 
 // NextRevision counts a zone's document and returns its number, durably, before the

@@ -60,9 +60,11 @@ func (o *Orchestrator) judgeBoot(ctx context.Context, r ledger.Reservation, s le
 	if err := o.useNonce(ctx, r, s.BootNonce, evidence.RoleBoot, &expect.Clock); err != nil {
 		return none, err
 	}
-	admitted, verdict := o.verifier.Boot(expect, verify.BootEvidence{ExporterHash: in.ExporterHash, ServerLeaf: in.ServerLeaf,
-		LoaderLeaf: in.LoaderLeaf, VMKey: in.VMKey, Quote: in.Quote, Platform: platform})
-	if err := o.keepVerdict(ctx, r, verdict); err != nil {
+	admitted, verdict, err := o.judge(ctx, r, func(v *verify.Verifier) (*verify.Admitted, verify.Verdict) {
+		return v.Boot(expect, verify.BootEvidence{ExporterHash: in.ExporterHash, ServerLeaf: in.ServerLeaf,
+			LoaderLeaf: in.LoaderLeaf, VMKey: in.VMKey, Quote: in.Quote, Platform: platform})
+	})
+	if err != nil {
 		return none, err
 	}
 	return o.releaseComponents(ctx, admitted, r, verdict.Tunnel)
@@ -98,18 +100,42 @@ func (o *Orchestrator) useNonce(ctx context.Context, r ledger.Reservation, nonce
 	})
 }
 
+// errRebased says that another basis came while a quote was judged.
+var errRebased = errors.New("the inventory or the reference values have changed")
+
+// judge has a quote judged by the documents that count, and keeps the verdict. One that was
+// reached while an import or a withdrawal went on is reached again: what counts when it is
+// stored decides. The nonce was used up before, once.
+func (o *Orchestrator) judge(ctx context.Context, r ledger.Reservation, by func(*verify.Verifier) (*verify.Admitted, verify.Verdict)) (*verify.Admitted, verify.Verdict, error) {
+	for {
+		b := o.basis()
+		admitted, verdict := by(b.verifier)
+		err := o.keepVerdict(ctx, r, b, verdict)
+		if !errors.Is(err, errRebased) {
+			return admitted, verdict, err
+		}
+	}
+}
+
 // keepVerdict stores a good verdict with its evidence, or a host's standing, and
-// returns the refusal of a bad one.
-func (o *Orchestrator) keepVerdict(ctx context.Context, r ledger.Reservation, v verify.Verdict) error {
+// returns the refusal of a bad one. It stores nothing of a basis that is not the current one.
+func (o *Orchestrator) keepVerdict(ctx context.Context, r ledger.Reservation, b *basis, v verify.Verdict) error {
 	refused := v.Err()
 	err := o.ledger.Write(ctx, func(t *ledger.Tx) error {
+		if o.basis() != b {
+			return errRebased
+		}
 		state, err := t.Host(r.Host)
 		if err != nil {
 			return err
 		}
 		if refused != nil {
 			state.Standing = fmt.Sprintf("its %s quote was refused at %s", v.Role, v.At.UTC().Format("2006-01-02T15:04:05Z"))
-			return t.PutHost(r.Host, state)
+			if !barring(v) {
+				return t.PutHost(r.Host, state)
+			}
+			state.Barred = state.Standing
+			return errors.Join(t.PutHost(r.Host, state), tellNeighbours(t, r, "host "+r.Host+": "+state.Barred))
 		}
 		clock, err := json.Marshal(v.Clock)
 		if err != nil {
@@ -121,10 +147,10 @@ func (o *Orchestrator) keepVerdict(ctx context.Context, r ledger.Reservation, v 
 		}
 		return errors.Join(
 			t.PutHost(r.Host, state),
-			t.AddVerdict(r.ID, r.Start, ledger.Verdict{Digest: v.Digest, Role: v.Role, Host: v.Host, Evidence: v.Evidence}),
-			t.ChangeStart(r.ID, r.Start, func(s *ledger.Start) { s.Verdict, s.Clock, s.Attested = v.Digest, clock, v.At }),
+			t.AddVerdict(r.ID, r.Start, ledger.Verdict{Digest: v.Digest, Role: v.Role, Host: v.Host, Evidence: v.Evidence, Manifest: v.Manifest}),
+			t.ChangeStart(r.ID, r.Start, func(s *ledger.Start) { s.Verdict, s.Clock, s.Attested, s.Manifest = v.Digest, clock, v.At, v.Manifest }),
 			t.Journal(event.Event{Kind: "quote.accepted", Reservation: r.ID, Detail: map[string]string{
-				"role": v.Role, "host": v.Host, "verdict": v.Digest.String()}}))
+				"role": v.Role, "host": v.Host, "verdict": v.Digest.String(), "manifest": v.Manifest.String()}}))
 	})
 	if err != nil {
 		return fmt.Errorf("keep verdict: %w", err)
@@ -190,8 +216,10 @@ func (o *Orchestrator) attestAgain(ctx context.Context, id, role string) (*verif
 	if err := o.useNonce(ctx, r, x.Nonce, role, &x.Clock); err != nil {
 		return nil, err
 	}
-	admitted, verdict := o.verifier.Static(x, verify.StaticEvidence{Quote: q.Quote, Platform: q.Platform})
-	if err := o.keepVerdict(ctx, r, verdict); err != nil {
+	admitted, _, err := o.judge(ctx, r, func(v *verify.Verifier) (*verify.Admitted, verify.Verdict) {
+		return v.Static(x, verify.StaticEvidence{Quote: q.Quote, Platform: q.Platform})
+	})
+	if err != nil {
 		return nil, err
 	}
 	slog.Info("host attested again", "reservation", id, "role", role)

@@ -13,7 +13,6 @@ import (
 	"foothold/protocol/agentmsg"
 	"foothold/protocol/api"
 	"foothold/protocol/event"
-	"foothold/protocol/evidence"
 	"foothold/protocol/zone"
 	"foothold/tenant/expect"
 	"foothold/tenant/ledger"
@@ -271,11 +270,12 @@ func (o *Orchestrator) ready(ctx context.Context, r ledger.Reservation) error {
 // the VM; a host that does not answer does not, since heartbeats and leases go on and
 // a provider's management network may be down for a while.
 func (o *Orchestrator) watchHost(ctx context.Context, id string) error {
+	told := ""
 	for {
 		if err := pause(ctx, o.watchEvery); err != nil {
 			return err
 		}
-		_, err := o.attestAgain(ctx, id, evidence.RoleWatch)
+		err := o.attestWatched(ctx, id, &told)
 		if err != nil && event.ReasonOf(err) != event.HostUnreachable {
 			return err
 		}

@@ -379,7 +379,7 @@ func (h *fakeHost) create(r *http.Request) (any, event.Reason) {
 		return nil, event.InUse
 	}
 	h.volumes[in.Spec.Volume.ID] = int64(in.Spec.Volume.SizeMiB) << 20
-	v := &hostedVM{VM: hostapi.VM{ID: in.Spec.Reservation, Start: in.Spec.Start, Name: in.Spec.Name, Host: "host-1", State: hostapi.Created,
+	v := &hostedVM{VM: hostapi.VM{ID: in.Spec.Reservation, Start: in.Spec.Start, Name: in.Spec.Name, Host: h.entry.Name, State: hostapi.Created,
 		Settings: in.Spec.Digest(), Firmware: h.firmware, Created: time.Now()}, spec: in.Spec, t1: in.Token}
 	h.vms[v.ID] = v
 	return v.VM, ""
