@@ -3,6 +3,7 @@ package client
 import (
 	"bytes"
 	"context"
+	"crypto/ed25519"
 	"crypto/tls"
 	"encoding/json"
 	"errors"
@@ -19,6 +20,8 @@ import (
 	"foothold/protocol/api"
 	"foothold/protocol/digest"
 	"foothold/protocol/event"
+	"foothold/protocol/hostaudit"
+	"foothold/protocol/signed"
 	"foothold/protocol/zone"
 )
 
@@ -217,6 +220,21 @@ func (c *Client) WithdrawPlatform(ctx context.Context, sum digest.SHA256, why st
 	return p, c.call(ctx, http.MethodPost, "/v1/platforms/"+sum.String()+"/withdraw", api.WithdrawPlatform{Why: why}, &p)
 }
 
+// OrderHostAudit orders an audit of a host's TPM; key is the public half of its medium's.
+func (c *Client) OrderHostAudit(ctx context.Context, host string, key ed25519.PublicKey) (o hostaudit.Order, err error) {
+	return o, c.call(ctx, http.MethodPost, hostPath(host)+"/audits", api.OrderHostAudit{Key: key}, &o)
+}
+
+// JudgeHostAudit has an audit's report held against the inventory.
+func (c *Client) JudgeHostAudit(ctx context.Context, host string, report signed.Envelope) (a api.HostAudit, err error) {
+	return a, c.call(ctx, http.MethodPost, hostPath(host)+"/audits/report", report, &a)
+}
+
+// HostAudits lists a host's audits, newest first.
+func (c *Client) HostAudits(ctx context.Context, host string) (list []api.HostAudit, err error) {
+	return list, c.call(ctx, http.MethodGet, hostPath(host)+"/audits", nil, &list)
+}
+
 // Status is the installation at a glance.
 func (c *Client) Status(ctx context.Context) (s api.Status, err error) {
 	return s, c.call(ctx, http.MethodGet, "/v1/status", nil, &s)
@@ -226,6 +244,8 @@ func (c *Client) Status(ctx context.Context) (s api.Status, err error) {
 func (c *Client) Fsck(ctx context.Context) (f api.Fsck, err error) {
 	return f, c.call(ctx, http.MethodGet, "/v1/fsck", nil, &f)
 }
+
+func hostPath(name string) string { return "/v1/hosts/" + url.PathEscape(name) }
 
 func vmPath(name string) string { return "/v1/vms/" + url.PathEscape(name) }
 

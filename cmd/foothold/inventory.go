@@ -26,7 +26,7 @@ func inventoryCommand() *cobra.Command {
 each version of it off line and publishes its SHA-256; the tenant imports it, having
 compared the digest over another way. A host that is not in it, or whose keys fail the
 tenant's own checks, gets no VM.`,
-		inventoryPublish(), inventoryImport(), inventoryShow(), inventoryList(), inventoryDiff()))
+		inventoryPublish(), inventoryImport(), inventoryShow(), inventoryList(), inventoryDiff(), inventoryAudit()))
 }
 
 // published is what `inventory publish --json` prints.

@@ -83,7 +83,7 @@ type Image struct {
 // BuildLoader writes the provider's loader image into dir: KernelFile and
 // InitramfsFile, each replaced whole. init is the path of foothold-loader.
 func BuildLoader(k *Kernel, init, dir string) (Image, error) {
-	return build(dir, Spec{Init: init, Kernel: k, Modules: loaderModules})
+	return build(dir, Spec{Init: init, Kernel: k, Modules: loaderModules}, 0o644)
 }
 
 // BuildGuest writes the tenant's guest image into dir. init is the path of
@@ -95,10 +95,11 @@ func BuildGuest(k *Kernel, init, root, dir string, authenticatedVolume bool) (Im
 	if authenticatedVolume {
 		modules = append(modules, authenticatedModules...)
 	}
-	return build(dir, Spec{Init: init, Kernel: k, Modules: modules, Root: root, Programs: guestPrograms, Copies: guestCopies})
+	return build(dir, Spec{Init: init, Kernel: k, Modules: modules, Root: root, Programs: guestPrograms, Copies: guestCopies}, 0o644)
 }
 
-func build(dir string, spec Spec) (Image, error) {
+// build writes an image, its initramfs with the mode perm.
+func build(dir string, spec Spec, perm os.FileMode) (Image, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return Image{}, fmt.Errorf("make image folder: %w", err)
 	}
@@ -110,7 +111,7 @@ func build(dir string, spec Spec) (Image, error) {
 	if err := durable.WriteFile(img.Kernel.Path, kernel, 0o644); err != nil {
 		return Image{}, err
 	}
-	if err := durable.Write(img.Initramfs.Path, 0o644, func(f *os.File) error { return spec.Write(f) }); err != nil {
+	if err := durable.Write(img.Initramfs.Path, perm, func(f *os.File) error { return spec.Write(f) }); err != nil {
 		return Image{}, err
 	}
 	for _, part := range []*Part{&img.Kernel, &img.Initramfs} {

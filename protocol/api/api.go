@@ -362,3 +362,34 @@ type Problem struct {
 	Detail string       `json:"detail"`
 	Next   string       `json:"next,omitempty"`
 }
+
+// OrderHostAudit asks for an order to audit a host's TPM. Key is the public half, Ed25519,
+// of the key that the medium will sign its report with.
+type OrderHostAudit struct {
+	Key []byte `json:"key"`
+}
+
+// HostAudit is an audit of a host's TPM from trusted media.
+type HostAudit struct {
+	Number  string    `json:"number"`
+	Host    string    `json:"host"`
+	Expires time.Time `json:"expires"`          // of the order
+	Judged  time.Time `json:"judged,omitzero"`  // no report yet: zero
+	Good    bool      `json:"good"`             // every check held
+	Checks  []Check   `json:"checks,omitempty"` // those that failed
+	// What the machine's firmware states of it, and the asset tag of the inventory beside it:
+	// for people, since neither is proved.
+	Asset     string `json:"asset,omitempty"`
+	Serial    string `json:"serial,omitempty"`
+	Inventory string `json:"inventory_asset,omitempty"`
+}
+
+// Check is one that failed.
+type Check struct {
+	Check     string `json:"check"`
+	Detail    string `json:"detail"`
+	Component string `json:"component,omitempty"`
+	Expected  string `json:"expected,omitempty"`
+	Seen      string `json:"seen,omitempty"`
+	Do        string `json:"do,omitempty"`
+}

@@ -46,6 +46,7 @@ const (
 	TPMBusy            Reason = "tpm-busy"
 	TPMLost            Reason = "tpm-lost"
 	QuoteRefused       Reason = "quote-refused"
+	HostAuditFailed    Reason = "host-audit-failed"
 	SignatureInvalid   Reason = "signature-invalid"
 	DigestMismatch     Reason = "digest-mismatch"
 	LoaderFailed       Reason = "loader-failed"

@@ -139,6 +139,9 @@ type HostState struct {
 	// Activated is the digest of the keys (verify.Standing.Keys) that the host's TPM has proved to hold.
 	Activated digest.SHA256
 	Barred    string // why it gets no VM until an operator readmits it; empty: nothing
+	// AuditFailed says why the host's last audit from trusted media failed; empty: none has,
+	// or a later one was good. [Tx.JudgeHostAudit] alone changes it.
+	AuditFailed string
 }
 
 // Host reads a host's state; an unknown one has the zero state.
@@ -146,8 +149,8 @@ func (t *Tx) Host(name string) (HostState, error) {
 	var h HostState
 	var quoted int64
 	var activated string
-	err := t.tx.QueryRowContext(t.ctx, `SELECT clock, standing, quoted, activated, barred FROM hosts WHERE name = $1`, name).
-		Scan(&h.Clock, &h.Standing, &quoted, &activated, &h.Barred)
+	err := t.tx.QueryRowContext(t.ctx, `SELECT clock, standing, quoted, activated, barred, audit_failed FROM hosts WHERE name = $1`, name).
+		Scan(&h.Clock, &h.Standing, &quoted, &activated, &h.Barred, &h.AuditFailed)
 	if err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return h, fmt.Errorf("read host: %w", err)
 	}

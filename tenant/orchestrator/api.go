@@ -40,6 +40,7 @@ func (o *Orchestrator) operatorAPI() http.Handler {
 	o.otherOperations(a)
 	o.documentOperations(a)
 	o.templateOperations(a, mux)
+	o.hostAuditOperations(a)
 	return o.allow(requestRefused, mux, mtls.Operator)
 }
 

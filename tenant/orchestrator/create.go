@@ -209,16 +209,16 @@ func (o *Orchestrator) spec(r ledger.Reservation, template, t1 digest.SHA256) vm
 	}
 }
 
-// chooseHost takes, among the hosts that hold the template and are in good standing, one whose last quote was accepted and that has room for another boot, with the fewest
-// VMs. Where there is none, one whose last quote was refused gets another chance:
+// chooseHost takes, among the hosts that hold the template and are in good standing, one
+// whose last quote was accepted and that has room for another boot, with the fewest VMs. Where there is none, one whose last quote was refused gets another chance:
 // nothing is released to its VMs without a new quote, and a boot server that spoils
 // quotes cannot shut a host out.
 func (o *Orchestrator) chooseHost(t *ledger.Tx, b *basis, r ledger.Reservation, holding []string) (string, error) {
 	var good, poor []string
-	var unfit error
+	var why error
 	for _, name := range holding {
-		if err := b.mayHost(t, name); event.ReasonOf(err) == event.NoHost {
-			unfit = err
+		if err := b.mayHost(t, name); unfit(err) {
+			why = err
 			continue
 		} else if err != nil {
 			return "", err
@@ -237,7 +237,7 @@ func (o *Orchestrator) chooseHost(t *ledger.Tx, b *basis, r ledger.Reservation, 
 		good = poor
 	}
 	if len(good) == 0 {
-		return "", event.Refuse(event.NoHost, "of %d hosts that hold the template none is in good standing: %s", len(holding), detailOf(unfit))
+		return "", event.Refuse(event.NoHost, "of %d hosts that hold the template none is in good standing: %s", len(holding), detailOf(why))
 	}
 	live, err := t.Live()
 	if err != nil {

@@ -27,7 +27,8 @@ const (
 )
 
 // mayHost refuses a host that must get no VM now: by the documents, by what its TPM did not
-// prove, or because a static quote of it was refused and nobody has readmitted it.
+// prove, because its last audit failed, or because a static quote of it was refused and
+// nobody has readmitted it.
 func (b *basis) mayHost(t *ledger.Tx, name string) error {
 	if err := b.verifier.Host(name); err != nil {
 		return noHost(name, err)
@@ -35,6 +36,9 @@ func (b *basis) mayHost(t *ledger.Tx, name string) error {
 	state, err := t.Host(name)
 	if err != nil {
 		return err
+	}
+	if state.AuditFailed != "" {
+		return event.Refuse(event.HostAuditFailed, "host %s: %s", name, state.AuditFailed)
 	}
 	if state.Barred != "" {
 		return event.Refuse(event.NoHost, "host %s: %s", name, state.Barred)
@@ -50,6 +54,12 @@ func (b *basis) mayHost(t *ledger.Tx, name string) error {
 		return event.Refuse(event.NoHost, "host %s: %s", name, found.Reason)
 	}
 	return nil
+}
+
+// unfit reports whether err is a refusal of mayHost, and not a fault of ours.
+func unfit(err error) bool {
+	why := event.ReasonOf(err)
+	return why == event.NoHost || why == event.HostAuditFailed
 }
 
 // noHost turns what the documents say of a host into the refusal of a VM there.

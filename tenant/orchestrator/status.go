@@ -8,7 +8,6 @@ import (
 	"strings"
 
 	"foothold/protocol/api"
-	"foothold/protocol/event"
 	"foothold/tenant/ledger"
 )
 
@@ -29,7 +28,7 @@ func (o *Orchestrator) hostList(ctx context.Context) ([]api.Host, error) {
 			if state.Standing != "" {
 				out.Standing = state.Standing
 			}
-			if err := b.mayHost(t, h.Name); event.ReasonOf(err) == event.NoHost {
+			if err := b.mayHost(t, h.Name); unfit(err) {
 				out.Standing = strings.TrimPrefix(detailOf(err), "host "+h.Name+": ")
 			} else if err != nil {
 				return err
