@@ -112,6 +112,11 @@ func (c *Client) Destroy(ctx context.Context, id string) error {
 	return c.call(ctx, callTimeout, http.MethodDelete, "/v1/vms/"+id, nil, nil, hostapi.MaxMessage)
 }
 
+// InventoryDigest names the inventory that the host serves.
+func (c *Client) InventoryDigest(ctx context.Context) (d hostapi.InventoryDigest, err error) {
+	return d, c.call(ctx, callTimeout, http.MethodGet, "/v1/inventory/digest", nil, &d, hostapi.MaxMessage)
+}
+
 // Volumes lists this tenant's.
 func (c *Client) Volumes(ctx context.Context) (list []hostapi.Volume, err error) {
 	return list, c.call(ctx, callTimeout, http.MethodGet, "/v1/volumes", nil, &list, maxList)

@@ -56,8 +56,9 @@ type fakeHost struct {
 	volumes   map[string]int64 // size in bytes by id
 	templates map[digest.SHA256]int64
 	fail      map[string]int // guarded by mu: "METHOD path-prefix" → how many calls fail
-	undead    bool           // guarded by mu: destroys nothing but says so
-	mute      mute           // guarded by mu: one call that gets no answer
+	served    hostapi.InventoryDigest
+	undead    bool // guarded by mu: destroys nothing but says so
+	mute      mute // guarded by mu: one call that gets no answer
 	changed   *sync.Cond
 }
 
@@ -341,6 +342,11 @@ func (h *fakeHost) handler() http.Handler {
 		h.tpmMu.Lock()
 		defer h.tpmMu.Unlock()
 		return evidence.Platform{Log: slices.Clone(h.log)}, ""
+	})
+	on("GET /v1/inventory/digest", func(*http.Request) (any, event.Reason) {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		return h.served, ""
 	})
 	on("PUT /v1/templates/{sum}", func(r *http.Request) (any, event.Reason) {
 		data, _ := io.ReadAll(r.Body)

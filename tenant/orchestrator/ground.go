@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strconv"
 	"strings"
 	"time"
 
@@ -23,12 +24,18 @@ import (
 // proveEvery lies between challenges of a host whose keys are not proved.
 const proveEvery = time.Minute
 
+// servedOnce is how many hosts are asked in one round which inventory they serve.
+const servedOnce = 3
+
 // keepProving asks every inventoried host whose keys are not proved, at the start and from
 // then on, so that its first VM need not wait for it. One that did not answer, or failed,
-// is asked again: its TPM may have been busy, or the provider has mended it.
+// is asked again: its TPM may have been busy, or the provider has mended it. And it asks a
+// few, others each time, which inventory they serve.
 func (o *Orchestrator) keepProving(ctx context.Context) {
+	told := map[hostapi.InventoryDigest]bool{}
 	for {
 		o.activateAll(ctx)
+		o.compareServed(ctx, told)
 		if pause(ctx, proveEvery) != nil {
 			return
 		}
@@ -40,6 +47,33 @@ func (o *Orchestrator) activateAll(ctx context.Context) {
 		if err := o.ensureActivated(ctx, name); err != nil && ctx.Err() == nil {
 			slog.Warn("host's attestation key not proved yet", "host", name, "address", h.Address(), "error", err)
 		}
+	}
+}
+
+// compareServed journals, once each, that hosts serve a newer inventory than counts here, or
+// another of the same version: it was not imported yet, this state was put back from a copy,
+// or the provider tells two stories. It is the hosts' word, and changes nothing.
+func (o *Orchestrator) compareServed(ctx context.Context, told map[hostapi.InventoryDigest]bool) {
+	b, asked := o.basis(), 0
+	for name, h := range b.hosts {
+		if asked++; asked > servedOnce {
+			return
+		}
+		served, err := h.InventoryDigest(ctx)
+		if err != nil {
+			slog.Debug("ask for the inventory's digest", "host", name, "error", err)
+			continue
+		}
+		if served.Version < b.inventory.Version() || served.SHA256 == b.inventory.Digest() || told[served] {
+			continue
+		}
+		told[served] = true
+		kind := "inventory.newer-served"
+		if served.Version == b.inventory.Version() {
+			kind = "inventory.other-served"
+		}
+		o.journal(ctx, event.Event{Kind: kind, Detail: map[string]string{"host": name, "version": strconv.Itoa(served.Version), "sha256": served.SHA256.String(),
+			"counts": strconv.Itoa(b.inventory.Version())}})
 	}
 }
 

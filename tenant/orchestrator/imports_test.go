@@ -14,6 +14,7 @@ import (
 	"foothold/protocol/api"
 	"foothold/protocol/digest"
 	"foothold/protocol/event"
+	"foothold/protocol/hostapi"
 	"foothold/protocol/inventory"
 	"foothold/protocol/signed"
 	"foothold/tenant/ledger"
@@ -129,6 +130,38 @@ func TestInventoryImportRefuses(t *testing.T) {
 	}
 	if status, p := w.call("GET", "/v1/inventories/3", nil, nil); status != http.StatusNotFound || p.Reason != event.UnknownDocument {
 		t.Errorf("a version that was never imported: %d %+v", status, p)
+	}
+}
+
+// TestServedInventoryIsCompared: that hosts serve a newer one, or another of the version that
+// counts, is in the journal once each; an older one, which the provider has yet to spread, is not.
+func TestServedInventoryIsCompared(t *testing.T) {
+	w := newWorld(t)
+	w.publish(5, w.host.entry)
+	now := w.counts()
+	told := map[hostapi.InventoryDigest]bool{}
+	other := digest.Of([]byte("another"))
+	for _, c := range []struct {
+		served       hostapi.InventoryDigest
+		newer, other int
+	}{
+		{hostapi.InventoryDigest{Version: 5, SHA256: now.SHA256}, 0, 0},
+		{hostapi.InventoryDigest{Version: 4, SHA256: other}, 0, 0},
+		{hostapi.InventoryDigest{Version: 6, SHA256: other}, 1, 0},
+		{hostapi.InventoryDigest{Version: 5, SHA256: other}, 1, 1},
+		{hostapi.InventoryDigest{Version: 6, SHA256: other}, 1, 1},
+	} {
+		w.host.mu.Lock()
+		w.host.served = c.served
+		w.host.mu.Unlock()
+		w.o.compareServed(t.Context(), told)
+		got := map[string]int{}
+		for _, k := range w.kinds() {
+			got[k]++
+		}
+		if got["inventory.newer-served"] != c.newer || got["inventory.other-served"] != c.other {
+			t.Errorf("%+v: %d newer, %d other", c.served, got["inventory.newer-served"], got["inventory.other-served"])
+		}
 	}
 }
 
