@@ -35,6 +35,7 @@ const (
 	callTimeout  = 20 * time.Second // an answer to a small call; a quote queues for the TPM
 	waitTimeout  = 45 * time.Second // a long poll, which the host holds up to 30 s
 	imageTimeout = 10 * time.Minute // a template's upload
+	maxIdleConns = 32               // two for each VM that is judged at the same time
 	maxList      = 16 << 20         // bytes of a list
 	maxConsole   = 2 << 20
 	maxLog       = 2 << 20 // of a platform's measurement log: MaxEvents entries
@@ -73,7 +74,7 @@ func New(name string, addr netip.AddrPort, cert tls.Certificate, servers *x509.C
 			TLSClientConfig:     conf,
 			DialContext:         (&net.Dialer{Timeout: 5 * time.Second}).DialContext,
 			TLSHandshakeTimeout: 10 * time.Second,
-			MaxIdleConnsPerHost: 8,
+			MaxIdleConnsPerHost: maxIdleConns,
 			IdleConnTimeout:     time.Minute,
 		},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },

@@ -74,7 +74,7 @@ func (t *Tx) Document(kind string, sum digest.SHA256) (Document, error) {
 }
 
 func (t *Tx) document(where string, args ...any) (Document, error) {
-	d, err := scanDocument(t.tx.QueryRowContext(t.ctx, `SELECT `+documentColumns+` FROM documents WHERE `+where, args...))
+	d, err := scanDocument(t.tx.queryRow(`SELECT `+documentColumns+` FROM documents WHERE `+where, args...))
 	if errors.Is(err, sql.ErrNoRows) {
 		return d, ErrNotFound
 	}

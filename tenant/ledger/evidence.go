@@ -51,7 +51,7 @@ func (t *Tx) AddVerdict(id string, start int, v Verdict) error {
 
 // Verdicts lists a start's, oldest first.
 func (t *Tx) Verdicts(id string, start int) ([]Verdict, error) {
-	rows, err := t.tx.QueryContext(t.ctx, `SELECT digest, role, host, evidence, made, manifest FROM verdicts WHERE reservation = $1 AND start = $2 ORDER BY made, rowid`, id, start)
+	rows, err := t.tx.query(`SELECT digest, role, host, evidence, made, manifest FROM verdicts WHERE reservation = $1 AND start = $2 ORDER BY made, rowid`, id, start)
 	if err != nil {
 		return nil, fmt.Errorf("list verdicts: %w", err)
 	}
@@ -119,7 +119,7 @@ func (t *Tx) Holder(serial string) (id string, start int, err error) {
 func (t *Tx) certificate(serial string) (Certificate, error) {
 	var c Certificate
 	var expires, revoked int64
-	err := t.tx.QueryRowContext(t.ctx, `SELECT serial, reservation, start, der, expires, revoked FROM certificates WHERE serial = $1`, serial).
+	err := t.tx.queryRow(`SELECT serial, reservation, start, der, expires, revoked FROM certificates WHERE serial = $1`, serial).
 		Scan(&c.Serial, &c.Reservation, &c.Start, &c.DER, &expires, &revoked)
 	if errors.Is(err, sql.ErrNoRows) {
 		return c, ErrNotFound
@@ -149,7 +149,7 @@ func (t *Tx) Host(name string) (HostState, error) {
 	var h HostState
 	var quoted int64
 	var activated string
-	err := t.tx.QueryRowContext(t.ctx, `SELECT clock, standing, quoted, activated, barred, audit_failed FROM hosts WHERE name = $1`, name).
+	err := t.tx.queryRow(`SELECT clock, standing, quoted, activated, barred, audit_failed FROM hosts WHERE name = $1`, name).
 		Scan(&h.Clock, &h.Standing, &quoted, &activated, &h.Barred, &h.AuditFailed)
 	if err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return h, fmt.Errorf("read host: %w", err)
@@ -177,7 +177,7 @@ func (t *Tx) PutHost(name string, h HostState) error {
 // document is signed: a number is never used for two documents.
 func (t *Tx) NextRevision(zone string) (int64, error) {
 	var n int64
-	err := t.tx.QueryRowContext(t.ctx, `INSERT INTO zones (zone, revision) VALUES ($1, 1)
+	err := t.tx.queryRow(`INSERT INTO zones (zone, revision) VALUES ($1, 1)
 		ON CONFLICT (zone) DO UPDATE SET revision = revision + 1 RETURNING revision`, zone).Scan(&n)
 	if err != nil {
 		return 0, fmt.Errorf("count zone revision: %w", err)

@@ -158,12 +158,12 @@ func (t *Tx) AddReservation(r Reservation) error {
 
 // Reservation reads one by id.
 func (t *Tx) Reservation(id string) (Reservation, error) {
-	return scanReservation(t.tx.QueryRowContext(t.ctx, `SELECT `+reservationColumns+` FROM reservations WHERE id = $1`, id))
+	return scanReservation(t.tx.queryRow(`SELECT `+reservationColumns+` FROM reservations WHERE id = $1`, id))
 }
 
 // Find reads one by id, or by the name of one that is not deleted.
 func (t *Tx) Find(nameOrID string) (Reservation, error) {
-	return scanReservation(t.tx.QueryRowContext(t.ctx, `SELECT `+reservationColumns+` FROM reservations
+	return scanReservation(t.tx.queryRow(`SELECT `+reservationColumns+` FROM reservations
 		WHERE id = $1 OR (name = $1 AND deleted = 0) ORDER BY deleted LIMIT 1`, nameOrID))
 }
 
@@ -205,7 +205,7 @@ func (t *Tx) Holding() ([]Reservation, error) {
 }
 
 func (t *Tx) reservations(where string, args ...any) ([]Reservation, error) {
-	rows, err := t.tx.QueryContext(t.ctx, `SELECT `+reservationColumns+` FROM reservations `+where, args...)
+	rows, err := t.tx.query(`SELECT `+reservationColumns+` FROM reservations `+where, args...)
 	if err != nil {
 		return nil, fmt.Errorf("list reservations: %w", err)
 	}
@@ -262,7 +262,7 @@ func (t *Tx) one(what, query string, args ...any) error {
 func (t *Tx) Start(id string, start int) (Start, error) {
 	var s Start
 	var facts []byte
-	err := t.tx.QueryRowContext(t.ctx, `SELECT facts FROM starts WHERE reservation = $1 AND start = $2`, id, start).Scan(&facts)
+	err := t.tx.queryRow(`SELECT facts FROM starts WHERE reservation = $1 AND start = $2`, id, start).Scan(&facts)
 	if errors.Is(err, sql.ErrNoRows) {
 		return s, ErrNotFound
 	}
@@ -298,7 +298,7 @@ func (t *Tx) ChangeStart(id string, start int, f func(*Start)) error {
 // LastAddress is the address of the newest reservation, deleted ones too.
 func (t *Tx) LastAddress() (netip.Addr, error) {
 	var text string
-	err := t.tx.QueryRowContext(t.ctx, `SELECT address FROM reservations ORDER BY created DESC, rowid DESC LIMIT 1`).Scan(&text)
+	err := t.tx.queryRow(`SELECT address FROM reservations ORDER BY created DESC, rowid DESC LIMIT 1`).Scan(&text)
 	if errors.Is(err, sql.ErrNoRows) {
 		return netip.Addr{}, nil
 	}

@@ -1,16 +1,20 @@
 package orchestrator
 
 import (
+	"cmp"
 	"context"
 	"crypto/subtle"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
+	"time"
 
 	"foothold/internal/mtls"
 	"foothold/protocol/event"
 	"foothold/protocol/evidence"
+	"foothold/protocol/hostapi"
 	"foothold/protocol/upstream"
 	"foothold/tenant/hostclient"
 	"foothold/tenant/ledger"
@@ -48,78 +52,84 @@ func (o *Orchestrator) judgeBoot(ctx context.Context, r ledger.Reservation, s le
 	if err != nil {
 		return none, err
 	}
-	platform, err := h.Platform(ctx)
+	platform, vm, err := hearHost(ctx, h, r.ID)
 	if err != nil {
 		return none, err
 	}
-	claim, err := o.claim(ctx, h, r)
-	if err != nil {
+	expect := verify.BootExpectation{Reservation: r.ID, Start: r.Start, Host: r.Host, Settings: s.Spec, Nonce: s.BootNonce,
+		Claim: &verify.Claim{Settings: vm.Settings, Firmware: vm.Firmware}}
+	if expect.Clock, err = o.useBootNonce(ctx, r, s.BootNonce, vm.TPMHeld); err != nil {
 		return none, err
 	}
-	expect := verify.BootExpectation{Reservation: r.ID, Start: r.Start, Host: r.Host, Settings: s.Spec, Nonce: s.BootNonce, Claim: claim}
-	if err := o.useNonce(ctx, r, s.BootNonce, evidence.RoleBoot, &expect.Clock); err != nil {
-		return none, err
-	}
-	admitted, verdict, err := o.judge(ctx, r, func(v *verify.Verifier) (*verify.Admitted, verify.Verdict) {
+	var out upstream.VerdictResponse
+	err = o.judge(func(v *verify.Verifier) (*verify.Admitted, verify.Verdict) {
 		return v.Boot(expect, verify.BootEvidence{ExporterHash: in.ExporterHash, ServerLeaf: in.ServerLeaf,
 			LoaderLeaf: in.LoaderLeaf, VMKey: in.VMKey, Quote: in.Quote, Platform: platform})
+	}, func(b *basis, admitted *verify.Admitted, verdict verify.Verdict) (err error) {
+		if admitted == nil {
+			return o.keepVerdict(ctx, r, b, verdict, nil)
+		}
+		out, err = o.releaseComponents(ctx, b, admitted, r, verdict)
+		return err
 	})
-	if err != nil {
-		return none, err
-	}
-	return o.releaseComponents(ctx, admitted, r, verdict.Tunnel)
+	return out, err
 }
 
-// claim is what the host says it started, and how long its TPM was held. It only
-// explains.
-func (o *Orchestrator) claim(ctx context.Context, h *hostclient.Client, r ledger.Reservation) (*verify.Claim, error) {
-	vm, err := h.VM(ctx, r.ID, "")
-	if err != nil {
-		return nil, err
-	}
-	if vm.TPMHeld > 0 {
-		o.recordHold(ctx, r.ID, r.Start, vm.TPMHeld)
-	}
-	return &verify.Claim{Settings: vm.Settings, Firmware: vm.Firmware}, nil
+// hearHost asks at once for the host's log and for what it says it started and how long
+// its TPM was held. The latter only explains.
+func hearHost(ctx context.Context, h *hostclient.Client, id string) (platform evidence.Platform, vm hostapi.VM, err error) {
+	var failed error
+	var asking sync.WaitGroup
+	asking.Go(func() { vm, failed = h.VM(ctx, id, "") })
+	platform, err = h.Platform(ctx)
+	asking.Wait()
+	return platform, vm, cmp.Or(err, failed)
 }
 
-// useNonce uses up a nonce in one swap and reads the host's clock state.
-func (o *Orchestrator) useNonce(ctx context.Context, r ledger.Reservation, nonce []byte, role string, clock *verify.Clock) error {
-	return o.ledger.Write(ctx, func(t *ledger.Tx) error {
-		if err := t.UseNonce(nonce, r.ID, r.Start, role, o.limits.Of(r.Phase)); err != nil {
+// useBootNonce uses up a nonce in one swap, records how long the TPM was held, and reads
+// the host's clock state.
+func (o *Orchestrator) useBootNonce(ctx context.Context, r ledger.Reservation, nonce []byte, held time.Duration) (clock verify.Clock, err error) {
+	err = o.ledger.Write(ctx, func(t *ledger.Tx) error {
+		if err := t.UseNonce(nonce, r.ID, r.Start, evidence.RoleBoot, o.limits.Of(r.Phase)); err != nil {
 			return err
 		}
-		if role != evidence.RoleBoot {
-			return nil
+		if held > 0 {
+			if err := t.ChangeStart(r.ID, r.Start, func(s *ledger.Start) { s.TPMHeld = held }); err != nil {
+				return err
+			}
 		}
 		state, err := t.Host(r.Host)
 		if err != nil || len(state.Clock) == 0 {
 			return err
 		}
-		return json.Unmarshal(state.Clock, clock)
+		return json.Unmarshal(state.Clock, &clock)
 	})
+	return clock, err
 }
 
 // errRebased says that another basis came while a quote was judged.
 var errRebased = errors.New("the inventory or the reference values have changed")
 
-// judge has a quote judged by the documents that count, and keeps the verdict. One that was
-// reached while an import or a withdrawal went on is reached again: what counts when it is
-// stored decides. The nonce was used up before, once.
-func (o *Orchestrator) judge(ctx context.Context, r ledger.Reservation, by func(*verify.Verifier) (*verify.Admitted, verify.Verdict)) (*verify.Admitted, verify.Verdict, error) {
+// judge has a quote judged by the documents that count, and the verdict kept, by keepVerdict.
+// One that was reached while an import or a withdrawal went on is reached again: what counts
+// when it is stored decides. The nonce was used up before, once.
+func (o *Orchestrator) judge(by func(*verify.Verifier) (*verify.Admitted, verify.Verdict), keep func(*basis, *verify.Admitted, verify.Verdict) error) error {
 	for {
 		b := o.basis()
 		admitted, verdict := by(b.verifier)
-		err := o.keepVerdict(ctx, r, b, verdict)
-		if !errors.Is(err, errRebased) {
-			return admitted, verdict, err
+		if err := keep(b, admitted, verdict); !errors.Is(err, errRebased) {
+			return err
 		}
 	}
 }
 
 // keepVerdict stores a good verdict with its evidence, or a host's standing, and
 // returns the refusal of a bad one. It stores nothing of a basis that is not the current one.
-func (o *Orchestrator) keepVerdict(ctx context.Context, r ledger.Reservation, b *basis, v verify.Verdict) error {
+// release, unless nil, is what a good one permits: it
+// is in the same transaction, so that nothing leaves whose evidence is not kept. It must
+// refuse before it changes anything: the verdict is kept then, and the refusal returned.
+// Another error undoes everything.
+func (o *Orchestrator) keepVerdict(ctx context.Context, r ledger.Reservation, b *basis, v verify.Verdict, release func(*ledger.Tx, *ledger.Start) error) error {
 	refused := v.Err()
 	err := o.ledger.Write(ctx, func(t *ledger.Tx) error {
 		if o.basis() != b {
@@ -137,20 +147,34 @@ func (o *Orchestrator) keepVerdict(ctx context.Context, r ledger.Reservation, b 
 			state.Barred = state.Standing
 			return errors.Join(t.PutHost(r.Host, state), tellNeighbours(t, r, "host "+r.Host+": "+state.Barred))
 		}
-		clock, err := json.Marshal(v.Clock)
-		if err != nil {
-			return err
-		}
 		state.Standing, state.Quoted = "", v.At
 		if state.Clock, err = laterClock(state.Clock, v.Clock); err != nil {
 			return err
 		}
-		return errors.Join(
+		s, err := t.Start(r.ID, r.Start)
+		if err != nil {
+			return err
+		}
+		if s.Clock, err = json.Marshal(v.Clock); err != nil {
+			return err
+		}
+		s.Verdict, s.Attested, s.Manifest = v.Digest, v.At, v.Manifest
+		if err := errors.Join(
 			t.PutHost(r.Host, state),
 			t.AddVerdict(r.ID, r.Start, ledger.Verdict{Digest: v.Digest, Role: v.Role, Host: v.Host, Evidence: v.Evidence, Manifest: v.Manifest}),
-			t.ChangeStart(r.ID, r.Start, func(s *ledger.Start) { s.Verdict, s.Clock, s.Attested, s.Manifest = v.Digest, clock, v.At, v.Manifest }),
 			t.Journal(event.Event{Kind: "quote.accepted", Reservation: r.ID, Detail: map[string]string{
-				"role": v.Role, "host": v.Host, "verdict": v.Digest.String(), "manifest": v.Manifest.String()}}))
+				"role": v.Role, "host": v.Host, "verdict": v.Digest.String(), "manifest": v.Manifest.String()}})); err != nil {
+			return err
+		}
+		if release != nil {
+			var refusal *event.Refusal
+			if err := release(t, &s); errors.As(err, &refusal) {
+				refused = err
+			} else if err != nil {
+				return err
+			}
+		}
+		return t.PutStart(r.ID, r.Start, s)
 	})
 	if err != nil {
 		return fmt.Errorf("keep verdict: %w", err)
@@ -213,11 +237,17 @@ func (o *Orchestrator) attestAgain(ctx context.Context, id, role string) (*verif
 	if err != nil {
 		return nil, err
 	}
-	if err := o.useNonce(ctx, r, x.Nonce, role, &x.Clock); err != nil {
+	if err := o.ledger.Write(ctx, func(t *ledger.Tx) error {
+		return t.UseNonce(x.Nonce, id, r.Start, role, o.limits.Of(r.Phase))
+	}); err != nil {
 		return nil, err
 	}
-	admitted, _, err := o.judge(ctx, r, func(v *verify.Verifier) (*verify.Admitted, verify.Verdict) {
+	var admitted *verify.Admitted
+	err = o.judge(func(v *verify.Verifier) (*verify.Admitted, verify.Verdict) {
 		return v.Static(x, verify.StaticEvidence{Quote: q.Quote, Platform: q.Platform})
+	}, func(b *basis, a *verify.Admitted, verdict verify.Verdict) error {
+		admitted = a
+		return o.keepVerdict(ctx, r, b, verdict, nil)
 	})
 	if err != nil {
 		return nil, err

@@ -68,7 +68,7 @@ type hostedVM struct {
 	t1   token.Token
 }
 
-func newFakeHost(t *testing.T, files mtls.Files, clients string) *fakeHost {
+func newFakeHost(t *testing.T, files mtls.Files) *fakeHost {
 	t.Helper()
 	h := &fakeHost{t: t, vms: map[string]*hostedVM{}, volumes: map[string]int64{}, templates: map[digest.SHA256]int64{}, fail: map[string]int{}}
 	h.changed = sync.NewCond(&h.mu)
@@ -91,7 +91,6 @@ func newFakeHost(t *testing.T, files mtls.Files, clients string) *fakeHost {
 		AIK: tpm2.Marshal(h.aik.Public), Session: tpm2.Marshal(session.Public),
 		SessionCertify: rsp.CertifyInfo.Bytes(), SessionSignature: tpm2.Marshal(rsp.Signature)}
 	h.entry.EK, h.entry.EKChain = chip.Endorsement(h.dev)
-	files.CA = clients
 	cert, pool, err := files.Load()
 	check(t, err)
 	srv := &http.Server{Handler: mtls.Allow(h.handler(), mtls.Orchestrator)}

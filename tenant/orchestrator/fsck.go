@@ -27,7 +27,8 @@ const (
 )
 
 // fsck reads everything and compares it. What a first look finds is looked for a second
-// time, so that what merely moved in between is not named.
+// time, so that what merely moved in between is not named; before that the documents that
+// are being made are waited for, however long the line is.
 func (o *Orchestrator) fsck(ctx context.Context) (api.Fsck, error) {
 	s, err := o.snapshot(ctx)
 	if err != nil {
@@ -36,6 +37,9 @@ func (o *Orchestrator) fsck(ctx context.Context) (api.Fsck, error) {
 	report := fsck.Check(s)
 	if len(report.Findings) > 0 {
 		if err := pause(ctx, secondLook); err != nil {
+			return api.Fsck{}, err
+		}
+		if err := o.zones.settle(ctx); err != nil {
 			return api.Fsck{}, err
 		}
 		if s, err = o.snapshot(ctx); err != nil {

@@ -413,7 +413,7 @@ func TestSwapWhileJudging(t *testing.T) {
 	q, err := h.Quote(context.Background(), evidence.StaticBinding(x.Role, g.id, s.Verdict, x.Nonce))
 	check(t, err)
 	judged := 0
-	_, _, err = w.o.judge(t.Context(), r, func(v *verify.Verifier) (*verify.Admitted, verify.Verdict) {
+	err = w.o.judge(func(v *verify.Verifier) (*verify.Admitted, verify.Verdict) {
 		admitted, verdict := v.Static(x, verify.StaticEvidence{Quote: q.Quote, Platform: q.Platform})
 		if judged++; judged == 1 {
 			if !verdict.Good() {
@@ -422,6 +422,8 @@ func TestSwapWhileJudging(t *testing.T) {
 			w.withdraw(sum)
 		}
 		return admitted, verdict
+	}, func(b *basis, _ *verify.Admitted, v verify.Verdict) error {
+		return w.o.keepVerdict(t.Context(), r, b, v, nil)
 	})
 	if event.ReasonOf(err) != event.QuoteRefused || judged != 2 {
 		t.Errorf("judged %d times: %v", judged, err)
