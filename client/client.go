@@ -50,6 +50,9 @@ func (r *Refusal) Error() string {
 	if r.Detail != "" {
 		text += ": " + r.Detail
 	}
+	if len(r.Findings) > 0 {
+		text += ": " + event.Join(r.Findings)
+	}
 	if r.Next != "" {
 		text += "; next: " + r.Next
 	}
@@ -135,6 +138,34 @@ func (c *Client) SetWorkload(ctx context.Context, name string, w api.Workload) (
 // Explain says where a VM stands.
 func (c *Client) Explain(ctx context.Context, name string) (e api.Explanation, err error) {
 	return e, c.call(ctx, http.MethodGet, vmPath(name)+"/explain", nil, &e)
+}
+
+// Attest has the host of a computing VM quoted now.
+func (c *Client) Attest(ctx context.Context, name string) (v api.Verdict, err error) {
+	return v, c.call(ctx, http.MethodPost, vmPath(name)+"/attest", nil, &v)
+}
+
+// Evidence lists the verdicts of a start, 0 for the latest.
+func (c *Client) Evidence(ctx context.Context, name string, start int) (e api.Evidence, err error) {
+	path := vmPath(name) + "/evidence"
+	if start != 0 {
+		path += "?start=" + strconv.Itoa(start)
+	}
+	return e, c.call(ctx, http.MethodGet, path, nil, &e)
+}
+
+// Bundle fetches the evidence bundle of one verdict.
+func (c *Client) Bundle(ctx context.Context, name string, verdict digest.SHA256) ([]byte, error) {
+	resp, err := c.do(ctx, http.MethodGet, vmPath(name)+"/evidence/"+verdict.String(), nil, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	data, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	if err != nil {
+		return nil, fmt.Errorf("read bundle: %w", err)
+	}
+	return data, nil
 }
 
 // Rules returns the VM's rules as the firewalls and the gateway read them back.

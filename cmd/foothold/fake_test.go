@@ -7,6 +7,8 @@ import (
 	"io"
 	"net/http"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strconv"
 	"sync"
 	"time"
@@ -17,6 +19,7 @@ import (
 	"foothold/protocol/digest"
 	"foothold/protocol/event"
 	"foothold/protocol/zone"
+	"foothold/tenant/verify"
 )
 
 // fakeAPI is an orchestrator that takes a VM one phase further each time it is asked
@@ -71,6 +74,8 @@ func newFakeAPI() http.Handler {
 		"GET /v1/inventories/{v}":         f.inventory,
 		"GET /v1/status":                  f.status,
 		"GET /v1/fsck":                    f.fsck,
+		"POST /v1/vms/{name}/attest":      f.attest,
+		"GET /v1/vms/{name}/evidence":     f.evidence,
 	} {
 		mux.HandleFunc(pattern, f.handle(h))
 	}
@@ -78,6 +83,13 @@ func newFakeAPI() http.Handler {
 		io.WriteString(w, "booting\x1b]0;owned\x07\nlogin: none\n")
 	})
 	mux.HandleFunc("GET /v1/events", f.events)
+	mux.HandleFunc("GET /v1/vms/{name}/evidence/{digest}", func(w http.ResponseWriter, r *http.Request) {
+		for _, b := range keptBundles() {
+			if b.Digest.String() == r.PathValue("digest") {
+				w.Write(b.data)
+			}
+		}
+	})
 	return mux
 }
 
@@ -244,7 +256,59 @@ func (f *fakeAPI) explain(r *http.Request) (any, *api.Problem) {
 		return api.Explanation{Name: vm.Name, Phase: vm.Phase, Reason: vm.Reason, Awaited: "the host to \x1b[2Jconfirm that its last instance is gone"}, nil
 	}
 	return api.Explanation{Name: vm.Name, Phase: vm.Phase, Reason: vm.Reason, What: "a \x1b[31mmeasured file differs",
-		Until: time.Now().Add(time.Minute), Awaited: "the quote", Findings: []string{"pcr 10: replay differs"}, Next: "foothold host list"}, nil
+		Until: time.Now().Add(time.Minute), Awaited: "the quote", Findings: []event.FailedCheck{{Check: "registers", Component: "PCR 10", Expected: "what the log leads to", Seen: "another value", Do: "compare the logs", Detail: "replay differs"}}, Next: "foothold host list"}, nil
+}
+
+// kept is a bundle of package verify's test data.
+type kept struct {
+	api.Verdict
+	data []byte
+}
+
+// keptBundles are a start's, of which the last is a refusal.
+func keptBundles() (list []kept) {
+	dir := filepath.Join("..", "..", "tenant", "verify", "testdata", "bundles")
+	var chain verify.Chain
+	data, err := os.ReadFile(filepath.Join(dir, "chain.json"))
+	if err == nil {
+		err = json.Unmarshal(data, &chain)
+	}
+	if err != nil {
+		panic(err)
+	}
+	files, _ := filepath.Glob(filepath.Join(dir, "[0-9]*.json"))
+	for i, l := range chain.Links {
+		data, err := os.ReadFile(files[i])
+		if err != nil {
+			panic(err)
+		}
+		list = append(list, kept{api.Verdict{Role: l.Role, Host: l.Host, At: l.At, Accepted: l.Accepted, Previous: l.Previous, Record: l.Record, Digest: l.Digest(), Kept: l.Role != "connect"}, data})
+	}
+	return list
+}
+
+func (f *fakeAPI) evidence(r *http.Request) (any, *api.Problem) {
+	if _, p := f.find(r); p != nil {
+		return nil, p
+	}
+	e := api.Evidence{Name: r.PathValue("name"), ID: "0b6c2f4e-5a7d-4c1b-9e57-3d2a8f60c911", Start: 1}
+	for _, b := range keptBundles() {
+		e.Verdicts = append(e.Verdicts, b.Verdict)
+	}
+	return e, nil
+}
+
+func (f *fakeAPI) attest(r *http.Request) (any, *api.Problem) {
+	vm, p := f.find(r)
+	if p != nil {
+		return nil, p
+	}
+	if vm.Name == "doomed" {
+		return nil, &api.Problem{Reason: event.QuoteRefused, Detail: "the watch quote does not prove what it must", Next: "read the findings", Findings: []event.FailedCheck{
+			{Check: "log", Component: "file \"/usr/bin/qemu\"", Expected: "aa", Seen: "bb", Do: "compare", Detail: "it differs"},
+			{Check: "clock", Component: "the TPM's counters", Expected: "1", Seen: "2", Do: "find out", Detail: "they differ"}}}
+	}
+	return keptBundles()[3].Verdict, nil
 }
 
 func (f *fakeAPI) rules(r *http.Request) (any, *api.Problem) {

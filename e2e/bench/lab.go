@@ -23,7 +23,7 @@ type labState struct {
 }
 
 // labMeasures are those that need a lab.
-var labMeasures = []string{"boots", "revocation", "restarts"}
+var labMeasures = []string{"boots", "revocation", "refusal", "restarts"}
 
 // measureInLab brings a lab up, takes the wanted measurements in it, and ends it.
 func measureInLab(ctx context.Context, o options) (results []Result, err error) {
@@ -47,6 +47,13 @@ func measureInLab(ctx context.Context, o options) (results []Result, err error) 
 		if results, err = measureBoots(ctx, l, o); err != nil {
 			return nil, err
 		}
+	}
+	if o.wants("refusal") {
+		refusals, err := measureRefusals(ctx, l)
+		if err != nil {
+			return nil, err
+		}
+		results = append(results, refusals...)
 	}
 	if o.wants("restarts") {
 		restarts, err := measureRestarts(ctx, l)

@@ -54,7 +54,7 @@ const (
 	aimPhase   = 1.0   // ms; a VM waits for it at each phase, whatever their number
 	aimBoots   = 300.  // a second, on two processors with clients and TPMs; 10,000 VMs in half a minute
 	aimDeliver = 0.8   // times what nginx delivers of the same bytes
-	aimRevoked = 1000. // ms, p99; what a revoked VM sends so long after is no longer asked for
+	aimRevoked = 1000. // ms, p99; what a revoked VM sends so long after is no longer asked for, nor one whose host was refused
 )
 
 // measure is what can be measured by itself.

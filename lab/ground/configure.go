@@ -93,7 +93,7 @@ func (m *maker) orchestratorConfig() orchestrator.Config {
 		Limits: orchestrator.Limits{
 			Reserved: m.limit(30 * time.Second), Booting: m.limit(bootLimit), Unlocking: m.limit(60 * time.Second),
 			Connecting: m.limit(90 * time.Second), Lease: m.limit(60 * time.Second), VMs: 64, MemoryMiB: 65536,
-			BootsAtOnce: bootsAtOnce(),
+			BootsAtOnce: bootsAtOnce(), AttestEvery: time.Minute, AttestWithin: 5 * time.Minute,
 		},
 		Standing:        standing(self, storeAddress),
 		Destinations:    []orchestrator.Destination{{Prefix: single(lab.Address(lab.Intranet, lab.TenantLAN)), Proto: "tcp", Port: 80}},

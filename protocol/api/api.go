@@ -10,6 +10,9 @@
 //	POST   /v1/vms/NAME/restart       → VM               stop, then start
 //	PUT    /v1/vms/NAME/workload      Workload → VM    without another start
 //	GET    /v1/vms/NAME/explain       → Explanation
+//	POST   /v1/vms/NAME/attest        → Verdict          its host is quoted now
+//	GET    /v1/vms/NAME/evidence      → Evidence         ?start=N: verdicts of a start, the latest without it
+//	GET    /v1/vms/NAME/evidence/SHA256 bytes            one verdict's evidence bundle, as `foothold verify` reads it
 //	GET    /v1/vms/NAME/rules         → []zone.Live      the VM's rules, read back from the kernels
 //	GET    /v1/vms/NAME/console       text               what the VM wrote to its console
 //	GET    /v1/events                 → []JournalEntry   ?vm=NAME ?after=N ?limit=N; ?follow=true streams one JSON object a line
@@ -72,8 +75,10 @@ type VM struct {
 	Ready       bool         `json:"ready"`
 	Reason      event.Reason `json:"reason,omitempty"` // why it ended, or, while it computes, why it is not ready any more
 	Explanation string       `json:"explanation,omitempty"`
-	Cleanup     string       `json:"cleanup,omitempty"` // of an ended VM: CleanupPending, CleanupDone
-	Template    string       `json:"template"`
+	// Findings are all checks that failed, of a VM that was ended for what it or its host showed.
+	Findings []event.FailedCheck `json:"findings"`
+	Cleanup  string              `json:"cleanup,omitempty"` // of an ended VM: CleanupPending, CleanupDone
+	Template string              `json:"template"`
 	// TemplateVersion is the version that the latest start is of, 0 before the first, and
 	// NextVersion a newer one that its next start takes, 0 if there is none.
 	TemplateVersion int                 `json:"template_version,omitempty"`
@@ -96,6 +101,8 @@ type VM struct {
 	Creating        float64             `json:"create_seconds,omitempty"` // part of booting: until the host reported the VM running
 	Components      []bootmsg.Component `json:"components"`               // what was delivered and runs
 	TPMHeld         float64             `json:"tpm_held_seconds,omitempty"`
+	Attested        time.Time           `json:"attested,omitzero"` // last accepted quote of the latest start
+	Verdict         digest.SHA256       `json:"verdict,omitzero"`  // on it: the newest link of the start's evidence
 }
 
 // Whether an ended VM is gone from its host.
@@ -128,14 +135,35 @@ func (p Phase) MarshalJSON() ([]byte, error) {
 
 // Explanation says where a VM stands, for people.
 type Explanation struct {
-	Name     string       `json:"name"`
-	Phase    string       `json:"phase"`
-	Until    time.Time    `json:"until,omitzero"`
-	Awaited  string       `json:"awaited,omitempty"` // what has to happen next
-	Reason   event.Reason `json:"reason,omitempty"`
-	What     string       `json:"what"`           // what is or went wrong, or "as it should be"
-	Findings []string     `json:"findings"`       // each check that failed
-	Next     string       `json:"next,omitempty"` // what the reader can do
+	Name    string       `json:"name"`
+	Phase   string       `json:"phase"`
+	Until   time.Time    `json:"until,omitzero"`
+	Awaited string       `json:"awaited,omitempty"` // what has to happen next
+	Reason  event.Reason `json:"reason,omitempty"`
+	What    string       `json:"what"` // what is or went wrong, or "as it should be"
+	// Findings are all checks that failed.
+	Findings []event.FailedCheck `json:"findings"`
+	Next     string              `json:"next,omitempty"` // what the reader can do
+}
+
+// Evidence is the verdicts of one start: one chain, oldest first.
+type Evidence struct {
+	Name     string    `json:"name"`
+	ID       string    `json:"id"` // reservation
+	Start    int       `json:"start"`
+	Verdicts []Verdict `json:"verdicts"`
+}
+
+// Verdict is a decision on one quote.
+type Verdict struct {
+	Role     string        `json:"role"`
+	Host     string        `json:"host"`
+	At       time.Time     `json:"at"`
+	Accepted bool          `json:"accepted"`
+	Previous digest.SHA256 `json:"previous"` // verdict, empty for a boot's
+	Record   digest.SHA256 `json:"record"`   // SHA-256 of what it rests on
+	Digest   digest.SHA256 `json:"digest"`   // names it
+	Kept     bool          `json:"kept"`     // its bundle is there; of a VM that computes for long, older ones of role watch are not
 }
 
 // JournalEntry is one entry of the hash-chained journal.
@@ -358,9 +386,10 @@ type Finding struct {
 
 // Problem is the body of every refusal: thing, reason, next step.
 type Problem struct {
-	Reason event.Reason `json:"reason"`
-	Detail string       `json:"detail"`
-	Next   string       `json:"next,omitempty"`
+	Reason   event.Reason        `json:"reason"`
+	Detail   string              `json:"detail"`
+	Findings []event.FailedCheck `json:"findings,omitempty"` // all checks that failed
+	Next     string              `json:"next,omitempty"`
 }
 
 // OrderHostAudit asks for an order to audit a host's TPM. Key is the public half, Ed25519,

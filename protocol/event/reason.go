@@ -22,6 +22,7 @@ const (
 	DiskFull        Reason = "disk-full"
 	DocumentRefused Reason = "document-refused"
 	UnknownDocument Reason = "unknown-document"
+	UnknownEvidence Reason = "unknown-evidence"
 
 	// Acts of the boot story.
 	HostRefused        Reason = "host-refused"
@@ -64,6 +65,7 @@ const (
 	CredentialsWrong   Reason = "credentials-wrong"
 	AdmissionRefused   Reason = "admission-refused"
 	HeartbeatMissed    Reason = "heartbeat-missed"
+	AttestationLate    Reason = "attestation-late"
 	WorkloadFailed     Reason = "workload-failed"
 	ZoneNotApplied     Reason = "zone-not-applied"
 	ZoneRefused        Reason = "zone-refused"

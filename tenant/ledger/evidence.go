@@ -14,10 +14,17 @@ import (
 	"crypto/rand"
 )
 
+// nonceKept is how long nonces are remembered: far longer than any is fresh. One that is
+// forgotten is refused for being unknown, as it was for its age.
+const nonceKept = 24 * time.Hour
+
 // NewNonce makes a fresh nonce for one quote.
 func (t *Tx) NewNonce(id string, start int, role string) ([]byte, error) {
 	nonce := make([]byte, evidence.NonceLen)
 	rand.Read(nonce)
+	if _, err := t.change("forget nonces", `DELETE FROM nonces WHERE reservation = $1 AND issued < $2`, id, nanos(t.Now.Add(-nonceKept))); err != nil {
+		return nil, err
+	}
 	return nonce, t.one("store nonce", `INSERT INTO nonces (digest, reservation, start, role, issued, used) VALUES ($1,$2,$3,$4,$5,0)`,
 		digest.Of(nonce).String(), id, start, role, nanos(t.Now))
 }
@@ -31,46 +38,6 @@ func (t *Tx) UseNonce(nonce []byte, id string, start int, role string, maxAge ti
 		err = event.Refuse(event.QuoteRefused, "the nonce is not ours, not fresh or was used before")
 	}
 	return err
-}
-
-// Verdict is an accepted quote with the evidence that it rests on.
-type Verdict struct {
-	Digest   digest.SHA256
-	Role     string
-	Host     string
-	Evidence []byte
-	Made     time.Time
-	Manifest digest.SHA256 // the reference values that it was judged by; zero: of before they were kept
-}
-
-// AddVerdict stores one.
-func (t *Tx) AddVerdict(id string, start int, v Verdict) error {
-	return t.one("store verdict", `INSERT INTO verdicts (digest, reservation, start, role, host, evidence, made, manifest) VALUES ($1,$2,$3,$4,$5,$6,$7,$8)`,
-		v.Digest.String(), id, start, v.Role, v.Host, v.Evidence, nanos(t.Now), v.Manifest.String())
-}
-
-// Verdicts lists a start's, oldest first.
-func (t *Tx) Verdicts(id string, start int) ([]Verdict, error) {
-	rows, err := t.tx.query(`SELECT digest, role, host, evidence, made, manifest FROM verdicts WHERE reservation = $1 AND start = $2 ORDER BY made, rowid`, id, start)
-	if err != nil {
-		return nil, fmt.Errorf("list verdicts: %w", err)
-	}
-	defer rows.Close()
-	var list []Verdict
-	for rows.Next() {
-		var v Verdict
-		var text, manifest string
-		var made int64
-		if err := rows.Scan(&text, &v.Role, &v.Host, &v.Evidence, &made, &manifest); err != nil {
-			return nil, fmt.Errorf("list verdicts: %w", err)
-		}
-		if err := errors.Join(v.Digest.UnmarshalText([]byte(text)), v.Manifest.UnmarshalText([]byte(manifest))); err != nil {
-			return nil, fmt.Errorf("list verdicts: %w", err)
-		}
-		v.Made = instant(made)
-		list = append(list, v)
-	}
-	return list, rows.Err()
 }
 
 // Certificate is one that was issued to a VM.

@@ -13,6 +13,7 @@ import (
 	"foothold/protocol/event"
 	"foothold/protocol/token"
 	"foothold/tenant/reservation"
+	"foothold/tenant/verify"
 )
 
 func TestMain(m *testing.M) { os.Exit(nstest.Main(m)) }
@@ -96,9 +97,10 @@ func TestNoStatementAfterAFailedOne(t *testing.T) {
 	reserve(t, l, c, 1)
 	disk.Fill(t)
 	before := entries(t, l)
-	large := Verdict{Digest: digest.Of([]byte("verdict")), Role: "boot", Host: "host-1", Evidence: make([]byte, 4<<20)} // more than SQLite keeps in memory
+	record := make([]byte, 4<<20)
+	large := verify.Parts{Link: verify.Link{Role: "boot", Reservation: identifier(1), Start: 1, Host: "host-1", At: c.Now(), Record: digest.Of(record)}, Record: record} // more than SQLite keeps in memory
 	err := l.Write(t.Context(), func(tx *Tx) error {
-		if err := tx.AddVerdict(identifier(1), 1, large); !errors.Is(told(err), ErrFull) {
+		if err := tx.AddBundle(large); !errors.Is(told(err), ErrFull) {
 			t.Errorf("the large statement: %v", err)
 		}
 		tx.Journal(event.Event{Kind: "test.entry"})
@@ -112,7 +114,7 @@ func TestNoStatementAfterAFailedOne(t *testing.T) {
 	}
 	disk.Free(t)
 	must(t, l, func(tx *Tx) error {
-		return errors.Join(tx.AddVerdict(identifier(1), 1, large), tx.Journal(event.Event{Kind: "test.entry"}))
+		return errors.Join(tx.AddBundle(large), tx.Journal(event.Event{Kind: "test.entry"}))
 	})
 	if after := entries(t, l); after != before+1 {
 		t.Errorf("with room the journal has %d entries, it had %d", after, before)

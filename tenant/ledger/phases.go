@@ -50,7 +50,7 @@ func (t *Tx) End(id string, to reservation.Phase, why event.Refusal) (bool, erro
 	if !to.Terminal() {
 		return false, fmt.Errorf("%s does not end a reservation", to)
 	}
-	findings, err := json.Marshal(append([]string{}, why.Findings...))
+	findings, err := json.Marshal(append([]event.FailedCheck{}, why.Findings...))
 	if err != nil {
 		return false, fmt.Errorf("end reservation: %w", err)
 	}

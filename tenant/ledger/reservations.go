@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 	"time"
 
 	"foothold/protocol/api"
@@ -37,7 +38,7 @@ type Reservation struct {
 	Deadline  time.Time // of the phase; zero once ended; of a stopped VM when its next start is due, or zero
 	Reason    event.Reason
 	Detail    string
-	Findings  []string
+	Findings  []event.FailedCheck
 	Host      string
 	Address   netip.Addr
 	MAC       string
@@ -134,10 +135,35 @@ func scanReservation(row scanner) (Reservation, error) {
 	if r.Address, err = netip.ParseAddr(address); err != nil {
 		return r, fmt.Errorf("read reservation: %w", err)
 	}
-	if err := errors.Join(json.Unmarshal(workload, &r.Workload), json.Unmarshal(findings, &r.Findings)); err != nil {
+	if r.Findings, err = readFindings(findings); err == nil {
+		err = json.Unmarshal(workload, &r.Workload)
+	}
+	if err != nil {
 		return r, fmt.Errorf("read reservation: %w", err)
 	}
 	return r, nil
+}
+
+// readFindings also reads what was stored when findings were lines of text.
+func readFindings(data []byte) ([]event.FailedCheck, error) {
+	var list []event.FailedCheck
+	err := json.Unmarshal(data, &list)
+	if err == nil {
+		return list, nil
+	}
+	var lines []string
+	if json.Unmarshal(data, &lines) != nil {
+		return nil, err
+	}
+	list = make([]event.FailedCheck, len(lines))
+	for i, line := range lines {
+		check, detail, ok := strings.Cut(line, ": ")
+		if !ok {
+			check, detail = "", line
+		}
+		list[i] = event.FailedCheck{Check: check, Component: check, Seen: detail, Detail: detail}
+	}
+	return list, nil
 }
 
 // AddReservation stores a new one in phase reserved with its first start.

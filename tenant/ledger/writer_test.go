@@ -416,7 +416,7 @@ func TestCloseEndsTheBatch(t *testing.T) {
 // loser of a race for a token has not lost it.
 func TestFullDiskFailsTheWholeBatch(t *testing.T) {
 	large := func(tx *Tx) error { // more than SQLite keeps in memory
-		return tx.AddVerdict(identifier(1), 1, Verdict{Digest: digest.Of([]byte("verdict")), Role: "boot", Host: "host-1", Evidence: make([]byte, 4<<20)})
+		return tx.AddHostAudit(HostAudit{Number: "01", Host: "host-1", Order: make([]byte, 4<<20), Key: []byte("key"), Answer: digest.Of([]byte("answer"))})
 	}
 	for name, more := range map[string]func(*Tx) error{"at the commit": entry("test.entry"), "in its midst": large} {
 		t.Run(name, func(t *testing.T) {

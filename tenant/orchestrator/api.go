@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"net/http"
 	"reflect"
-	"strings"
 
 	"foothold/internal/mtls"
 	"foothold/internal/secret"
@@ -37,6 +36,7 @@ func (o *Orchestrator) operatorAPI() http.Handler {
 	conf.Components.Schemas.RegisterTypeAlias(reflect.TypeFor[secret.Bytes](), reflect.TypeFor[[]byte]())
 	a := humago.New(mux, conf)
 	o.vmOperations(a)
+	o.evidenceOperations(a)
 	o.otherOperations(a)
 	o.documentOperations(a)
 	o.templateOperations(a, mux)
@@ -262,18 +262,14 @@ func (r *refused) GetStatus() int { return r.status }
 // it is not shown.
 func problem(err error) error {
 	why := shown(err)
-	detail := why.Detail
-	if len(why.Findings) > 0 {
-		detail = strings.TrimPrefix(why.Error(), string(why.Reason)+": ")
-	}
-	return &refused{statusOf(why.Reason), api.Problem{Reason: why.Reason, Detail: detail, Next: event.Explain(why.Reason).Next}}
+	return &refused{statusOf(why.Reason), api.Problem{Reason: why.Reason, Detail: why.Detail, Findings: why.Findings, Next: event.Explain(why.Reason).Next}}
 }
 
 func statusOf(r event.Reason) int {
 	switch r {
 	case event.BadRequest, event.UnknownSize:
 		return http.StatusBadRequest
-	case event.UnknownVM, event.UnknownTemplate, event.UnknownWorkload, event.UnknownDocument:
+	case event.UnknownVM, event.UnknownEvidence, event.UnknownTemplate, event.UnknownWorkload, event.UnknownDocument:
 		return http.StatusNotFound
 	case event.NameTaken, event.TemplateTaken, event.PoolEmpty, event.QuotaExceeded, event.InUse, event.NoHost, event.WrongPhase, event.DocumentRefused:
 		return http.StatusConflict

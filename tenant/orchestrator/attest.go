@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strconv"
 	"sync"
 	"time"
 
@@ -123,7 +124,7 @@ func (o *Orchestrator) judge(by func(*verify.Verifier) (*verify.Admitted, verify
 	}
 }
 
-// keepVerdict stores a good verdict with its evidence, or a host's standing, and
+// keepVerdict stores a verdict's evidence bundle and what follows from it for its host, and
 // returns the refusal of a bad one. It stores nothing of a basis that is not the current one.
 // release, unless nil, is what a good one permits: it
 // is in the same transaction, so that nothing leaves whose evidence is not kept. It must
@@ -137,6 +138,9 @@ func (o *Orchestrator) keepVerdict(ctx context.Context, r ledger.Reservation, b 
 		}
 		state, err := t.Host(r.Host)
 		if err != nil {
+			return err
+		}
+		if err := keepBundle(t, v); err != nil {
 			return err
 		}
 		if refused != nil {
@@ -161,7 +165,6 @@ func (o *Orchestrator) keepVerdict(ctx context.Context, r ledger.Reservation, b 
 		s.Verdict, s.Attested, s.Manifest = v.Digest, v.At, v.Manifest
 		if err := errors.Join(
 			t.PutHost(r.Host, state),
-			t.AddVerdict(r.ID, r.Start, ledger.Verdict{Digest: v.Digest, Role: v.Role, Host: v.Host, Evidence: v.Evidence, Manifest: v.Manifest}),
 			t.Journal(event.Event{Kind: "quote.accepted", Reservation: r.ID, Detail: map[string]string{
 				"role": v.Role, "host": v.Host, "verdict": v.Digest.String(), "manifest": v.Manifest.String()}})); err != nil {
 			return err
@@ -181,6 +184,22 @@ func (o *Orchestrator) keepVerdict(ctx context.Context, r ledger.Reservation, b 
 	}
 	o.zones.journalled()
 	return refused
+}
+
+// keepBundle keeps the evidence of a verdict. A refusal that is too large to be kept leaves
+// its findings alone.
+func keepBundle(t *ledger.Tx, v verify.Verdict) error {
+	if len(v.Parts.Record) == 0 {
+		if v.Good() {
+			return errors.New("an accepted quote has no evidence to keep")
+		}
+		return nil
+	}
+	if err := t.AddBundle(v.Parts); err != nil || v.Good() {
+		return err
+	}
+	return t.Journal(event.Event{Kind: "evidence.kept", Reservation: v.Reservation, Detail: map[string]string{
+		"role": v.Role, "host": v.Host, "verdict": v.Digest.String(), "findings": strconv.Itoa(len(v.Findings))}})
 }
 
 // permitted is asked in the transaction that releases something: the quote has admitted
@@ -213,45 +232,53 @@ func laterClock(stored []byte, c verify.Clock) ([]byte, error) {
 // attestAgain asks the host of a live VM again what it runs: a static quote, chained to
 // the last verdict of this start. One at a time for each VM, because of the chain.
 func (o *Orchestrator) attestAgain(ctx context.Context, id, role string) (*verify.Admitted, error) {
+	admitted, _, err := o.attestNow(ctx, id, role)
+	return admitted, err
+}
+
+// attestNow is attestAgain with the verdict, which has a digest only if one was reached.
+func (o *Orchestrator) attestNow(ctx context.Context, id, role string) (*verify.Admitted, verify.Verdict, error) {
+	var none verify.Verdict
 	run := o.run(id)
 	run.quotes.Lock()
 	defer run.quotes.Unlock()
 	r, s, err := o.row(ctx, id)
 	if err != nil {
-		return nil, err
+		return nil, none, err
 	}
 	h, err := o.host(r.Host)
 	if err != nil {
-		return nil, err
+		return nil, none, err
 	}
 	x := verify.StaticExpectation{Role: role, Reservation: id, Start: r.Start, Host: r.Host, Previous: s.Verdict}
 	if len(s.Clock) > 0 {
 		if err := json.Unmarshal(s.Clock, &x.Clock); err != nil {
-			return nil, fmt.Errorf("stored clock: %w", err)
+			return nil, none, fmt.Errorf("stored clock: %w", err)
 		}
 	}
 	if err := o.ledger.Write(ctx, func(t *ledger.Tx) (err error) { x.Nonce, err = t.NewNonce(id, r.Start, role); return err }); err != nil {
-		return nil, err
+		return nil, none, err
 	}
 	q, err := h.Quote(ctx, evidence.StaticBinding(role, id, s.Verdict, x.Nonce))
 	if err != nil {
-		return nil, err
+		return nil, none, err
 	}
 	if err := o.ledger.Write(ctx, func(t *ledger.Tx) error {
 		return t.UseNonce(x.Nonce, id, r.Start, role, o.limits.Of(r.Phase))
 	}); err != nil {
-		return nil, err
+		return nil, none, err
 	}
 	var admitted *verify.Admitted
+	var verdict verify.Verdict
 	err = o.judge(func(v *verify.Verifier) (*verify.Admitted, verify.Verdict) {
 		return v.Static(x, verify.StaticEvidence{Quote: q.Quote, Platform: q.Platform})
-	}, func(b *basis, a *verify.Admitted, verdict verify.Verdict) error {
-		admitted = a
-		return o.keepVerdict(ctx, r, b, verdict, nil)
+	}, func(b *basis, a *verify.Admitted, v verify.Verdict) error {
+		admitted, verdict = a, v
+		return o.keepVerdict(ctx, r, b, v, nil)
 	})
 	if err != nil {
-		return nil, err
+		return nil, verdict, err
 	}
 	slog.Info("host attested again", "reservation", id, "role", role)
-	return admitted, nil
+	return admitted, verdict, nil
 }

@@ -163,7 +163,7 @@ func (o *Orchestrator) openPlatforms(ctx context.Context) (list []*verify.Platfo
 		if !d.Withdrawn.IsZero() {
 			continue
 		}
-		p, err := verify.StoredPlatform(d.Envelope, o.trust.platform, o.conf.Profile)
+		p, err := verify.StoredPlatform(d.Envelope, o.trust.platform, o.conf.Profile, o.now())
 		if err != nil {
 			slog.Warn("imported reference values count no more", "sha256", d.SHA256.String(), "error", err)
 			continue
@@ -173,7 +173,7 @@ func (o *Orchestrator) openPlatforms(ctx context.Context) (list []*verify.Platfo
 	data, err := readDocument(o.conf.Platform)
 	var p *verify.Platform
 	if err == nil {
-		p, err = verify.StoredPlatform(data, o.trust.platform, o.conf.Profile)
+		p, err = verify.StoredPlatform(data, o.trust.platform, o.conf.Profile, o.now())
 	}
 	if err == nil && known[p.Digest()] {
 		return list, nil, nil

@@ -106,6 +106,10 @@ type Limits struct {
 	// BootsAtOnce is how many VMs may be in phase booting at one host [16]; others wait
 	// their turn while they are reserved.
 	BootsAtOnce int `yaml:"boots_at_once"`
+	// AttestEvery lies between two quotes of a computing VM's host [1m]. A host that gives no
+	// good one for AttestWithin [5m] loses the VM: its rules and its tunnel are closed.
+	AttestEvery  time.Duration `yaml:"attest_every"`
+	AttestWithin time.Duration `yaml:"attest_within"`
 }
 
 // Standing is a flow between daemons in the document of one firewall.

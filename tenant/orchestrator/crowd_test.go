@@ -31,7 +31,7 @@ const (
 func crowdConfig(c *Config) {
 	c.Network.Last = netip.MustParseAddr("10.82.0.200")
 	c.Limits = Limits{Reserved: crowdPatience, Booting: crowdPatience, Unlocking: crowdPatience, Connecting: crowdPatience, Lease: crowdPatience,
-		VMs: 100, MemoryMiB: 100 << 10, BootsAtOnce: crowdBoots}
+		VMs: 100, MemoryMiB: 100 << 10, BootsAtOnce: crowdBoots, AttestEvery: time.Minute, AttestWithin: 5 * time.Minute}
 }
 
 // TestCrowd: of fifty creations at once on one host, those within the limit all come to

@@ -168,7 +168,7 @@ func end(t *ledger.Tx, r ledger.Reservation, to reservation.Phase, why event.Ref
 	}
 	e := event.Event{Kind: kind, Reservation: r.ID, Reason: why.Reason, Detail: map[string]string{"phase": string(r.Phase), "detail": why.Detail}}
 	for i, f := range why.Findings {
-		e.Detail[fmt.Sprintf("finding-%02d", i+1)] = f
+		e.Detail[fmt.Sprintf("finding-%02d", i+1)] = f.String()
 	}
 	return true, t.Journal(e)
 }

@@ -180,7 +180,7 @@ func TestVerdictAndReleaseAreOne(t *testing.T) {
 	check(t, verdict.Err())
 	kept := func() (newest digest.SHA256, s ledger.Start, released int) {
 		check(t, w.o.ledger.Read(t.Context(), func(tx *ledger.Tx) error {
-			list, err := tx.Verdicts(g.id, 1)
+			list, err := tx.Bundles(g.id, 1)
 			if err == nil {
 				newest = list[len(list)-1].Digest
 				s, err = tx.Start(g.id, 1)

@@ -273,7 +273,7 @@ func (o *Orchestrator) ImportPlatform(ctx context.Context, in api.ImportDocument
 	ctx = context.WithoutCancel(ctx)
 	o.rebasing.Lock()
 	defer o.rebasing.Unlock()
-	p, err := verify.StoredPlatform(in.Document, o.trust.platform, o.conf.Profile)
+	p, err := verify.StoredPlatform(in.Document, o.trust.platform, o.conf.Profile, o.now())
 	if err != nil {
 		return api.Platform{}, documentRefused("reference values: %v", err)
 	}

@@ -75,8 +75,9 @@ type Orchestrator struct {
 	now     func() time.Time
 	// dial reaches VMs: their SSH port, and their workload through the tunnel.
 	dial func(ctx context.Context, network, address string) (net.Conn, error)
-	// watchEvery lies between static quotes of a computing VM's host.
-	watchEvery time.Duration
+	// watchEvery lies between static quotes of a computing VM's host; without a good one for
+	// attestWithin, it ends.
+	watchEvery, attestWithin time.Duration
 	// listEvery lies between looks at what hosts list.
 	listEvery time.Duration
 
@@ -120,7 +121,7 @@ func New(ctx context.Context, conf Config) (*Orchestrator, error) {
 
 func newAt(ctx context.Context, conf Config, now func() time.Time) (_ *Orchestrator, err error) {
 	o := &Orchestrator{conf: conf, limits: conf.phaseLimits(), network: conf.policyNetwork(), now: now, runs: map[string]*run{}, starting: map[string]bool{}, ending: map[digest.SHA256]bool{},
-		dial: (&net.Dialer{Timeout: dialVMTimeout}).DialContext, watchEvery: watchEvery, listEvery: listEvery}
+		dial: (&net.Dialer{Timeout: dialVMTimeout}).DialContext, watchEvery: conf.Limits.AttestEvery, attestWithin: conf.Limits.AttestWithin, listEvery: listEvery}
 	if o.letGo, err = lockState(ctx, conf.State); err != nil {
 		return nil, err
 	}

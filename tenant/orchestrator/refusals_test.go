@@ -643,7 +643,7 @@ func TestOneThingTooManyEndsTheVM(t *testing.T) {
 			got := w.waitPhase(g.id, reservation.Aborted)
 			var e api.Explanation
 			w.call("GET", "/v1/vms/"+g.id+"/explain", nil, &e)
-			if got.Reason != event.AuditFailed || len(e.Findings) != 1 || !strings.HasPrefix(e.Findings[0], c.check+": ") {
+			if got.Reason != event.AuditFailed || len(e.Findings) != 1 || e.Findings[0].Check != c.check || e.Findings[0].Do == "" {
 				t.Errorf("ended with %q and %q, want one finding of a %s", got.Reason, e.Findings, c.check)
 			}
 			w.waitGone(g.id)

@@ -68,7 +68,15 @@ func noHost(name string, err error) error {
 	if !errors.As(err, &why) {
 		return err
 	}
-	return event.Refuse(event.NoHost, "host %s: %s", name, strings.Join(why.Findings, "; "))
+	return event.Refuse(event.NoHost, "host %s: %s", name, findingsText(why.Findings))
+}
+
+func findingsText(findings []event.FailedCheck) string {
+	list := make([]string, len(findings))
+	for i, f := range findings {
+		list[i] = f.String()
+	}
+	return strings.Join(list, "; ")
 }
 
 // loss is why a running VM does not stand any more on what it was admitted by.
@@ -90,7 +98,7 @@ func (b *basis) lost(r ledger.Reservation, s ledger.Start) *loss {
 		return &loss{*event.Refuse(event.HostLost, "host %s has other keys than when the VM was begun", r.Host), true}
 	}
 	if why := new(event.Refusal); errors.As(b.verifier.Host(r.Host), &why) {
-		return &loss{*event.Refuse(event.HostLost, "host %s: %s", r.Host, strings.Join(why.Findings, "; ")), false}
+		return &loss{*event.Refuse(event.HostLost, "host %s: %s", r.Host, findingsText(why.Findings)), false}
 	}
 	if !s.Manifest.IsZero() && !b.counts(s.Manifest) {
 		return &loss{*event.Refuse(event.ValuesWithdrawn, "reference values with sha256 %s", s.Manifest), false}

@@ -270,10 +270,29 @@ func TestWithdrawnReferenceValues(t *testing.T) {
 	if vm := w.vm("web"); vm.Reason != "" {
 		t.Errorf("after its next quote: %q %s", vm.Reason, vm.Explanation)
 	}
-	var verdicts []ledger.Verdict
-	check(t, w.o.ledger.Read(t.Context(), func(tx *ledger.Tx) (err error) { verdicts, err = tx.Verdicts(g.id, 1); return err }))
-	if verdicts[0].Manifest != first[0].SHA256 || verdicts[len(verdicts)-1].Manifest != second.SHA256 {
-		t.Errorf("verdicts by %s … %s", verdicts[0].Manifest, verdicts[len(verdicts)-1].Manifest)
+	rests := func(verdict digest.SHA256) (on digest.SHA256) {
+		check(t, w.o.ledger.Read(t.Context(), func(tx *ledger.Tx) error {
+			parts, err := tx.Bundle(g.id, verdict)
+			if err != nil {
+				return err
+			}
+			var record verify.Record
+			if err := json.Unmarshal(parts.Record, &record); err != nil || record.Platform == nil {
+				t.Errorf("%v: %s", err, parts.Record)
+				return err
+			}
+			on = record.Platform.SHA256
+			return nil
+		}))
+		return on
+	}
+	var verdicts []ledger.BundleRow
+	check(t, w.o.ledger.Read(t.Context(), func(tx *ledger.Tx) (err error) { verdicts, err = tx.Bundles(g.id, 1); return err }))
+	if on := rests(verdicts[0].Digest); on != first[0].SHA256 {
+		t.Errorf("the boot verdict rests on %s", on)
+	}
+	if on := rests(verdicts[len(verdicts)-1].Digest); on != second.SHA256 {
+		t.Errorf("the last verdict rests on %s", on)
 	}
 
 	// 2. None is left: no new VM; a boot that is under way is refused.

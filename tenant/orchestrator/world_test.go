@@ -84,7 +84,7 @@ func must[T any](t testing.TB) func(T, error) T {
 // limits of tests: short enough to run out in one, long enough for a busy machine.
 func testLimits() Limits {
 	return Limits{Reserved: 10 * time.Second, Booting: 20 * time.Second, Unlocking: 30 * time.Second, Connecting: 20 * time.Second, Lease: 20 * time.Second,
-		VMs: 4, MemoryMiB: 65536, BootsAtOnce: 4}
+		VMs: 4, MemoryMiB: 65536, BootsAtOnce: 4, AttestEvery: time.Minute, AttestWithin: 5 * time.Minute}
 }
 
 func newWorld(t *testing.T, change ...func(*Config)) *world {

@@ -63,7 +63,8 @@ func (p Restart) Next(why event.Reason, restarts int, now time.Time) time.Time {
 var outages = map[event.Reason]bool{
 	event.VMStopped: true, event.GuestReset: true, event.GuestPoweredOff: true, event.StopAsked: true, event.RestartAsked: true, event.EpochBegun: true,
 	event.HostRefused: true, event.HostUnreachable: true, event.NoHost: true, event.DeadlinePassed: true, event.HeartbeatMissed: true,
-	event.TPMBusy: true, event.TPMLost: true, event.LoaderFailed: true, event.BootServerFailed: true, event.SSHFailed: true, event.ZoneNotApplied: true,
+	event.AttestationLate: true,
+	event.TPMBusy:         true, event.TPMLost: true, event.LoaderFailed: true, event.BootServerFailed: true, event.SSHFailed: true, event.ZoneNotApplied: true,
 	event.WorkloadFailed: true, event.InternalError: true, event.DiskFull: true,
 	// A token of an earlier start, or a guess, that somebody presents from the VM's address
 	// ends the instance that boots there, and so does a server that poses as ours. Anybody

@@ -36,6 +36,8 @@ const (
 type Inventory struct {
 	doc    inventory.Inventory
 	digest digest.SHA256
+	signed Document  // the envelope
+	read   time.Time // the hosts were examined as of then
 	hosts  map[string]*hostKeys
 }
 
@@ -99,7 +101,8 @@ func StoredInventory(data []byte, key ed25519.PublicKey, makers *Manufacturers, 
 	if err := strictjson.Unmarshal(data, &env); err != nil {
 		return nil, err
 	}
-	inv := &Inventory{digest: digest.Of(env.Payload), hosts: map[string]*hostKeys{}}
+	now = now.UTC().Round(0)
+	inv := &Inventory{digest: digest.Of(env.Payload), read: now, hosts: map[string]*hostKeys{}}
 	if err := env.Open(key, signed.Inventory, &inv.doc); err != nil {
 		return nil, err
 	}
@@ -110,6 +113,10 @@ func StoredInventory(data []byte, key ed25519.PublicKey, makers *Manufacturers, 
 		return nil, fmt.Errorf("it lists more than %d hosts", maxHosts)
 	case doc.Issued.After(now.Add(clockSkew)):
 		return nil, ahead("it was issued", doc.Issued, now)
+	}
+	var err error
+	if inv.signed, err = document(env); err != nil {
+		return nil, err
 	}
 	return inv, inv.examine(makers, now)
 }

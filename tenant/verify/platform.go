@@ -23,6 +23,8 @@ const maxPlatform = 4 << 20 // bytes
 type Platform struct {
 	doc    platform.Manifest
 	digest digest.SHA256 // of the signed payload
+	signed Document      // the envelope
+	read   time.Time     // when it was read
 	// Production: the document by what is looked for.
 	boot  map[int][]platform.Event   // by register
 	files map[string][]digest.SHA256 // by path
@@ -46,7 +48,7 @@ func OpenPlatform(file string, key ed25519.PublicKey, profile string, now time.T
 
 // ParsePlatform is OpenPlatform for a document in memory.
 func ParsePlatform(data []byte, key ed25519.PublicKey, profile string, now time.Time) (*Platform, error) {
-	p, err := StoredPlatform(data, key, profile)
+	p, err := StoredPlatform(data, key, profile, now)
 	if err != nil {
 		return nil, err
 	}
@@ -56,14 +58,14 @@ func ParsePlatform(data []byte, key ed25519.PublicKey, profile string, now time.
 	return p, nil
 }
 
-// StoredPlatform is ParsePlatform whatever the time: for reference values that were taken
+// StoredPlatform is ParsePlatform whether they count now or not: for reference values that were taken
 // into use before, or that begin to count later. A verifier asks the time of every quote.
-func StoredPlatform(data []byte, key ed25519.PublicKey, profile string) (*Platform, error) {
+func StoredPlatform(data []byte, key ed25519.PublicKey, profile string, now time.Time) (*Platform, error) {
 	var env signed.Envelope
 	if err := strictjson.Unmarshal(data, &env); err != nil {
 		return nil, err
 	}
-	p := &Platform{digest: digest.Of(env.Payload)}
+	p := &Platform{digest: digest.Of(env.Payload), read: now.UTC().Round(0)}
 	if err := env.Open(key, signed.Platform, &p.doc); err != nil {
 		return nil, err
 	}
@@ -71,6 +73,10 @@ func StoredPlatform(data []byte, key ed25519.PublicKey, profile string) (*Platfo
 		return nil, fmt.Errorf("they are of profile %q, this installation accepts %q", p.doc.Profile, profile)
 	}
 	p.index()
+	var err error
+	if p.signed, err = document(env); err != nil {
+		return nil, err
+	}
 	return p, p.complete()
 }
 

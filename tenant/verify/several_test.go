@@ -22,7 +22,7 @@ func TestSeveralReferenceValues(t *testing.T) {
 		t.Helper()
 		m := w.manifest()
 		change(&m)
-		p, err := StoredPlatform(seal(t, w.plat, signed.Platform, m), public, platform.Lab)
+		p, err := StoredPlatform(seal(t, w.plat, signed.Platform, m), public, platform.Lab, w.now)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -79,6 +79,9 @@ func TestSeveralReferenceValues(t *testing.T) {
 		}
 		if verdict.Manifest != want {
 			t.Errorf("%s: judged by %s, want %s", what, verdict.Manifest.Short(), want.Short())
+		}
+		if audited := w.pinned().audit(t, verdict.bundle(t)); !audited.Holds() || audited.Derived != (c.check == "") {
+			t.Errorf("%s: an auditor derives %v: %+v", what, audited.Derived, audited.Tests)
 		}
 		if fit := v.Host("host-1") == nil; fit != (c.check != "platform") {
 			t.Errorf("%s: the host is fit: %v", what, fit)

@@ -88,19 +88,8 @@ func New(c Config) (*Verifier, error) {
 	return v, nil
 }
 
-// Finding is one check that failed.
-type Finding struct {
-	Check  string `json:"check"` // as in the package's table
-	Detail string `json:"detail"`
-
-	// For a finding about one component of the platform, in Detail's words.
-	Component string `json:"component,omitempty"`
-	Expected  string `json:"expected,omitempty"`
-	Seen      string `json:"seen,omitempty"`
-	Do        string `json:"do,omitempty"`
-}
-
-func (f Finding) String() string { return f.Check + ": " + f.Detail }
+// Finding is one check that failed; Check is as in the package's table.
+type Finding = event.FailedCheck
 
 // Verdict is what was found. It is no permission: [Admitted] is.
 type Verdict struct {
@@ -111,13 +100,13 @@ type Verdict struct {
 	At          time.Time
 	Manifest    digest.SHA256 // the reference values that it was judged by; zero: there were none
 	Findings    []Finding
-	Digest      digest.SHA256 // names this verdict in the chain of its start
+	Digest      digest.SHA256 // names this verdict in the chain of its start: [Link.Digest]
 	Previous    digest.SHA256 // static: the verdict before
 	Clock       Clock         // as the quote says; to be stored for the host if the verdict is good
 	Rebooted    bool          // the host has booted since the last clock: what ran on it before is gone
 	VMKey       []byte        // boot: the key that the quote admits
 	Tunnel      digest.SHA256 // boot: the tunnel measurement
-	Evidence    []byte        // JSON for [Verifier.Reverify]
+	Parts       Parts         // what its bundle is made of
 	good        bool
 }
 
@@ -130,9 +119,7 @@ func (v Verdict) Err() error {
 		return nil
 	}
 	refusal := event.Refuse(event.QuoteRefused, "the %s quote of host %s for %s does not prove what it must", v.Role, v.Host, v.Reservation)
-	for _, f := range v.Findings {
-		refusal.Findings = append(refusal.Findings, f.String())
-	}
+	refusal.Findings = slices.Clone(v.Findings)
 	return refusal
 }
 

@@ -247,7 +247,7 @@ func (s *Site) configure(context.Context) error {
 		Store:   orchestrator.Store{Address: s.store, ServerName: storeDNS},
 		Network: orchestrator.Network{Prefix: vmPrefix, Gateway: vmPrefix.Addr().Next(), First: firstVM, Last: lastVM, MTU: 1500, Self: loopback},
 		Limits: orchestrator.Limits{Reserved: phaseLimit, Booting: phaseLimit, Unlocking: phaseLimit, Connecting: phaseLimit, Lease: time.Minute,
-			VMs: 1 << 16, MemoryMiB: 1 << 30, BootsAtOnce: 1 << 16},
+			VMs: 1 << 16, MemoryMiB: 1 << 30, BootsAtOnce: 1 << 16, AttestEvery: time.Minute, AttestWithin: 5 * time.Minute},
 	}
 	return errors.Join(e1, e2, e3, e4, s.conf.Validate())
 }

@@ -31,8 +31,6 @@ CREATE TABLE host_keys (
 
 -- Why a host gets no VM until an operator readmits it; empty: nothing.
 ALTER TABLE hosts ADD COLUMN barred TEXT NOT NULL DEFAULT '';
--- Which reference values a verdict was judged by; empty: it is of before this column.
-ALTER TABLE verdicts ADD COLUMN manifest TEXT NOT NULL DEFAULT '';
 
 -- +goose Down
 SELECT 'the ledger is never migrated down';
