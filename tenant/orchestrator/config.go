@@ -42,7 +42,7 @@ type Config struct {
 	PlatformKey string `yaml:"platform_key"`
 	// HostLost is what becomes of VMs that run on a host which lost its good standing, because it left
 	// the inventory, has other keys, or its release has no reference values left: alert, close or
-	// terminate [close]. A refused quote ends a VM whatever this says.
+	// terminate [close]. A refused quote ends a VM whatever this says, and so does limits.attest_within.
 	HostLost string `yaml:"host_lost"`
 	// ComponentKey is the organisation's off-line component key, public part (hex).
 	ComponentKey string `yaml:"component_key"`
