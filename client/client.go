@@ -216,6 +216,41 @@ func (c *Client) Hosts(ctx context.Context) (hosts []api.Host, err error) {
 	return hosts, c.call(ctx, http.MethodGet, "/v1/hosts", nil, &hosts)
 }
 
+// ReadmitHost lets a host get VMs again after one of its quotes was refused.
+func (c *Client) ReadmitHost(ctx context.Context, name string) (h api.Host, err error) {
+	return h, c.call(ctx, http.MethodPost, "/v1/hosts/"+url.PathEscape(name)+"/readmit", nil, &h)
+}
+
+// Inventories lists the imported versions of the provider's inventory, newest first.
+func (c *Client) Inventories(ctx context.Context) (list []api.Inventory, err error) {
+	return list, c.call(ctx, http.MethodGet, "/v1/inventories", nil, &list)
+}
+
+// Inventory returns one version with its hosts; 0 is the one that counts.
+func (c *Client) Inventory(ctx context.Context, version int) (inv api.Inventory, err error) {
+	return inv, c.call(ctx, http.MethodGet, "/v1/inventories/"+strconv.Itoa(version), nil, &inv)
+}
+
+// ImportInventory takes a version into use.
+func (c *Client) ImportInventory(ctx context.Context, doc api.ImportDocument) (out api.InventoryImport, err error) {
+	return out, c.call(ctx, http.MethodPost, "/v1/inventories", doc, &out)
+}
+
+// Platforms lists the imported reference values, newest first.
+func (c *Client) Platforms(ctx context.Context) (list []api.Platform, err error) {
+	return list, c.call(ctx, http.MethodGet, "/v1/platforms", nil, &list)
+}
+
+// ImportPlatform takes reference values into use beside those that count.
+func (c *Client) ImportPlatform(ctx context.Context, doc api.ImportDocument) (p api.Platform, err error) {
+	return p, c.call(ctx, http.MethodPost, "/v1/platforms", doc, &p)
+}
+
+// WithdrawPlatform makes reference values count no more.
+func (c *Client) WithdrawPlatform(ctx context.Context, sum digest.SHA256, why string) (p api.Platform, err error) {
+	return p, c.call(ctx, http.MethodPost, "/v1/platforms/"+sum.String()+"/withdraw", api.WithdrawPlatform{Why: why}, &p)
+}
+
 // OrderHostAudit orders an audit of a host's TPM; key is the public half of its medium's.
 func (c *Client) OrderHostAudit(ctx context.Context, host string, key ed25519.PublicKey) (o hostaudit.Order, err error) {
 	return o, c.call(ctx, http.MethodPost, hostPath(host)+"/audits", api.OrderHostAudit{Key: key}, &o)

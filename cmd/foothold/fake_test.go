@@ -33,6 +33,8 @@ type fakeAPI struct {
 	objects   map[digest.SHA256]int64  // mu
 	templates map[string]*api.Template // mu
 	images    map[string]digest.SHA256 // mu
+	imported  int                      // mu; inventories beside the first
+	withdrawn string                   // mu; why the reference values are
 }
 
 type fakeVM struct {
@@ -47,26 +49,33 @@ func newFakeAPI() http.Handler {
 		templates: map[string]*api.Template{}, images: map[string]digest.SHA256{}}
 	mux := http.NewServeMux()
 	for pattern, h := range map[string]func(*http.Request) (any, *api.Problem){
-		"POST /v1/vms":                f.create,
-		"GET /v1/vms":                 f.list,
-		"GET /v1/vms/{name}":          f.get,
-		"DELETE /v1/vms/{name}":       f.remove,
-		"POST /v1/vms/{name}/stop":    f.stop,
-		"POST /v1/vms/{name}/start":   f.start,
-		"POST /v1/vms/{name}/restart": f.start,
-		"PUT /v1/vms/{name}/workload": f.setWorkload,
-		"GET /v1/vms/{name}/explain":  f.explain,
-		"GET /v1/vms/{name}/rules":    f.rules,
-		"POST /v1/vms/{name}/attest":  f.attest,
-		"GET /v1/vms/{name}/evidence": f.evidence,
-		"PUT /v1/objects/{sha256}":    f.putObject,
-		"GET /v1/templates":           f.listTemplates,
-		"POST /v1/templates":          f.register,
-		"PUT /v1/templates/{n}/image": f.putImage,
-		"DELETE /v1/templates/{n}":    f.deleteTemplate,
-		"GET /v1/hosts":               f.hosts,
-		"GET /v1/status":              f.status,
-		"GET /v1/fsck":                f.fsck,
+		"POST /v1/vms":                    f.create,
+		"GET /v1/vms":                     f.list,
+		"GET /v1/vms/{name}":              f.get,
+		"DELETE /v1/vms/{name}":           f.remove,
+		"POST /v1/vms/{name}/stop":        f.stop,
+		"POST /v1/vms/{name}/start":       f.start,
+		"POST /v1/vms/{name}/restart":     f.start,
+		"PUT /v1/vms/{name}/workload":     f.setWorkload,
+		"GET /v1/vms/{name}/explain":      f.explain,
+		"GET /v1/vms/{name}/rules":        f.rules,
+		"PUT /v1/objects/{sha256}":        f.putObject,
+		"GET /v1/templates":               f.listTemplates,
+		"POST /v1/templates":              f.register,
+		"PUT /v1/templates/{n}/image":     f.putImage,
+		"DELETE /v1/templates/{n}":        f.deleteTemplate,
+		"GET /v1/hosts":                   f.hosts,
+		"POST /v1/hosts/{n}/readmit":      f.readmit,
+		"GET /v1/platforms":               f.platforms,
+		"POST /v1/platforms":              f.importPlatform,
+		"POST /v1/platforms/{s}/withdraw": f.withdrawPlatform,
+		"GET /v1/inventories":             f.inventories,
+		"POST /v1/inventories":            f.importInventory,
+		"GET /v1/inventories/{v}":         f.inventory,
+		"GET /v1/status":                  f.status,
+		"GET /v1/fsck":                    f.fsck,
+		"POST /v1/vms/{name}/attest":      f.attest,
+		"GET /v1/vms/{name}/evidence":     f.evidence,
 	} {
 		mux.HandleFunc(pattern, f.handle(h))
 	}
@@ -360,6 +369,100 @@ func (f *fakeAPI) deleteTemplate(r *http.Request) (any, *api.Problem) {
 func (f *fakeAPI) hosts(*http.Request) (any, *api.Problem) {
 	return []api.Host{{Name: "alpha", API: netip.MustParseAddrPort("10.83.0.10:8443"), Location: "hall 1, rack 7",
 		Asset: "A-17", Software: "lab", Standing: "good", VMs: len(f.vms)}}, nil
+}
+
+func (f *fakeAPI) readmit(r *http.Request) (any, *api.Problem) {
+	if r.PathValue("n") != "alpha" {
+		return nil, refuse(event.NoHost, "it is not in the inventory", "")
+	}
+	return api.Host{Name: "alpha", Standing: "good"}, nil
+}
+
+// fakePlatform counts until it is withdrawn.
+func (f *fakeAPI) fakePlatform() api.Platform {
+	p := api.Platform{SHA256: digest.Of([]byte("values")), Release: "2026-11", Profile: "lab", ValidFrom: time.Now().Add(-time.Hour),
+		ValidUntil: time.Now().Add(time.Hour), Counts: f.withdrawn == "", VMs: 1, Why: f.withdrawn}
+	if f.withdrawn != "" {
+		p.Withdrawn, p.WithdrawnBy = time.Now(), "operator/alice"
+	}
+	return p
+}
+
+func (f *fakeAPI) platforms(*http.Request) (any, *api.Problem) {
+	return []api.Platform{f.fakePlatform()}, nil
+}
+
+func (f *fakeAPI) importPlatform(r *http.Request) (any, *api.Problem) {
+	var in api.ImportDocument
+	if err := strictjson.Read(r.Body, 1<<20, &in); err != nil {
+		return nil, refuse(event.BadRequest, err.Error(), "")
+	}
+	if string(in.Document) != "values\n" {
+		return nil, refuse(event.DocumentRefused, "reference values: signature does not verify", "compare")
+	}
+	return f.fakePlatform(), nil
+}
+
+func (f *fakeAPI) withdrawPlatform(r *http.Request) (any, *api.Problem) {
+	var in api.WithdrawPlatform
+	if err := strictjson.Read(r.Body, 1<<20, &in); err != nil || in.Why == "" {
+		return nil, refuse(event.BadRequest, "why", "")
+	}
+	if r.PathValue("s") != digest.Of([]byte("values")).String() {
+		return nil, refuse(event.UnknownDocument, "they were not imported", "")
+	}
+	f.withdrawn = in.Why
+	p := f.fakePlatform()
+	p.Alerts = []api.Alert{{VM: "web", Host: "alpha", Reason: event.ValuesWithdrawn, Detail: "reference values", Action: api.ActionNone}}
+	return p, nil
+}
+
+// fakeInventory is version 1, and version 2 once it was imported.
+func (f *fakeAPI) fakeInventory(version int) api.Inventory {
+	inv := api.Inventory{Version: version, SHA256: digest.Of([]byte{byte(version)}), Provider: "hall", Expires: time.Now().Add(time.Hour),
+		Imported: time.Now(), ImportedBy: "configuration", Current: version == 1+f.imported, HostCount: 1,
+		Hosts: []api.HostEntry{{Name: "alpha", API: netip.MustParseAddrPort("10.83.0.10:8443"), Software: "2026-11", Keys: api.KeysValidated}}}
+	if version == 2 {
+		inv.HostCount = 2
+		inv.Hosts = append(inv.Hosts, api.HostEntry{Name: "beta", Keys: api.KeysFailed, Reason: "its TPM \x1b[2Jdoes not hold the key"})
+	}
+	return inv
+}
+
+func (f *fakeAPI) inventories(*http.Request) (any, *api.Problem) {
+	list := []api.Inventory{}
+	for v := 1 + f.imported; v > 0; v-- {
+		list = append(list, f.fakeInventory(v))
+	}
+	return list, nil
+}
+
+func (f *fakeAPI) inventory(r *http.Request) (any, *api.Problem) {
+	version, _ := strconv.Atoi(r.PathValue("v"))
+	if version > 1+f.imported {
+		return nil, refuse(event.UnknownDocument, "it was not imported", "")
+	}
+	if version == 0 {
+		version = 1 + f.imported
+	}
+	return f.fakeInventory(version), nil
+}
+
+// importInventory takes whatever says so.
+func (f *fakeAPI) importInventory(r *http.Request) (any, *api.Problem) {
+	var in api.ImportDocument
+	if err := strictjson.Read(r.Body, 1<<20, &in); err != nil {
+		return nil, refuse(event.BadRequest, err.Error(), "")
+	}
+	if in.SHA256 != nil && *in.SHA256 != digest.Of(in.Document) {
+		return nil, refuse(event.DigestMismatch, "published is another", "")
+	}
+	if string(in.Document) != "version 2\n" {
+		return nil, refuse(event.DocumentRefused, "inventory: signature does not verify", "compare")
+	}
+	f.imported = 1
+	return api.InventoryImport{Inventory: f.fakeInventory(2), Before: 1, Changes: []api.HostChange{{Host: "beta", What: "new"}},
+		Alerts: []api.Alert{{VM: "web", Host: "gamma", Reason: event.HostLost, Detail: "it is not in the inventory", Action: "closed"}}}, nil
 }
 
 func (f *fakeAPI) status(*http.Request) (any, *api.Problem) {

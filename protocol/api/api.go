@@ -22,6 +22,13 @@
 //	DELETE /v1/templates/NAME         → {}
 //	PUT    /v1/objects/SHA256         bytes              workloads, kernels, initramfs: checked, passed on to the DMZ's store
 //	GET    /v1/hosts                  → []Host
+//	POST   /v1/hosts/NAME/readmit     → Host             one whose quote was refused may get VMs again
+//	GET    /v1/inventories            → []Inventory      every version that was imported, newest first
+//	POST   /v1/inventories            ImportDocument → InventoryImport
+//	GET    /v1/inventories/VERSION    → Inventory        with its hosts; 0 is the one that counts
+//	GET    /v1/platforms              → []Platform       reference values that were imported, newest first
+//	POST   /v1/platforms              ImportDocument → Platform
+//	POST   /v1/platforms/SHA256/withdraw WithdrawPlatform → Platform
 //	GET    /v1/status                 → Status
 //	GET    /v1/fsck                   → Fsck             everything held against everything; takes seconds
 //
@@ -217,6 +224,104 @@ type Host struct {
 	Standing string         `json:"standing"` // "good", or why not
 	VMs      int            `json:"vms"`
 	Quoted   time.Time      `json:"quoted,omitzero"` // last accepted quote
+}
+
+// MaxDocument bounds a signed inventory or signed reference values in bytes.
+const MaxDocument = 16 << 20
+
+// ImportDocument takes a signed document into use.
+type ImportDocument struct {
+	Document []byte `json:"document"` // the file, byte for byte
+	// SHA256 is what the signer published over another way; absent: it is not compared.
+	SHA256 *digest.SHA256 `json:"sha256,omitempty"`
+}
+
+// Inventory is one version of the provider's inventory that was imported.
+type Inventory struct {
+	Version    int           `json:"version"`
+	SHA256     digest.SHA256 `json:"sha256"` // of the signed payload
+	Provider   string        `json:"provider"`
+	Issued     time.Time     `json:"issued"`
+	Expires    time.Time     `json:"expires"`
+	Imported   time.Time     `json:"imported"`
+	ImportedBy string        `json:"imported_by"` // "configuration", or whose certificate
+	Current    bool          `json:"current"`     // the one that counts
+	HostCount  int           `json:"host_count"`
+	Hosts      []HostEntry   `json:"hosts,omitempty"`
+}
+
+// States of a host's keys.
+const (
+	KeysUnproved  = "unproved"  // its TPM has not proved yet that it holds them; it does before its first VM
+	KeysValidated = "validated" // it has
+	KeysFailed    = "failed"    // a check failed: the host gets no VM
+)
+
+// HostEntry is one host of an inventory, with what the tenant's own checks found.
+type HostEntry struct {
+	Name     string         `json:"name"`
+	API      netip.AddrPort `json:"api"`
+	Location string         `json:"location"`
+	Asset    string         `json:"asset"`
+	Software string         `json:"software"` // platform release
+	EK       digest.SHA256  `json:"ek"`       // of the endorsement certificate
+	AIK      digest.SHA256  `json:"aik"`      // of the attestation key
+	Session  digest.SHA256  `json:"session"`  // of the session key
+	Keys     string         `json:"keys,omitempty"`
+	Reason   string         `json:"reason,omitempty"` // why they are not validated
+	Checked  time.Time      `json:"checked,omitzero"`
+}
+
+// InventoryImport is what an import found and did.
+type InventoryImport struct {
+	Inventory
+	Before  int          `json:"before"`  // version that counted until now; the same again changes nothing
+	Changes []HostChange `json:"changes"` // against that version
+	Alerts  []Alert      `json:"alerts"`  // VMs that run on hosts that lost their good standing
+}
+
+// HostChange is one host in which two versions differ.
+type HostChange struct {
+	Host string `json:"host"`
+	What string `json:"what"` // "new", "gone", "keys" or "facts"
+}
+
+// Alert is one running VM that no longer stands on what it was admitted by.
+type Alert struct {
+	VM     string       `json:"vm"`
+	Host   string       `json:"host"`
+	Reason event.Reason `json:"reason"`
+	Detail string       `json:"detail"`
+	Action string       `json:"action"`
+}
+
+// What was done about a VM that an alert is of.
+const (
+	ActionNone       = "none"       // it runs on; its host's next quote decides
+	ActionClosed     = "closed"     // its network and its instance are gone, its volume is kept for the next start
+	ActionTerminated = "terminated" // it has ended
+)
+
+// Platform is reference values that were imported.
+type Platform struct {
+	SHA256      digest.SHA256 `json:"sha256"` // of the signed payload
+	Release     string        `json:"release"`
+	Profile     string        `json:"profile"`
+	ValidFrom   time.Time     `json:"valid_from"`
+	ValidUntil  time.Time     `json:"valid_until"`
+	Imported    time.Time     `json:"imported"`
+	ImportedBy  string        `json:"imported_by"`
+	Withdrawn   time.Time     `json:"withdrawn,omitzero"`
+	WithdrawnBy string        `json:"withdrawn_by,omitempty"`
+	Why         string        `json:"why,omitempty"` // it was withdrawn
+	Counts      bool          `json:"counts"`        // now
+	VMs         int           `json:"vms"`           // that run, and whose last accepted quote was judged by it
+	Alerts      []Alert       `json:"alerts,omitempty"`
+}
+
+// WithdrawPlatform says why reference values shall count no more.
+type WithdrawPlatform struct {
+	Why string `json:"why"`
 }
 
 // Status is the installation at a glance.

@@ -20,11 +20,16 @@ const (
 	WrongPhase      Reason = "wrong-phase"
 	NotPermitted    Reason = "not-permitted"
 	DiskFull        Reason = "disk-full"
+	DocumentRefused Reason = "document-refused"
+	UnknownDocument Reason = "unknown-document"
 	UnknownEvidence Reason = "unknown-evidence"
 
 	// Acts of the boot story.
 	HostRefused        Reason = "host-refused"
 	HostUnreachable    Reason = "host-unreachable"
+	HostLost           Reason = "host-lost"
+	ValuesWithdrawn    Reason = "values-withdrawn"
+	VMMoved            Reason = "vm-moved"
 	VMStopped          Reason = "vm-stopped"
 	GuestReset         Reason = "guest-reset"
 	GuestPoweredOff    Reason = "guest-powered-off"

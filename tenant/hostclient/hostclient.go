@@ -50,6 +50,7 @@ func ServerName(host string) string { return host + nameSuffix }
 // Client calls one host. It is safe for concurrent use.
 type Client struct {
 	name string
+	addr netip.AddrPort
 	base string
 	http *http.Client
 }
@@ -68,7 +69,7 @@ func New(name string, addr netip.AddrPort, cert tls.Certificate, servers *x509.C
 		}
 		return err
 	}
-	return &Client{name: name, base: "https://" + addr.String(), http: &http.Client{
+	return &Client{name: name, addr: addr, base: "https://" + addr.String(), http: &http.Client{
 		Transport: &http.Transport{
 			TLSClientConfig:     conf,
 			DialContext:         (&net.Dialer{Timeout: 5 * time.Second}).DialContext,
@@ -79,6 +80,9 @@ func New(name string, addr netip.AddrPort, cert tls.Certificate, servers *x509.C
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}}
 }
+
+// Address is where the host's API is.
+func (c *Client) Address() netip.AddrPort { return c.addr }
 
 // Create makes the VM's disks and settings.
 func (c *Client) Create(ctx context.Context, req hostapi.CreateRequest) (vm hostapi.VM, err error) {
@@ -107,6 +111,11 @@ func (c *Client) VMs(ctx context.Context) (list []hostapi.VM, err error) {
 // Destroy stops and removes it; absent already is success.
 func (c *Client) Destroy(ctx context.Context, id string) error {
 	return c.call(ctx, callTimeout, http.MethodDelete, "/v1/vms/"+id, nil, nil, hostapi.MaxMessage)
+}
+
+// InventoryDigest names the inventory that the host serves.
+func (c *Client) InventoryDigest(ctx context.Context) (d hostapi.InventoryDigest, err error) {
+	return d, c.call(ctx, callTimeout, http.MethodGet, "/v1/inventory/digest", nil, &d, hostapi.MaxMessage)
 }
 
 // Volumes lists this tenant's.

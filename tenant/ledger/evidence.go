@@ -103,8 +103,9 @@ type HostState struct {
 	Clock    []byte // JSON of the verifier's clock state; empty: never quoted
 	Standing string // empty: good
 	Quoted   time.Time
-	// Activated is the SHA-256 of the attestation key that the host's TPM has proved to hold.
+	// Activated is the digest of the keys (verify.Standing.Keys) that the host's TPM has proved to hold.
 	Activated digest.SHA256
+	Barred    string // why it gets no VM until an operator readmits it; empty: nothing
 	// AuditFailed says why the host's last audit from trusted media failed; empty: none has,
 	// or a later one was good. [Tx.JudgeHostAudit] alone changes it.
 	AuditFailed string
@@ -115,8 +116,8 @@ func (t *Tx) Host(name string) (HostState, error) {
 	var h HostState
 	var quoted int64
 	var activated string
-	err := t.tx.queryRow(`SELECT clock, standing, quoted, activated, audit_failed FROM hosts WHERE name = $1`, name).
-		Scan(&h.Clock, &h.Standing, &quoted, &activated, &h.AuditFailed)
+	err := t.tx.queryRow(`SELECT clock, standing, quoted, activated, barred, audit_failed FROM hosts WHERE name = $1`, name).
+		Scan(&h.Clock, &h.Standing, &quoted, &activated, &h.Barred, &h.AuditFailed)
 	if err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return h, fmt.Errorf("read host: %w", err)
 	}
@@ -133,9 +134,10 @@ func (t *Tx) PutHost(name string, h HostState) error {
 	if err != nil {
 		return fmt.Errorf("store host: %w", err)
 	}
-	return t.one("store host", `INSERT INTO hosts (name, clock, standing, quoted, activated) VALUES ($1,$2,$3,$4,$5)
-		ON CONFLICT (name) DO UPDATE SET clock = excluded.clock, standing = excluded.standing, quoted = excluded.quoted, activated = excluded.activated`,
-		name, append([]byte{}, h.Clock...), h.Standing, nanos(h.Quoted), string(activated))
+	return t.one("store host", `INSERT INTO hosts (name, clock, standing, quoted, activated, barred) VALUES ($1,$2,$3,$4,$5,$6)
+		ON CONFLICT (name) DO UPDATE SET clock = excluded.clock, standing = excluded.standing, quoted = excluded.quoted, activated = excluded.activated,
+		barred = excluded.barred`,
+		name, append([]byte{}, h.Clock...), h.Standing, nanos(h.Quoted), string(activated), h.Barred)
 }
 
 // NextRevision counts a zone's document and returns its number, durably, before the

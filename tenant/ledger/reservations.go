@@ -88,6 +88,8 @@ type Start struct {
 	Verdict     digest.SHA256   `json:"verdict"`           // last of this start's chain
 	Clock       json.RawMessage `json:"clock,omitempty"`   // verify.Clock of that verdict
 	Attested    time.Time       `json:"attested,omitzero"` // when it was made
+	Manifest    digest.SHA256   `json:"manifest"`          // the reference values that it was judged by; zero: of before they were kept
+	HostKeys    digest.SHA256   `json:"host_keys"`         // verify.Standing.Keys of its host when it was begun; zero, likewise
 
 	Account    string              `json:"account,omitempty"` // that may log in
 	Components []bootmsg.Component `json:"components,omitempty"`

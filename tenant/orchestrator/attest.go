@@ -62,12 +62,18 @@ func (o *Orchestrator) judgeBoot(ctx context.Context, r ledger.Reservation, s le
 	if expect.Clock, err = o.useBootNonce(ctx, r, s.BootNonce, vm.TPMHeld); err != nil {
 		return none, err
 	}
-	admitted, verdict := o.verifier.Boot(expect, verify.BootEvidence{ExporterHash: in.ExporterHash, ServerLeaf: in.ServerLeaf,
-		LoaderLeaf: in.LoaderLeaf, VMKey: in.VMKey, Quote: in.Quote, Platform: platform})
-	if admitted == nil {
-		return none, o.keepVerdict(ctx, r, verdict, nil)
-	}
-	return o.releaseComponents(ctx, admitted, r, verdict)
+	var out upstream.VerdictResponse
+	err = o.judge(func(v *verify.Verifier) (*verify.Admitted, verify.Verdict) {
+		return v.Boot(expect, verify.BootEvidence{ExporterHash: in.ExporterHash, ServerLeaf: in.ServerLeaf,
+			LoaderLeaf: in.LoaderLeaf, VMKey: in.VMKey, Quote: in.Quote, Platform: platform})
+	}, func(b *basis, admitted *verify.Admitted, verdict verify.Verdict) (err error) {
+		if admitted == nil {
+			return o.keepVerdict(ctx, r, b, verdict, nil)
+		}
+		out, err = o.releaseComponents(ctx, b, admitted, r, verdict)
+		return err
+	})
+	return out, err
 }
 
 // hearHost asks at once for the host's log and for what it says it started and how long
@@ -102,14 +108,34 @@ func (o *Orchestrator) useBootNonce(ctx context.Context, r ledger.Reservation, n
 	return clock, err
 }
 
+// errRebased says that another basis came while a quote was judged.
+var errRebased = errors.New("the inventory or the reference values have changed")
+
+// judge has a quote judged by the documents that count, and the verdict kept, by keepVerdict.
+// One that was reached while an import or a withdrawal went on is reached again: what counts
+// when it is stored decides. The nonce was used up before, once.
+func (o *Orchestrator) judge(by func(*verify.Verifier) (*verify.Admitted, verify.Verdict), keep func(*basis, *verify.Admitted, verify.Verdict) error) error {
+	for {
+		b := o.basis()
+		admitted, verdict := by(b.verifier)
+		if err := keep(b, admitted, verdict); !errors.Is(err, errRebased) {
+			return err
+		}
+	}
+}
+
 // keepVerdict stores a verdict's evidence bundle and what follows from it for its host, and
-// returns the refusal of a bad one. release, unless nil, is what a good one permits: it
+// returns the refusal of a bad one. It stores nothing of a basis that is not the current one.
+// release, unless nil, is what a good one permits: it
 // is in the same transaction, so that nothing leaves whose evidence is not kept. It must
 // refuse before it changes anything: the verdict is kept then, and the refusal returned.
 // Another error undoes everything.
-func (o *Orchestrator) keepVerdict(ctx context.Context, r ledger.Reservation, v verify.Verdict, release func(*ledger.Tx, *ledger.Start) error) error {
+func (o *Orchestrator) keepVerdict(ctx context.Context, r ledger.Reservation, b *basis, v verify.Verdict, release func(*ledger.Tx, *ledger.Start) error) error {
 	refused := v.Err()
 	err := o.ledger.Write(ctx, func(t *ledger.Tx) error {
+		if o.basis() != b {
+			return errRebased
+		}
 		state, err := t.Host(r.Host)
 		if err != nil {
 			return err
@@ -119,7 +145,11 @@ func (o *Orchestrator) keepVerdict(ctx context.Context, r ledger.Reservation, v 
 		}
 		if refused != nil {
 			state.Standing = fmt.Sprintf("its %s quote was refused at %s", v.Role, v.At.UTC().Format("2006-01-02T15:04:05Z"))
-			return t.PutHost(r.Host, state)
+			if !barring(v) {
+				return t.PutHost(r.Host, state)
+			}
+			state.Barred = state.Standing
+			return errors.Join(t.PutHost(r.Host, state), tellNeighbours(t, r, "host "+r.Host+": "+state.Barred))
 		}
 		state.Standing, state.Quoted = "", v.At
 		if state.Clock, err = laterClock(state.Clock, v.Clock); err != nil {
@@ -132,11 +162,11 @@ func (o *Orchestrator) keepVerdict(ctx context.Context, r ledger.Reservation, v 
 		if s.Clock, err = json.Marshal(v.Clock); err != nil {
 			return err
 		}
-		s.Verdict, s.Attested = v.Digest, v.At
+		s.Verdict, s.Attested, s.Manifest = v.Digest, v.At, v.Manifest
 		if err := errors.Join(
 			t.PutHost(r.Host, state),
 			t.Journal(event.Event{Kind: "quote.accepted", Reservation: r.ID, Detail: map[string]string{
-				"role": v.Role, "host": v.Host, "verdict": v.Digest.String()}})); err != nil {
+				"role": v.Role, "host": v.Host, "verdict": v.Digest.String(), "manifest": v.Manifest.String()}})); err != nil {
 			return err
 		}
 		if release != nil {
@@ -238,8 +268,15 @@ func (o *Orchestrator) attestNow(ctx context.Context, id, role string) (*verify.
 	}); err != nil {
 		return nil, none, err
 	}
-	admitted, verdict := o.verifier.Static(x, verify.StaticEvidence{Quote: q.Quote, Platform: q.Platform})
-	if err := o.keepVerdict(ctx, r, verdict, nil); err != nil {
+	var admitted *verify.Admitted
+	var verdict verify.Verdict
+	err = o.judge(func(v *verify.Verifier) (*verify.Admitted, verify.Verdict) {
+		return v.Static(x, verify.StaticEvidence{Quote: q.Quote, Platform: q.Platform})
+	}, func(b *basis, a *verify.Admitted, v verify.Verdict) error {
+		admitted, verdict = a, v
+		return o.keepVerdict(ctx, r, b, v, nil)
+	})
+	if err != nil {
 		return nil, verdict, err
 	}
 	slog.Info("host attested again", "reservation", id, "role", role)

@@ -13,7 +13,6 @@ import (
 	"foothold/protocol/agentmsg"
 	"foothold/protocol/api"
 	"foothold/protocol/event"
-	"foothold/protocol/evidence"
 	"foothold/protocol/zone"
 	"foothold/tenant/expect"
 	"foothold/tenant/ledger"
@@ -273,7 +272,7 @@ func (o *Orchestrator) ready(ctx context.Context, r ledger.Reservation) error {
 // host that gives none does not yet: a provider's management network may be down for a
 // while. How long that is borne is for limitAttestation.
 func (o *Orchestrator) watchHost(ctx context.Context, id string) error {
-	wait := o.watchEvery
+	told, wait := "", o.watchEvery
 	for {
 		if err := pause(ctx, wait); err != nil {
 			return err
@@ -286,7 +285,7 @@ func (o *Orchestrator) watchHost(ctx context.Context, id string) error {
 			continue
 		}
 		wait = o.watchEvery
-		_, err = o.attestAgain(ctx, id, evidence.RoleWatch)
+		err = o.attestWatched(ctx, id, &told)
 		if err != nil && !silent(err) {
 			return err
 		}

@@ -30,18 +30,18 @@ import (
 // unique part, signs its manifest, and stores the verdict and what was released upon it
 // before it answers. T2 leaves inside the answer alone; after a crash it is lost and the
 // boot runs out.
-func (o *Orchestrator) releaseComponents(ctx context.Context, admitted *verify.Admitted, r ledger.Reservation, v verify.Verdict) (upstream.VerdictResponse, error) {
+func (o *Orchestrator) releaseComponents(ctx context.Context, b *basis, admitted *verify.Admitted, r ledger.Reservation, v verify.Verdict) (upstream.VerdictResponse, error) {
 	var out upstream.VerdictResponse
 	tpl, shared, err := o.componentsOf(ctx, r)
 	if err != nil {
-		return out, errors.Join(err, o.keepVerdict(ctx, r, v, nil))
+		return out, errors.Join(err, o.keepVerdict(ctx, r, b, v, nil))
 	}
 	t2, account := token.New(token.T2), newAccount()
 	login, err := o.loginKey(r.ID, r.Start)
 	if err != nil {
-		return out, errors.Join(err, o.keepVerdict(ctx, r, v, nil))
+		return out, errors.Join(err, o.keepVerdict(ctx, r, b, v, nil))
 	}
-	err = o.keepVerdict(ctx, r, v, func(t *ledger.Tx, s *ledger.Start) error {
+	err = o.keepVerdict(ctx, r, b, v, func(t *ledger.Tx, s *ledger.Start) error {
 		if _, err := permitted(t, admitted, r, reservation.Booting); err != nil {
 			return err
 		}

@@ -60,6 +60,10 @@ func (o *Orchestrator) explain(ctx context.Context, r ledger.Reservation) (api.E
 			e.Reason, e.Awaited = event.WorkloadFailed, "nothing: the VM goes on computing without its workload"
 			e.What, e.Next = known.Cause, known.Next
 		}
+		if l := o.basis().lost(r, s); l != nil && r.Phase.Running() {
+			known := event.Explain(l.why.Reason)
+			e.Reason, e.What, e.Next = l.why.Reason, known.Cause+": "+l.why.Detail, known.Next
+		}
 		for _, z := range o.zones.states() {
 			if z.Live < z.Wanted || z.Error != "" {
 				e.Findings = append(e.Findings, zoneBehind(z))

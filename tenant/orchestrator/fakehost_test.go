@@ -57,8 +57,9 @@ type fakeHost struct {
 	volumes   map[string]int64 // size in bytes by id
 	templates map[digest.SHA256]int64
 	fail      map[string]int // guarded by mu: "METHOD path-prefix" → how many calls fail
-	undead    bool           // guarded by mu: destroys nothing but says so
-	mute      mute           // guarded by mu: one call that gets no answer
+	served    hostapi.InventoryDigest
+	undead    bool // guarded by mu: destroys nothing but says so
+	mute      mute // guarded by mu: one call that gets no answer
 	changed   *sync.Cond
 }
 
@@ -356,6 +357,11 @@ func (h *fakeHost) handler() http.Handler {
 		defer h.tpmMu.Unlock()
 		return evidence.Platform{Log: slices.Clone(h.log)}, ""
 	})
+	on("GET /v1/inventory/digest", func(*http.Request) (any, event.Reason) {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		return h.served, ""
+	})
 	on("PUT /v1/templates/{sum}", func(r *http.Request) (any, event.Reason) {
 		data, _ := io.ReadAll(r.Body)
 		if digest.Of(data).String() != r.PathValue("sum") {
@@ -393,7 +399,7 @@ func (h *fakeHost) create(r *http.Request) (any, event.Reason) {
 		return nil, event.InUse
 	}
 	h.volumes[in.Spec.Volume.ID] = int64(in.Spec.Volume.SizeMiB) << 20
-	v := &hostedVM{VM: hostapi.VM{ID: in.Spec.Reservation, Start: in.Spec.Start, Name: in.Spec.Name, Host: "host-1", State: hostapi.Created,
+	v := &hostedVM{VM: hostapi.VM{ID: in.Spec.Reservation, Start: in.Spec.Start, Name: in.Spec.Name, Host: h.entry.Name, State: hostapi.Created,
 		Settings: in.Spec.Digest(), Firmware: h.firmware, Created: time.Now()}, spec: in.Spec, t1: in.Token}
 	h.vms[v.ID] = v
 	return v.VM, ""

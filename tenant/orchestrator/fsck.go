@@ -148,13 +148,13 @@ func readEnds(t *ledger.Tx, s *fsck.Snapshot) error {
 // askHosts asks all inventoried hosts at once.
 func (o *Orchestrator) askHosts(ctx context.Context) []fsck.Host {
 	var asked sync.WaitGroup
-	list := []fsck.Host{}
-	for _, h := range o.inventory.Hosts() {
+	list, b := []fsck.Host{}, o.basis()
+	for _, h := range b.inventory.Hosts() {
 		list = append(list, fsck.Host{Name: h.Host.Name})
 	}
 	for i := range list {
 		asked.Go(func() {
-			if err := askHost(ctx, o.hosts[list[i].Name], &list[i]); err != nil {
+			if err := askHost(ctx, b.hosts[list[i].Name], &list[i]); err != nil {
 				list[i] = fsck.Host{Name: list[i].Name, Problem: err.Error()}
 			}
 		})

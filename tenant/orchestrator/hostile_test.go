@@ -179,7 +179,7 @@ func TestVerdictAndReleaseAreOne(t *testing.T) {
 	check(t, err)
 	q, err := h.Quote(t.Context(), evidence.StaticBinding(x.Role, g.id, x.Previous, x.Nonce))
 	check(t, err)
-	admitted, verdict := w.o.verifier.Static(x, verify.StaticEvidence{Quote: q.Quote, Platform: q.Platform})
+	admitted, verdict := w.o.basis().verifier.Static(x, verify.StaticEvidence{Quote: q.Quote, Platform: q.Platform})
 	check(t, verdict.Err())
 	kept := func() (newest digest.SHA256, s ledger.Start, released int) {
 		check(t, w.o.ledger.Read(t.Context(), func(tx *ledger.Tx) error {
@@ -199,7 +199,7 @@ func TestVerdictAndReleaseAreOne(t *testing.T) {
 	}
 
 	fault := errors.New("fault")
-	err = w.o.keepVerdict(t.Context(), r, verdict, func(tx *ledger.Tx, s *ledger.Start) error {
+	err = w.o.keepVerdict(t.Context(), r, w.o.basis(), verdict, func(tx *ledger.Tx, s *ledger.Start) error {
 		s.Account = "somebody"
 		return errors.Join(tx.Journal(event.Event{Kind: "components.released", Reservation: g.id}), fault)
 	})
@@ -210,7 +210,7 @@ func TestVerdictAndReleaseAreOne(t *testing.T) {
 		t.Errorf("after a fault: verdict %s, %+v, released %d times", newest.Short(), s, released)
 	}
 
-	out, err := w.o.releaseComponents(t.Context(), admitted, r, verdict) // of another phase
+	out, err := w.o.releaseComponents(t.Context(), w.o.basis(), admitted, r, verdict) // of another phase
 	if event.ReasonOf(err) != event.QuoteRefused || len(out.Unique) != 0 || len(out.Grant.Manifest.Payload) != 0 {
 		t.Errorf("components without a permission: %v, %+v", err, out)
 	}

@@ -30,7 +30,8 @@ type holder struct {
 
 // All of them, by whose authority certifies them.
 var (
-	hostAPI = holder{authority.Provider, mtls.Host, "host-1", authority.Server, "host-1.host.provider.internal"}
+	hostAPI    = hostNamed("host-1")
+	ofProvider = []holder{hostAPI, hostNamed("host-2"), hostNamed("host-3")}
 
 	objectStore   = holder{authority.DMZ, mtls.Store, "store", authority.Server, "store.foothold.internal"}
 	operatorAPI   = holder{authority.Operator, mtls.Orchestrator, "o", authority.Server, "localhost"}
@@ -47,6 +48,10 @@ var (
 	}
 	ofTenant = append([]holder{objectStore, operatorAPI, upstreamAPI, clientOfStore, clientOfHosts, operator}, dmzDaemons...)
 )
+
+func hostNamed(name string) holder {
+	return holder{authority.Provider, mtls.Host, name, authority.Server, name + ".host.provider.internal"}
+}
 
 // base names a holder's files.
 func (h holder) base() string { return fmt.Sprintf("%s-%s-%s-%d", h.from, h.role, h.name, h.usage) }
@@ -87,7 +92,12 @@ var beginning = sync.OnceValues(func() (foldertest.Folder, error) {
 				return err
 			}
 		}
-		return hostAPI.issue(provider, dir)
+		for _, h := range ofProvider {
+			if err := h.issue(provider, dir); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 })
 
@@ -121,10 +131,10 @@ func (p papers) authority(name authority.Name) string {
 // ours: a host's and its clients' are each other's.
 func (p papers) of(h holder) mtls.Files {
 	peers := h.from
-	switch h {
-	case hostAPI:
+	switch {
+	case h.role == mtls.Host:
 		peers = authority.Tenant
-	case clientOfHosts:
+	case h == clientOfHosts:
 		peers = authority.Provider
 	}
 	base := filepath.Join(p.dir, h.base())

@@ -14,6 +14,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -42,6 +43,7 @@ import (
 // and VMs that speak the real protocols.
 type world struct {
 	watchEvery time.Duration // from the next start on; 0: the default
+	listEvery  time.Duration // the same
 	off        time.Duration // of the orchestrator's clock, from the next start on
 	t          *testing.T
 	o          *Orchestrator
@@ -52,6 +54,9 @@ type world struct {
 	daemons    map[string]*http.Client // by role, firewalls by name
 	api, dmz   string                  // base URLs
 	component  ed25519.PrivateKey
+	inventory  ed25519.PrivateKey // the provider's
+	platform   ed25519.PrivateKey // the tenant's, for reference values
+	addHost    func(name string) *fakeHost
 	stop       func()
 
 	mu      sync.Mutex
@@ -98,6 +103,15 @@ func newWorld(t *testing.T, change ...func(*Config)) *world {
 	_, invKey, _ := ed25519.GenerateKey(rand.Reader)
 	_, platKey, _ := ed25519.GenerateKey(rand.Reader)
 	_, w.component, _ = ed25519.GenerateKey(rand.Reader)
+	w.inventory, w.platform = invKey, platKey
+	w.addHost = func(name string) *fakeHost {
+		h := newFakeHost(t, papers.of(hostNamed(name)))
+		h.entry.Name = name
+		roots := append(must[[]byte](t)(os.ReadFile(w.conf.TPMRoots)), must[[]byte](t)(os.ReadFile(h.roots))...)
+		w.conf.TPMRoots = filepath.Join(dir, "roots-with-"+name)
+		check(t, os.WriteFile(w.conf.TPMRoots, roots, 0o600))
+		return h
+	}
 	seal := func(name string, key ed25519.PrivateKey, label string, doc any) string {
 		payload := must[[]byte](t)(json.Marshal(doc))
 		data := must[[]byte](t)(json.Marshal(signed.Seal(key, label, payload)))
@@ -112,11 +126,11 @@ func newWorld(t *testing.T, change ...func(*Config)) *world {
 		UpstreamTLS: papers.of(upstreamAPI),
 		StoreTLS:    papers.of(clientOfStore),
 		HostTLS:     papers.of(clientOfHosts),
-		Inventory: seal("inventory.json", invKey, signed.Inventory, inventory.Inventory{Provider: "lab", Version: 1, Issued: now, Expires: now.Add(day),
+		Inventory: seal("inventory.json", invKey, signed.Inventory, inventory.Inventory{Provider: "lab", Version: 1, Issued: now, Expires: now.Add(30 * day),
 			Hosts: []inventory.Host{w.host.entry}}),
 		InventoryKey: hexKey(invKey), TPMRoots: w.host.roots,
 		Platform: seal("platform.json", platKey, signed.Platform, platform.Manifest{Name: "release-1", Profile: platform.Lab, ValidFrom: now.Add(-time.Hour),
-			ValidUntil: now.Add(day), Files: w.host.files, Firmware: w.host.firmware}),
+			ValidUntil: now.Add(30 * day), Files: w.host.files, Firmware: w.host.firmware}),
 		PlatformKey: hexKey(platKey), ComponentKey: hexKey(w.component),
 		Boot: Boot{netip.MustParseAddrPort("10.81.0.10:443"), "boot.foothold.internal", papers.authority(authority.Boot)},
 		Gateway: Gateway{netip.MustParseAddrPort("10.81.0.20:8443"), netip.MustParseAddrPort("10.81.0.20:51820"), "gateway.foothold.internal",
@@ -125,6 +139,7 @@ func newWorld(t *testing.T, change ...func(*Config)) *world {
 		Network: Network{Prefix: netip.MustParsePrefix("10.82.0.0/24"), Gateway: netip.MustParseAddr("10.82.0.1"), First: netip.MustParseAddr("10.82.0.10"),
 			Last: netip.MustParseAddr("10.82.0.13"), MTU: 1500, Self: netip.MustParseAddr("10.80.0.10")},
 		Limits:          testLimits(),
+		HostLost:        lostClose,
 		WorkloadClients: []netip.Prefix{netip.MustParsePrefix("10.80.0.0/24")},
 	}
 	for _, f := range change {
@@ -154,6 +169,9 @@ func (w *world) start() {
 	o.dial = w.dialVM
 	if w.watchEvery > 0 {
 		o.watchEvery = w.watchEvery
+	}
+	if w.listEvery > 0 {
+		o.listEvery = w.listEvery
 	}
 	operators := must[net.Listener](w.t)(net.Listen("tcp", "127.0.0.1:0"))
 	dmz := must[net.Listener](w.t)(net.Listen("tcp", "127.0.0.1:0"))

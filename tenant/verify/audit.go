@@ -119,14 +119,14 @@ func (p Pinned) ground(b *Bundle) (*Verifier, error) {
 	if err != nil {
 		return nil, err
 	}
-	inv, err := ParseInventory(data, p.InventoryKey, p.Makers, r.Inventory.Read)
+	inv, err := StoredInventory(data, p.InventoryKey, p.Makers, r.Inventory.Read)
 	if err != nil {
 		return nil, fmt.Errorf("inventory: %w", err)
 	}
 	if inv.digest != r.Inventory.SHA256 || inv.doc.Version != r.Inventory.Version {
 		return nil, errors.New("inventory: it is another than the record names")
 	}
-	v := &Verifier{inventory: inv, platforms: map[string]*Platform{}, profile: p.Profile, now: p.Now}
+	v := &Verifier{inventory: inv, platforms: map[string][]*Platform{}, profile: p.Profile, now: p.Now}
 	if (b.Platform == nil) != (r.Platform == nil) {
 		return nil, errors.New("reference values: record and bundle do not agree whether there are any")
 	}
@@ -136,14 +136,14 @@ func (p Pinned) ground(b *Bundle) (*Verifier, error) {
 	if data, err = json.Marshal(b.Platform); err != nil {
 		return nil, err
 	}
-	reference, err := ParsePlatform(data, p.PlatformKey, p.Profile, r.Platform.Read)
+	reference, err := StoredPlatform(data, p.PlatformKey, p.Profile, r.Platform.Read)
 	if err != nil {
 		return nil, fmt.Errorf("reference values: %w", err)
 	}
 	if reference.digest != r.Platform.SHA256 || reference.doc.Name != r.Platform.Name {
 		return nil, errors.New("reference values: they are others than the record names")
 	}
-	v.platforms[reference.doc.Name] = reference
+	v.platforms[reference.doc.Name] = []*Platform{reference}
 	return v, nil
 }
 

@@ -50,9 +50,13 @@ func (v *Verifier) Boot(x BootExpectation, e BootEvidence) (*Admitted, Verdict) 
 }
 
 func (v *Verifier) boot(x BootExpectation, e BootEvidence, at time.Time, dropped int) Verdict {
+	return v.byAny(x.Host, at, func(p *Platform) Verdict { return v.bootBy(p, x, e, at, dropped) })
+}
+
+func (v *Verifier) bootBy(p *Platform, x BootExpectation, e BootEvidence, at time.Time, dropped int) Verdict {
 	settings := x.Settings.Digest()
 	tunnel := evidence.Tunnel(e.ExporterHash, e.ServerLeaf, e.LoaderLeaf, e.VMKey)
-	j := v.begin(evidence.RoleBoot, x.Reservation, x.Start, x.Host, at, e.Platform, dropped)
+	j := v.begin(evidence.RoleBoot, x.Reservation, x.Start, x.Host, at, p, e.Platform, dropped)
 	j.verdict.VMKey, j.verdict.Tunnel = slices.Clone(e.VMKey), tunnel
 	j.bootInput(x, e)
 	static, claimed := j.readLogs(j.logs)

@@ -112,7 +112,7 @@ func FuzzJudge(f *testing.F) {
 		inventory: &Inventory{doc: inventory.Inventory{Expires: w.now.Add(time.Hour)}, hosts: map[string]*hostKeys{
 			"host-1": {entry: inventory.Host{Name: "host-1", Software: "release-1"}, aik: &key.PublicKey, name: digest.Of([]byte("aik"))},
 		}},
-		platforms: map[string]*Platform{"release-1": plat}, profile: platform.Lab, now: func() time.Time { return w.now },
+		platforms: map[string][]*Platform{"release-1": {plat}}, profile: platform.Lab, now: func() time.Time { return w.now },
 	}
 	a := w.attempt()
 	settings := a.settings.Digest()

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"foothold/protocol/digest"
+	"foothold/protocol/event"
 	"foothold/protocol/evidence"
 	"foothold/protocol/pcr"
 	"foothold/protocol/platform"
@@ -51,8 +52,9 @@ func (j *judgement) add(f Finding) {
 	j.verdict.Findings = append(j.verdict.Findings, f)
 }
 
-// begin checks what does not depend on the quote: inventory, host, platform, as of at.
-func (v *Verifier) begin(role, reservation string, start int, host string, at time.Time, logs evidence.Platform, dropped int) *judgement {
+// begin checks what does not depend on the quote, as of at: inventory, host, and the
+// reference values p, which are nil where the host's release has none.
+func (v *Verifier) begin(role, reservation string, start int, host string, at time.Time, p *Platform, logs evidence.Platform, dropped int) *judgement {
 	j := &judgement{v: v, verdict: Verdict{Role: role, Reservation: reservation, Start: start, Host: host, At: at}}
 	j.logs, j.dropped = keepable(logs, dropped)
 	if !vmspec.ValidID(reservation) || start < 1 {
@@ -61,31 +63,89 @@ func (v *Verifier) begin(role, reservation string, start int, host string, at ti
 	if j.dropped > 0 {
 		j.find("input", "the host's logs have %d bytes, at most %d are read", j.dropped, maxLogs)
 	}
-	if err := v.inventory.inForce(at); err != nil {
+	j.standing(host, at, p)
+	return j
+}
+
+// standing checks what the documents say of a host.
+func (j *judgement) standing(host string, at time.Time, p *Platform) {
+	v := j.v
+	if err := v.inventory.InForce(at); err != nil {
 		j.find("inventory", "%v", err)
 	}
 	h, ok := v.inventory.hosts[host]
 	if !ok {
 		j.find("host", "%q is not in the inventory", host)
-		return j
+		return
 	}
 	j.host = h
-	for _, p := range h.problems {
-		j.find("host", "%s", p)
+	for _, problem := range h.problems {
+		j.find("host", "%s", problem)
 	}
-	p, ok := v.platforms[h.entry.Software]
-	if !ok {
+	if p == nil {
 		j.find("platform", "there are no reference values for its release %q", h.entry.Software)
-		return j
+		return
 	}
-	j.platform = p
+	j.platform, j.verdict.Manifest = p, p.digest
 	if p.doc.Profile != v.profile {
 		j.find("platform", "its release is of profile %q, this installation accepts %q", p.doc.Profile, v.profile)
 	}
-	if err := p.inForce(at); err != nil {
+	if err := p.InForce(at); err != nil {
 		j.find("platform", "reference values of %s: %v", p.doc.Name, err)
 	}
-	return j
+}
+
+// references lists the reference values of a host's release that count at a time, those that
+// began last first. Where none counts it is the newest, so that the finding says since when;
+// nil stands for none at all.
+func (v *Verifier) references(host string, at time.Time) []*Platform {
+	var all, counting []*Platform
+	if h, ok := v.inventory.hosts[host]; ok {
+		all = v.platforms[h.entry.Software]
+	}
+	for _, p := range all {
+		if p.InForce(at) == nil {
+			counting = append(counting, p)
+		}
+	}
+	switch {
+	case len(counting) > 0:
+		return counting
+	case len(all) > 0:
+		return all[:1]
+	}
+	return []*Platform{nil}
+}
+
+// byAny judges by each of the reference values that count until one admits. Where none
+// does, the verdict is by the one that is missed least, of equals the newest.
+func (v *Verifier) byAny(host string, at time.Time, judge func(*Platform) Verdict) Verdict {
+	var closest Verdict
+	for i, p := range v.references(host, at) {
+		verdict := judge(p)
+		if verdict.Good() {
+			return verdict
+		}
+		if i == 0 || len(verdict.Findings) < len(closest.Findings) {
+			closest = verdict
+		}
+	}
+	return closest
+}
+
+// Host is nil for a host that nothing in the documents speaks against now: it is in the
+// inventory with its keys in order, and its release has reference values that count. What
+// it runs, a quote alone tells.
+func (v *Verifier) Host(name string) error {
+	j := &judgement{v: v}
+	at := v.now()
+	j.standing(name, at, v.references(name, at)[0])
+	if len(j.verdict.Findings) == 0 {
+		return nil
+	}
+	refusal := event.Refuse(event.HostLost, "host %s", name)
+	refusal.Findings = j.verdict.Findings
+	return refusal
 }
 
 func (j *judgement) nonce(nonce []byte) {

@@ -24,7 +24,7 @@ type Platform struct {
 	doc    platform.Manifest
 	digest digest.SHA256 // of the signed payload
 	signed Document      // the envelope
-	read   time.Time     // it was in force then
+	read   time.Time     // when it was read
 	// Production: the document by what is looked for.
 	boot  map[int][]platform.Event   // by register
 	files map[string][]digest.SHA256 // by path
@@ -48,20 +48,29 @@ func OpenPlatform(file string, key ed25519.PublicKey, profile string, now time.T
 
 // ParsePlatform is OpenPlatform for a document in memory.
 func ParsePlatform(data []byte, key ed25519.PublicKey, profile string, now time.Time) (*Platform, error) {
+	p, err := StoredPlatform(data, key, profile, now)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.InForce(now); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// StoredPlatform is ParsePlatform whether they count now or not: for reference values that were taken
+// into use before, or that begin to count later. A verifier asks the time of every quote.
+func StoredPlatform(data []byte, key ed25519.PublicKey, profile string, now time.Time) (*Platform, error) {
 	var env signed.Envelope
 	if err := strictjson.Unmarshal(data, &env); err != nil {
 		return nil, err
 	}
-	now = now.UTC().Round(0)
-	p := &Platform{digest: digest.Of(env.Payload), read: now}
+	p := &Platform{digest: digest.Of(env.Payload), read: now.UTC().Round(0)}
 	if err := env.Open(key, signed.Platform, &p.doc); err != nil {
 		return nil, err
 	}
 	if !validProfile(profile) || p.doc.Profile != profile {
 		return nil, fmt.Errorf("they are of profile %q, this installation accepts %q", p.doc.Profile, profile)
-	}
-	if err := p.inForce(now); err != nil {
-		return nil, err
 	}
 	p.index()
 	var err error
@@ -71,13 +80,14 @@ func ParsePlatform(data []byte, key ed25519.PublicKey, profile string, now time.
 	return p, p.complete()
 }
 
-// Digest is the SHA-256 of the signed payload.
-func (p *Platform) Digest() digest.SHA256 { return p.digest }
-
 // Manifest is the document.
 func (p *Platform) Manifest() platform.Manifest { return p.doc }
 
-func (p *Platform) inForce(now time.Time) error {
+// Digest names the document: the SHA-256 of the signed payload.
+func (p *Platform) Digest() digest.SHA256 { return p.digest }
+
+// InForce refuses reference values that do not count now.
+func (p *Platform) InForce(now time.Time) error {
 	if p.doc.ValidFrom.After(now.Add(clockSkew)) {
 		return ahead("they begin to count", p.doc.ValidFrom, now)
 	}

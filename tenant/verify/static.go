@@ -33,7 +33,11 @@ func (v *Verifier) Static(x StaticExpectation, e StaticEvidence) (*Admitted, Ver
 }
 
 func (v *Verifier) static(x StaticExpectation, e StaticEvidence, at time.Time, dropped int) Verdict {
-	j := v.begin(x.Role, x.Reservation, x.Start, x.Host, at, e.Platform, dropped)
+	return v.byAny(x.Host, at, func(p *Platform) Verdict { return v.staticBy(p, x, e, at, dropped) })
+}
+
+func (v *Verifier) staticBy(p *Platform, x StaticExpectation, e StaticEvidence, at time.Time, dropped int) Verdict {
+	j := v.begin(x.Role, x.Reservation, x.Start, x.Host, at, p, e.Platform, dropped)
 	j.verdict.Previous = x.Previous
 	if x.Role != evidence.RoleUnlock && x.Role != evidence.RoleConnect && x.Role != evidence.RoleWatch {
 		j.find("input", "a static quote has no role %q", x.Role)
