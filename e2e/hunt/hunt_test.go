@@ -104,9 +104,13 @@ func TestFilesAndProcesses(t *testing.T) {
 	if err != nil || len(files) != 1 || files[0].Kind != File || files[0].Name != filepath.Join(dir, "a", "f") {
 		t.Errorf("files: %+v, %v", files, err)
 	}
-	cmd := exec.Command("sh", "-c", "read wait", string(value))
+	cmd := exec.Command("sh", "-c", "echo; read wait", string(value))
 	cmd.Env = []string{"SECRET=" + hex.EncodeToString(value)}
 	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -114,6 +118,9 @@ func TestFilesAndProcesses(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { in.Close(); cmd.Wait() }()
+	if _, err := out.Read(make([]byte, 1)); err != nil { // before it runs, its arguments may not be there yet
+		t.Fatal(err)
+	}
 	found, err := m.Process(cmd.Process.Pid, 0)
 	var kinds []string
 	for _, f := range found {
