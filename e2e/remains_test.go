@@ -162,8 +162,8 @@ func (h *hunter) void(t *testing.T, vm api.VM, all []secretsOf) {
 // one in connecting, when T3 was, by its own: and hunts for what was theirs. Both ends, and
 // at last every daemon's, come by signals whose default is a core file.
 func (h *hunter) failed(t *testing.T, planted planted) {
-	if names := volumeKeys(t, h); len(names) != 0 {
-		t.Fatalf("the vault holds %q before", names)
+	if n := len(h.volumeKeys(t)); n != 0 {
+		t.Fatalf("the vault holds %d volumes' keys before", n)
 	}
 	c := h.s.client(t)
 	ctx, cancel := context.WithTimeout(t.Context(), faultLimit)
@@ -196,9 +196,11 @@ func (h *hunter) failed(t *testing.T, planted planted) {
 	if n := slices.IndexFunc(all, func(one secretsOf) bool { return one.what == "T1" }); len(all[n].secrets) != 2 {
 		t.Errorf("%d T1 were collected, want 2", len(all[n].secrets))
 	}
-	if names := volumeKeys(t, h); len(names) != 2 {
-		t.Errorf("the vault holds %q, want the keys of two volumes", names)
+	volumes := h.volumeKeys(t)
+	if len(volumes) != 2 {
+		t.Errorf("the vault holds %d volumes' keys, want 2", len(volumes))
 	}
+	all = append(all, secretsOf{what: "volumes' keys", secrets: volumes})
 	h.void(t, early, all)
 	h.void(t, late, all)
 	h.told(t, all, "early", early.ID)
@@ -224,19 +226,31 @@ func (h *hunter) failed(t *testing.T, planted planted) {
 	for _, name := range []string{"early", "late"} {
 		h.s.must(t, "vm", "delete", name, "--yes")
 	}
-	if names := volumeKeys(t, h); len(names) != 0 {
-		t.Errorf("the vault still holds %q", names)
+	if n := len(h.volumeKeys(t)); n != 0 {
+		t.Errorf("the vault still holds %d volumes' keys", n)
 	}
 	h.s.must(t, "fsck")
 }
 
-func volumeKeys(t *testing.T, h *hunter) []string {
+// volumeKeys are those in the vault.
+func (h *hunter) volumeKeys(t *testing.T) (list []hunt.Secret) {
 	t.Helper()
-	names, err := h.openVault(t).Names()
+	v := h.openVault(t)
+	names, err := v.Names()
 	if err != nil {
 		t.Fatal(err)
 	}
-	return slices.DeleteFunc(names, func(n string) bool { return !strings.HasPrefix(n, "volume") })
+	for _, name := range names {
+		if !strings.HasPrefix(name, "volume") {
+			continue
+		}
+		key, err := v.Get(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		list = append(list, hunt.Secret{Name: "volumes' keys", Value: key.Reveal()})
+	}
+	return list
 }
 
 // happens waits for a journal entry of the VM.
