@@ -83,7 +83,7 @@ func (h *hunter) restarted(t *testing.T, vm api.VM, first []secretsOf, collected
 	// A header opens by its own start's passphrases alone.
 	for i, headers := range [][]hunt.Secret{collected, again} {
 		for j, phrases := range [][]hunt.Secret{collected, again} {
-			if n := opened(t, headers, phrases); i == j && n != 2 || i != j && n != 0 {
+			if n := len(opened(t, headers, phrases)); i == j && n != 2 || i != j && n != 0 {
 				t.Errorf("the passphrases of start %d open %d headers of start %d", j+1, n, i+1)
 			}
 		}
@@ -101,10 +101,10 @@ func same(a, b hunt.Secret) bool {
 	return bytes.Equal(a.Value, b.Value)
 }
 
-// opened counts the headers that any of the passphrases opens.
-func opened(t *testing.T, headers, phrases []hunt.Secret) int {
+// opened are the headers that any of the passphrases opens, one of each UUID. Opening takes
+// every byte but the filling: so these are whole, whatever became of other copies.
+func opened(t *testing.T, headers, phrases []hunt.Secret) (list []hunt.Secret) {
 	t.Helper()
-	names := map[string]bool{} // the hunter may have seen one while it was being written
 	for _, h := range headers {
 		for _, p := range phrases {
 			if h.Name != "header" || p.Name != "passphrase" {
@@ -118,14 +118,12 @@ func opened(t *testing.T, headers, phrases []hunt.Secret) int {
 				t.Fatal(err)
 			}
 			key.Wipe()
-			params, err := luks.Inspect(h.Value)
-			if err != nil {
-				t.Fatal(err)
+			if !slices.ContainsFunc(list, func(other hunt.Secret) bool { return same(h, other) }) {
+				list = append(list, h)
 			}
-			names[params.UUID] = true
 		}
 	}
-	return len(names)
+	return list
 }
 
 // headerPieces are random parts of a header: its salt, and both ends of its key slot's area

@@ -324,7 +324,11 @@ func (h *hunter) collected(t *testing.T, collected []hunt.Secret, starts int) []
 		return list
 	}
 	var pieces []hunt.Secret
-	for _, header := range named("header", 2*starts) {
+	whole := opened(t, collected, collected)
+	if len(whole) != 2*starts {
+		t.Errorf("%d whole headers were collected, want %d", len(whole), 2*starts)
+	}
+	for _, header := range whole {
 		pieces = append(pieces, headerPieces(header.Value)...)
 	}
 	return []secretsOf{
