@@ -74,6 +74,18 @@ func TestFoundAcrossChunks(t *testing.T) {
 	}
 }
 
+// TestFoundBehindZeros: holes are skipped, and not what begins in them.
+func TestFoundBehindZeros(t *testing.T) {
+	for n := range 12 {
+		value := append(make([]byte, n), "a secret of some length"...)
+		for before := 90; before < 110; before++ {
+			if got := find(t, append(make([]byte, before), value...), Secret{Name: "it", Value: value}); !slices.Equal(got, []string{"it raw"}) {
+				t.Errorf("%d zeros of it behind %d others: found %q", n, before, got)
+			}
+		}
+	}
+}
+
 func TestTokensAreFoundByTheirForm(t *testing.T) {
 	t2 := token.New(token.T2)
 	if got := find(t, []byte("a fht2_ and "+t2.Reveal()+"."), Secret{Name: "other", Value: make([]byte, 32)}); !slices.Equal(got, []string{"T2 form"}) {
