@@ -26,6 +26,7 @@ const (
 	HostUnreachable    Reason = "host-unreachable"
 	VMStopped          Reason = "vm-stopped"
 	GuestReset         Reason = "guest-reset"
+	GuestCrashed       Reason = "guest-crashed"
 	GuestPoweredOff    Reason = "guest-powered-off"
 	StopAsked          Reason = "stop-asked"
 	RestartAsked       Reason = "restart-asked"
