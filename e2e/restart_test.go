@@ -30,7 +30,9 @@ func TestRestarts(t *testing.T) {
 	c := s.client(t)
 	machines := s.countMachines(t)
 	ender := buildEnder(t)
-	s.must(t, "vm", "create", "web", "--template", ending, "--workload", ender, "--wait")
+	if r := s.run(t.Context(), "vm", "create", "web", "--template", ending, "--workload", ender, "--wait"); r.code != 0 {
+		t.Fatalf("vm create: exit code %d\n%s\nconsole:\n%s", r.code, r.stderr, s.run(t.Context(), "vm", "logs", "web").stdout)
+	}
 	seen := []api.VM{s.counted(t, c, "web", 1)}
 	var causes []event.Reason
 	next := func(what string, cause event.Reason, do func()) {
