@@ -238,7 +238,7 @@ func (s *system) countMachines(t *testing.T) func() map[string]*machines {
 	stop := make(chan struct{})
 	var watch sync.WaitGroup
 	watch.Go(func() {
-		tick := time.NewTicker(50 * time.Millisecond)
+		tick := time.NewTicker(100 * time.Millisecond)
 		defer tick.Stop()
 		for {
 			look(home, seen)
