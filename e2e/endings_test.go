@@ -157,14 +157,14 @@ func (s *system) still(t *testing.T, c *client.Client, name string) {
 var acts = []string{"vm.create-asked", "vm.started", "token.spent", "quote.accepted", "components.released", "components.delivered",
 	"vm.reported-ready", "token.spent", "certificate.issued", "secrets.released", "token.spent", "tunnel.admitted", "vm.computing"}
 
-// anew checks in the journal that web's starts ended for these causes, that each start went
+// anew checks in a VM's journal that its starts ended for these causes, that each start went
 // through all acts with nothing of another one's, and that the pauses between them grew.
-func (s *system) anew(t *testing.T, c *client.Client, causes []event.Reason) {
+func anew(t *testing.T, journal []api.JournalEntry, causes []event.Reason) {
 	t.Helper()
 	var starts [][]api.JournalEntry
 	var ends []api.JournalEntry
 	part := []api.JournalEntry{}
-	for _, e := range s.journal(t, c) {
+	for _, e := range journal {
 		if part = append(part, e); e.Event.Kind == "vm.stopped" {
 			starts, ends, part = append(starts, part), append(ends, e), nil
 		}

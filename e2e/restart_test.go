@@ -76,7 +76,7 @@ func TestRestarts(t *testing.T) {
 	if len(slices.Compact(slices.Sorted(slices.Values(tunnels)))) != len(seen) {
 		t.Errorf("two starts had the same tunnel address: %q", tunnels)
 	}
-	s.anew(t, c, causes)
+	anew(t, s.journal(t, c), causes)
 	s.must(t, "vm", "delete", "web", "--yes")
 	if left := s.volumes(t); len(left) != 0 {
 		t.Errorf("volumes are left: %q", left)
