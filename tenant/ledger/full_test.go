@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"foothold/internal/nstest"
 	"foothold/protocol/digest"
@@ -88,6 +89,12 @@ func TestDiskFull(t *testing.T) {
 	}
 }
 
+// largeEvidence is of VM 1, and more than SQLite keeps in memory.
+func largeEvidence(at time.Time) verify.Parts {
+	record := make([]byte, 4<<20)
+	return verify.Parts{Link: verify.Link{Role: "boot", Reservation: identifier(1), Start: 1, Host: "host-1", At: at, Record: digest.Of(record)}, Record: record}
+}
+
 // TestNoStatementAfterAFailedOne: SQLite ends a transaction whose statement finds no
 // room; what follows in it must not be kept on its own.
 func TestNoStatementAfterAFailedOne(t *testing.T) {
@@ -97,8 +104,7 @@ func TestNoStatementAfterAFailedOne(t *testing.T) {
 	reserve(t, l, c, 1)
 	disk.Fill(t)
 	before := entries(t, l)
-	record := make([]byte, 4<<20)
-	large := verify.Parts{Link: verify.Link{Role: "boot", Reservation: identifier(1), Start: 1, Host: "host-1", At: c.Now(), Record: digest.Of(record)}, Record: record} // more than SQLite keeps in memory
+	large := largeEvidence(c.Now())
 	err := l.Write(t.Context(), func(tx *Tx) error {
 		if err := tx.AddBundle(large); !errors.Is(told(err), ErrFull) {
 			t.Errorf("the large statement: %v", err)

@@ -415,9 +415,7 @@ func TestCloseEndsTheBatch(t *testing.T) {
 // rolls back what the others had done. Nobody is told what rests on something undone: the
 // loser of a race for a token has not lost it.
 func TestFullDiskFailsTheWholeBatch(t *testing.T) {
-	large := func(tx *Tx) error { // more than SQLite keeps in memory
-		return tx.AddHostAudit(HostAudit{Number: "01", Host: "host-1", Order: make([]byte, 4<<20), Key: []byte("key"), Answer: digest.Of([]byte("answer"))})
-	}
+	large := func(tx *Tx) error { return tx.AddBundle(largeEvidence(tx.Now)) }
 	for name, more := range map[string]func(*Tx) error{"at the commit": entry("test.entry"), "in its midst": large} {
 		t.Run(name, func(t *testing.T) {
 			disk := nstest.SmallDisk(t, "size=32m")

@@ -198,8 +198,9 @@ func TestNonceAfterARestart(t *testing.T) {
 	w := newWorld(t)
 	w.template("debian")
 	g := w.computing("web")
-	r, _, err := w.o.row(t.Context(), g.id)
-	check(t, err)
+	use := func(nonce []byte) error {
+		return w.o.ledger.Write(t.Context(), func(t *ledger.Tx) error { return t.UseNonce(nonce, g.id, 1, evidence.RoleWatch, time.Hour) })
+	}
 	nonces := make([][]byte, 2)
 	check(t, w.o.ledger.Write(t.Context(), func(t *ledger.Tx) (err error) {
 		for i := range nonces {
@@ -209,11 +210,6 @@ func TestNonceAfterARestart(t *testing.T) {
 		}
 		return nil
 	}))
-	use := func(nonce []byte) error {
-		return w.o.ledger.Write(t.Context(), func(tx *ledger.Tx) error {
-			return tx.UseNonce(nonce, g.id, 1, evidence.RoleWatch, w.o.limits.Of(r.Phase))
-		})
-	}
 	check(t, use(nonces[0]))
 	w.restart()
 	w.vm("web") // it serves

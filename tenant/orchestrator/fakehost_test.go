@@ -1,6 +1,7 @@
 package orchestrator
 
 import (
+	"context"
 	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/tls"
@@ -93,9 +94,22 @@ func newFakeHost(t *testing.T, files mtls.Files) *fakeHost {
 	h.entry.EK, h.entry.EKChain = chip.Endorsement(h.dev)
 	cert, pool, err := files.Load()
 	check(t, err)
-	srv := &http.Server{Handler: mtls.Allow(h.handler(), mtls.Orchestrator)}
+	var calls sync.RWMutex // read by each while it lasts
+	closed, answer := false, h.handler()
+	srv := &http.Server{Handler: mtls.Allow(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		calls.RLock()
+		defer calls.RUnlock()
+		if !closed {
+			answer.ServeHTTP(w, r)
+		}
+	}), mtls.Orchestrator)}
 	go srv.Serve(tls.NewListener(l, mtls.ServerConfig(cert, pool, mtls.Orchestrator)))
-	t.Cleanup(func() { srv.Close() })
+	t.Cleanup(func() {
+		srv.Close()
+		calls.Lock() // before the TPM goes
+		closed = true
+		calls.Unlock()
+	})
 	return h
 }
 
@@ -239,6 +253,7 @@ func (h *fakeHost) handler() http.Handler {
 			}
 			if m.pattern != "" {
 				close(m.came)
+				io.Copy(io.Discard, r.Body) // only behind it the caller's going away is seen
 				<-r.Context().Done()
 				return
 			}
@@ -406,13 +421,18 @@ func (h *fakeHost) show(r *http.Request) (any, event.Reason) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	defer time.AfterFunc(1100*time.Millisecond, h.changed.Broadcast).Stop()
+	defer context.AfterFunc(r.Context(), func() {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		h.changed.Broadcast()
+	})()
 	for end := time.Now().Add(time.Second); ; {
 		v := h.vms[r.PathValue("id")]
 		if v == nil {
 			return nil, event.UnknownVM
 		}
 		want := r.URL.Query().Get("wait")
-		if want == "" || v.State == want || !time.Now().Before(end) {
+		if want == "" || v.State == want || !time.Now().Before(end) || r.Context().Err() != nil {
 			return v.VM, ""
 		}
 		h.changed.Wait()

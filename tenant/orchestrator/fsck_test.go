@@ -49,6 +49,7 @@ func (w *world) fits(when string) (motion []string) {
 // TestFsckFits: at no point of a VM's story, its stop, its end or its failure is there
 // anything that does not fit.
 func TestFsckFits(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.fits("before anything")
 	w.template("debian")
@@ -119,6 +120,7 @@ func TestFsckFits(t *testing.T) {
 // TestFsckNames plants one misfit after another in a world with a VM that computes and
 // one that is stopped, and wants each named, and nothing else.
 func TestFsckNames(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, func(c *Config) { c.Limits.Lease = 10 * time.Minute }) // nobody sends heartbeats
 	w.template("debian")
 	g := w.computing("web")
@@ -201,6 +203,7 @@ func (w *world) peerKey(g *guest, of byte) {
 // TestFsckWaitsForDocuments: a document whose making takes its time, as under a crowd, is
 // waited for, and not named.
 func TestFsckWaitsForDocuments(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.template("debian")
 	g := w.computing("web")

@@ -43,6 +43,7 @@ func (w *world) auditIsDue(id string) {
 // TestRepeatedMessageIsNoHeartbeat: a VM or a gateway that sends the last message over
 // and over gets its answer, and neither a lease nor a passed audit.
 func TestRepeatedMessageIsNoHeartbeat(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.template("debian")
 	g := w.computing("web")
@@ -95,6 +96,7 @@ func TestRepeatedMessageIsNoHeartbeat(t *testing.T) {
 // TestAuditBeforeTheQuestion: an audit that was made before it was asked for counts for
 // nothing, however often it is sent.
 func TestAuditBeforeTheQuestion(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.template("debian")
 	g := w.take(w.create(api.CreateVM{Name: "web"}).ID)
@@ -122,6 +124,7 @@ func TestAuditBeforeTheQuestion(t *testing.T) {
 
 // TestNothingIsReleasedAfterTheEnd: the quote was accepted and the VM has ended since.
 func TestNothingIsReleasedAfterTheEnd(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.template("debian")
 	g := w.take(w.create(api.CreateVM{Name: "web"}).ID)
@@ -218,6 +221,7 @@ func TestVerdictAndReleaseAreOne(t *testing.T) {
 
 // TestTemplateKeyIsNotReplaced: a second registration of an image cannot take its key.
 func TestTemplateKeyIsNotReplaced(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.template("debian")
 	name := templateKeyName(ledger.Template{Name: "debian"})
@@ -237,6 +241,7 @@ func TestTemplateKeyIsNotReplaced(t *testing.T) {
 // TestGatewayBreaksOff: a gateway that goes away while the orchestrator acts on a VM's
 // message does not end the VM.
 func TestGatewayBreaksOff(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.template("debian")
 	g := w.take(w.create(api.CreateVM{Name: "web"}).ID)
