@@ -41,6 +41,10 @@ var ErrNotFound = errors.New("not in the ledger")
 const (
 	busyTimeout = 5 * time.Second // another process (a backup) may hold the file for a moment
 	readers     = 4               // connections
+	// checkpointAt is how long the write-ahead log gets before its pages go to the database
+	// file, 16 MiB. Many writes change the same pages, and of each the last state alone goes.
+	checkpointAt = 4096
+	writerCache  = 16 << 10 // KiB of pages, which the writer need not read again
 )
 
 // Ledger is an open ledger. It is safe for concurrent use.
@@ -56,7 +60,7 @@ func Open(ctx context.Context, file string, now func() time.Time) (*Ledger, erro
 	if err := closeToOthers(file); err != nil {
 		return nil, fmt.Errorf("open ledger: %w", err)
 	}
-	write, err := open(file, 1)
+	write, err := open(file, 1, fmt.Sprintf("wal_autocheckpoint(%d)", checkpointAt), fmt.Sprintf("cache_size(-%d)", writerCache))
 	if err != nil {
 		return nil, err
 	}
@@ -96,11 +100,12 @@ func closeToOthers(file string) error {
 	return nil
 }
 
-func open(file string, conns int) (*sql.DB, error) {
-	q := url.Values{"_txlock": {"immediate"}, "_pragma": {
+func open(file string, conns int, pragmas ...string) (*sql.DB, error) {
+	q := url.Values{"_txlock": {"immediate"}, "_pragma": append(pragmas,
 		fmt.Sprintf("busy_timeout(%d)", busyTimeout.Milliseconds()),
 		"journal_mode(WAL)", "synchronous(FULL)", "secure_delete(ON)", "foreign_keys(ON)",
-	}}
+		"temp_store(MEMORY)", // else what undoes a savepoint is written to a file in /tmp
+	)}
 	db, err := sql.Open("sqlite", (&url.URL{Scheme: "file", Opaque: (&url.URL{Path: file}).EscapedPath(), RawQuery: q.Encode()}).String())
 	if err != nil {
 		return nil, fmt.Errorf("open ledger: %w", err)
