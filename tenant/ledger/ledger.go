@@ -4,16 +4,17 @@
 // It is one SQLite database in WAL mode with synchronous=FULL: a weaker setting can
 // give a spent token back after a power cut. secure_delete overwrites what is
 // deleted. There is one writer connection, so write transactions are serial; each
-// [Ledger.Write] is all or nothing and durable when it returns. Readers see the last
-// committed state and never wait for the writer.
+// [Ledger.Write] is all or nothing and durable when it returns. Those that wait for their
+// turn at the same time share one commit, each inside a savepoint of its own. Readers see
+// the last committed state and never wait for the writer.
 //
 // What makes an act single is always one compare-and-swap in SQL: [Ledger.Spend] for
 // a token, [Tx.Move] for a phase, [Tx.End] for the end, [Tx.UseNonce] for a nonce.
 // Token and phase and journal entry change in the same transaction. The plain text of
 // a token never comes here; only its digest does.
 //
-// On a full disk a write fails with [ErrFull] and has changed nothing; reading goes on,
-// and the next write that finds room succeeds.
+// On a full disk a write fails with [ErrFull] and has changed nothing, nor has any that
+// shares its commit; reading goes on, and the next write that finds room succeeds.
 package ledger
 
 import (
