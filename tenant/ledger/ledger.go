@@ -45,7 +45,6 @@ const (
 	// checkpointAt is how long the write-ahead log gets before its pages go to the database
 	// file, 16 MiB. Many writes change the same pages, and of each the last state alone goes.
 	checkpointAt = 4096
-	writerCache  = 16 << 10 // KiB of pages, which the writer need not read again
 )
 
 // Ledger is an open ledger. It is safe for concurrent use.
@@ -61,7 +60,7 @@ func Open(ctx context.Context, file string, now func() time.Time) (*Ledger, erro
 	if err := closeToOthers(file); err != nil {
 		return nil, fmt.Errorf("open ledger: %w", err)
 	}
-	write, err := open(file, 1, fmt.Sprintf("wal_autocheckpoint(%d)", checkpointAt), fmt.Sprintf("cache_size(-%d)", writerCache))
+	write, err := open(file, 1, fmt.Sprintf("wal_autocheckpoint(%d)", checkpointAt))
 	if err != nil {
 		return nil, err
 	}
