@@ -32,7 +32,8 @@ import (
 func roomy(c *Config) {
 	c.Limits.VMs = 60
 	c.Network.Last = netip.MustParseAddr("10.82.0.90")
-	c.Limits.Booting, c.Limits.Connecting, c.Limits.Unlocking = time.Minute, time.Minute, time.Minute
+	c.Limits.Booting, c.Limits.Connecting, c.Limits.Unlocking = 5*time.Minute, 5*time.Minute, 5*time.Minute
+	c.Limits.Lease = 5 * time.Minute // few send heartbeats
 }
 
 // counted is how often the orchestrator has counted a reason under a kind of entry.
@@ -83,6 +84,7 @@ func (w *world) refusedOnce(what, kind string, r event.Reason, f func()) {
 func TestRefusedWishesLeaveNothing(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, func(c *Config) {
+		c.Limits.Booting = 5 * time.Minute // the one that is held boots all the while
 		c.Limits.VMs, c.Limits.MemoryMiB = 3, 4096
 		c.Network.Last = c.Network.First.Next()
 	})
