@@ -13,6 +13,7 @@ const (
 	CertificateValid  Code = "certificate-valid"
 	CertificateAbsent Code = "certificate-absent"
 	NonceOdd          Code = "nonce-odd"
+	EvidenceBroken    Code = "evidence-broken"
 	HeldTwice         Code = "held-twice"
 
 	UnderWay     Code = "under-way"
@@ -64,6 +65,7 @@ func Codes() map[Code]Meaning {
 		TokenOpen:         {"a token could be spent that should be void", "nobody gets past the VM's phase with it; report this as a fault of Foothold, with `foothold events --vm NAME`"},
 		CertificateValid:  {"a certificate is valid that should be revoked", "nobody gets past the VM's phase with it; report this as a fault of Foothold, with `foothold events --vm NAME`"},
 		CertificateAbsent: {"the certificate that a VM uses is revoked or was never issued", "`foothold vm restart NAME`"},
+		EvidenceBroken:    {"the kept verdicts of a VM's start are no chain from its boot to the verdict that it stands on", "treat the ledger's file as altered: hold it against a backup and against evidence that was exported; restart a VM that runs since before evidence was kept"},
 		NonceOdd:          {"a nonce belongs to no start, or was used before it was issued", "treat the ledger's file as altered; report this as a fault of Foothold"},
 		HeldTwice:         {"two VMs hold one address, name or volume", "delete neither before it is clear whose the data is; report this as a fault of Foothold"},
 

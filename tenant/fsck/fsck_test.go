@@ -16,6 +16,7 @@ import (
 	"foothold/protocol/zone"
 	"foothold/tenant/ledger"
 	"foothold/tenant/reservation"
+	"foothold/tenant/verify"
 )
 
 var (
@@ -44,7 +45,7 @@ func key(i, start int) ledger.StartKey {
 // world is one in which everything fits, with a VM of each kind at one host.
 func world() Snapshot {
 	s := Snapshot{Now: now, Ended: map[string]time.Time{}, Limits: Limits{Sweep: 5 * time.Second, CleanUp: time.Minute, Stop: time.Minute, Boots: 4},
-		Ledger: ledger.Survey{Latest: map[string]ledger.Start{}, Objects: []digest.SHA256{kernel, workload},
+		Ledger: ledger.Survey{Latest: map[string]ledger.Start{}, Evidence: map[string][]ledger.BundleRow{}, Objects: []digest.SHA256{kernel, workload},
 			Templates: []ledger.Template{{Name: "debian", SHA256: template, Size: 4096, Hosts: []string{"alpha"}}}},
 		Parts: map[string][]digest.SHA256{"debian": {kernel}}, TemplateKeys: []string{"debian"}}
 	alpha := Host{Name: "alpha", Templates: []hostapi.Template{{SHA256: template, Size: 4096, Users: 2}}}
@@ -58,6 +59,11 @@ func world() Snapshot {
 			s.Ledger.Tokens = append(s.Ledger.Tokens, ledger.Token{Kind: token.T2, Reservation: id(i), Start: 1, Phase: reservation.Booting})
 		case computing:
 			r.Start, r.Deadline, r.Workload, facts.Serial = 2, now.Add(time.Minute), &api.Workload{SHA256: workload}, "7"
+			for _, role := range []string{"boot", "unlock", "connect", "watch"} {
+				l := verify.Link{Role: role, Reservation: r.ID, Start: 2, Host: "alpha", At: now, Accepted: true, Previous: facts.Verdict, Record: digest.Of([]byte(role))}
+				s.Ledger.Evidence[r.ID] = append(s.Ledger.Evidence[r.ID], ledger.BundleRow{Link: l, Digest: l.Digest()})
+				facts.Verdict = l.Digest()
+			}
 			s.Ledger.Starts = append(s.Ledger.Starts, key(i, 1))
 			s.Ledger.Certificates = append(s.Ledger.Certificates, ledger.Certificate{Serial: "7", Reservation: id(i), Start: 2, Expires: now.Add(time.Hour)})
 			s.Ledger.Open = append(s.Ledger.Open, ledger.OpenPhase{StartKey: key(i, 2), Name: "ready"})
@@ -84,6 +90,11 @@ func world() Snapshot {
 	s.Hosts, s.Zones = []Host{alpha}, zones()
 	return s
 }
+
+// evidence is the VM's that computes.
+func evidence(s *Snapshot) []ledger.BundleRow { return s.Ledger.Evidence[id(computing)] }
+
+func evidenceOf(s *Snapshot, rows []ledger.BundleRow) { s.Ledger.Evidence[id(computing)] = rows }
 
 // zones are those of the two VMs that run, each reported as it should be.
 func zones() []Zone {
@@ -180,6 +191,11 @@ func TestMisfits(t *testing.T) {
 			s.Ledger.Nonces = append(s.Ledger.Nonces, ledger.NonceCount{StartKey: key(stopped, 2), Issued: 1})
 		}, []Code{NonceOdd}, "start 2"},
 		{"nonce used before it was issued", func(s *Snapshot) { s.Ledger.Nonces[0].Odd = 1 }, []Code{NonceOdd}, id(booting)},
+		{"verdict that is not the one the VM stands on", func(s *Snapshot) { evidenceOf(s, evidence(s)[:3]) }, []Code{EvidenceBroken}, id(computing)},
+		{"no evidence at all", func(s *Snapshot) { evidenceOf(s, nil) }, []Code{EvidenceBroken}, id(computing)},
+		{"verdict that is gone", func(s *Snapshot) { evidenceOf(s, append(evidence(s)[:1:1], evidence(s)[2:]...)) }, []Code{EvidenceBroken}, id(computing)},
+		{"boot verdict that is gone", func(s *Snapshot) { evidenceOf(s, evidence(s)[1:]) }, []Code{EvidenceBroken}, id(computing)},
+		{"verdict with another digest", func(s *Snapshot) { evidence(s)[1].Digest[0] ^= 1 }, []Code{EvidenceBroken}, id(computing)},
 		{"address held twice", func(s *Snapshot) { row(s, stopped).Address = row(s, computing).Address }, []Code{HeldTwice}, "address 10.82.0.1"},
 		{"name held twice", func(s *Snapshot) { row(s, aborted).Name = "vm1" }, []Code{HeldTwice}, "name vm1"},
 		{"volume held twice", func(s *Snapshot) { row(s, deleted).Volume = volume(stopped) }, []Code{HeldTwice}, volume(stopped)},

@@ -4,9 +4,11 @@ import (
 	"fmt"
 	"time"
 
+	"foothold/protocol/digest"
 	"foothold/protocol/token"
 	"foothold/tenant/ledger"
 	"foothold/tenant/reservation"
+	"foothold/tenant/verify"
 )
 
 // ledger compares the ledger with itself. It was read in one transaction, so nothing in
@@ -20,6 +22,7 @@ func (c *check) ledger() {
 	c.tokens()
 	c.certificates()
 	c.nonces()
+	c.evidence()
 	c.twice()
 }
 
@@ -111,6 +114,48 @@ func (c *check) nonces() {
 			c.misfit(NonceOdd, fmt.Sprintf("nonces of start %d of %s", n.Start, c.owner(n.Reservation)), "used after they were issued", fmt.Sprintf("%d were used before", n.Odd))
 		}
 	}
+}
+
+// evidence: the verdicts of a VM's latest start are one chain from its boot on, and end with
+// the one that the start stands on.
+func (c *check) evidence() {
+	for _, r := range c.Ledger.Reservations {
+		s, rows := c.Ledger.Latest[r.ID], c.Ledger.Evidence[r.ID]
+		var links []verify.Link
+		var stands digest.SHA256 // newest accepted
+		for _, row := range rows {
+			links = append(links, row.Link)
+			if row.Digest != row.Link.Digest() {
+				c.misfit(EvidenceBroken, vm(r), "each verdict has the digest of what it rests on", "verdict "+row.Digest.Short()+" has another")
+			}
+			if row.Accepted {
+				stands = row.Digest
+			}
+		}
+		if stands != s.Verdict {
+			c.misfit(EvidenceBroken, vm(r), "the newest accepted verdict is "+short(s.Verdict), "it is "+short(stands))
+		}
+		if len(links) == 0 {
+			continue
+		}
+		chain := verify.AuditChain(nil, links)
+		for _, t := range chain.Tests {
+			if !t.Holds {
+				c.misfit(EvidenceBroken, vm(r), "the verdicts of its start are one chain", t.Says)
+			}
+		}
+		if chain.Holds() && !chain.Complete {
+			c.misfit(EvidenceBroken, vm(r), "the verdicts of its start begin with its boot", "verdict "+chain.Missing.Short()+" is not there")
+		}
+	}
+}
+
+// short is a digest for people.
+func short(d digest.SHA256) string {
+	if d.IsZero() {
+		return "none"
+	}
+	return d.Short()
 }
 
 // twice: an address is one VM's until that is proven gone, a name until it is deleted, a

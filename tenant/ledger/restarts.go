@@ -15,8 +15,12 @@ import (
 // instance is gone is to be shown yet. due is when the next start is due, zero for never,
 // restarts how many in a row that makes.
 func (t *Tx) Halt(id string, start int, why event.Refusal, due time.Time, restarts int) (bool, error) {
-	n, err := t.change("halt", `UPDATE reservations SET phase = 'stopped', reason = $3, detail = $4, deadline = $5, restarts = $6, wish = '', gone = 0
-		WHERE id = $1 AND start = $2 AND phase IN ('booting','unlocking','connecting','computing')`, id, start, why.Reason, why.Detail, nanos(due), restarts)
+	findings, err := json.Marshal(append([]event.FailedCheck{}, why.Findings...))
+	if err != nil {
+		return false, fmt.Errorf("halt: %w", err)
+	}
+	n, err := t.change("halt", `UPDATE reservations SET phase = 'stopped', reason = $3, detail = $4, deadline = $5, restarts = $6, findings = $7, wish = '', gone = 0
+		WHERE id = $1 AND start = $2 AND phase IN ('booting','unlocking','connecting','computing')`, id, start, why.Reason, why.Detail, nanos(due), restarts, findings)
 	if err != nil || n != 1 {
 		return false, err
 	}
@@ -37,7 +41,7 @@ func (t *Tx) SetGone(id string, start int) error {
 // Again moves a stopped VM to booting with its next start: one swap, which needs that
 // start to be due, and the last instance to be gone, so that two never share a volume.
 func (t *Tx) Again(id string, start int, deadline time.Time) error {
-	n, err := t.change("start again", `UPDATE reservations SET phase = 'booting', start = start + 1, deadline = $3, reason = '', detail = '', gone = 0
+	n, err := t.change("start again", `UPDATE reservations SET phase = 'booting', start = start + 1, deadline = $3, reason = '', detail = '', findings = CAST('[]' AS BLOB), gone = 0
 		WHERE id = $1 AND start = $2 AND phase = 'stopped' AND gone = 1 AND deadline <> 0 AND deadline <= $4`, id, start, nanos(deadline), nanos(t.Now))
 	if err != nil {
 		return err

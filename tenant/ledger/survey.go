@@ -18,9 +18,10 @@ type Survey struct {
 	Starts       []StartKey    // that have a row
 	// Latest has the facts of the latest start of each reservation that is not deleted, if there are any.
 	Latest       map[string]Start
-	Open         []OpenPhase   // phases and parts that have not ended
-	Tokens       []Token       // open ones
-	Certificates []Certificate // that are not revoked, without their bytes
+	Evidence     map[string][]BundleRow // of the same starts, oldest first
+	Open         []OpenPhase            // phases and parts that have not ended
+	Tokens       []Token                // open ones
+	Certificates []Certificate          // that are not revoked, without their bytes
 	Nonces       []NonceCount
 	Templates    []Template
 	Objects      []digest.SHA256 // of the DMZ's store
@@ -48,7 +49,7 @@ type NonceCount struct {
 
 // Survey reads all of it.
 func (t *Tx) Survey() (Survey, error) {
-	s := Survey{Latest: map[string]Start{}}
+	s := Survey{Latest: map[string]Start{}, Evidence: map[string][]BundleRow{}}
 	var err error
 	if s.Reservations, err = t.reservations(`ORDER BY created, id`); err != nil {
 		return s, err
@@ -65,6 +66,9 @@ func (t *Tx) Survey() (Survey, error) {
 			return s, err
 		}
 		s.Latest[r.ID] = facts
+		if s.Evidence[r.ID], err = t.Bundles(r.ID, r.Start); err != nil {
+			return s, err
+		}
 	}
 	if s.Templates, err = t.Templates(); err != nil {
 		return s, err

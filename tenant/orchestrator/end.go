@@ -166,11 +166,16 @@ func end(t *ledger.Tx, r ledger.Reservation, to reservation.Phase, why event.Ref
 	if to == reservation.Released {
 		kind = "vm.released"
 	}
-	e := event.Event{Kind: kind, Reservation: r.ID, Reason: why.Reason, Detail: map[string]string{"phase": string(r.Phase), "detail": why.Detail}}
+	return true, t.Journal(event.Event{Kind: kind, Reservation: r.ID, Reason: why.Reason,
+		Detail: withFindings(map[string]string{"phase": string(r.Phase), "detail": why.Detail}, why)})
+}
+
+// withFindings adds all checks that failed to an entry's detail.
+func withFindings(detail map[string]string, why event.Refusal) map[string]string {
 	for i, f := range why.Findings {
-		e.Detail[fmt.Sprintf("finding-%02d", i+1)] = f.String()
+		detail[fmt.Sprintf("finding-%02d", i+1)] = f.String()
 	}
-	return true, t.Journal(e)
+	return detail
 }
 
 // ended stops the work on what has ended in the ledger, and withdraws its rules.

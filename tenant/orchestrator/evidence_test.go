@@ -240,6 +240,7 @@ func TestHostSilentForTooLong(t *testing.T) {
 			if vm.Reason != event.AttestationLate || time.Now().Before(borne) {
 				t.Errorf("ended with %q (%s) %v before it was late", vm.Reason, vm.Explanation, time.Until(borne))
 			}
+			complete(t, vm.Findings)
 			w.waitFlows(g.id)
 			for _, v := range w.evidence("web", "?start=1").Verdicts {
 				if !v.Accepted {
@@ -247,6 +248,10 @@ func TestHostSilentForTooLong(t *testing.T) {
 				}
 			}
 			w.host.failing("POST /v1/quote", 0)
+			w.ask("start", "web")
+			if vm := w.wait("web", "started again", func(vm api.VM) bool { return vm.Start == 2 }); len(vm.Findings) != 0 {
+				t.Errorf("the next start has the findings of the last: %+v", vm.Findings)
+			}
 		})
 	}
 }

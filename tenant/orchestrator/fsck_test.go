@@ -172,6 +172,13 @@ func TestFsckNames(t *testing.T) {
 		{"altered journal", "journal-broken",
 			func() { w.harm(`UPDATE journal SET hash = substr(hash, 2) || substr(hash, 1, 1) WHERE seq = 3`) },
 			func() { w.harm(`UPDATE journal SET hash = substr(hash, 64) || substr(hash, 1, 63) WHERE seq = 3`) }},
+		{"verdict that is gone", "evidence-broken",
+			func() {
+				w.harm(`UPDATE bundles SET start = start + 1000 WHERE role = 'unlock' AND reservation = '` + g.id + `'`)
+			},
+			func() {
+				w.harm(`UPDATE bundles SET start = start - 1000 WHERE role = 'unlock' AND reservation = '` + g.id + `'`)
+			}},
 		{"token left open", "token-open",
 			func() {
 				check(t, w.o.ledger.Write(t.Context(), func(tx *ledger.Tx) error {

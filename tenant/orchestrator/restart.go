@@ -40,8 +40,8 @@ func halt(t *ledger.Tx, r ledger.Reservation, why event.Refusal) (bool, error) {
 	if err != nil || !won {
 		return false, err
 	}
-	return true, t.Journal(event.Event{Kind: "vm.stopped", Reservation: r.ID, Reason: why.Reason, Detail: map[string]string{
-		"phase": string(r.Phase), "detail": why.Detail, "next-start": dueText(due)}})
+	return true, t.Journal(event.Event{Kind: "vm.stopped", Reservation: r.ID, Reason: why.Reason, Detail: withFindings(map[string]string{
+		"phase": string(r.Phase), "detail": why.Detail, "next-start": dueText(due)}, why)})
 }
 
 func dueText(due time.Time) string {

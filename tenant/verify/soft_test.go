@@ -22,6 +22,7 @@ import (
 	"testing"
 	"time"
 
+	"foothold/internal/strictjson"
 	"foothold/internal/tpm"
 	"foothold/protocol/digest"
 	"foothold/protocol/evidence"
@@ -266,12 +267,22 @@ func FuzzBundle(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) {
 		ParseChain(bytes.NewReader(data))
 		b, err := ParseBundle(data)
-		if err != nil {
-			return
-		}
-		again, err := b.encode()
-		if err != nil || !bytes.Equal(again, data) {
-			t.Fatalf("it has another form: %v", err)
+		if err == nil {
+			again, err := b.encode()
+			if err != nil || !bytes.Equal(again, data) {
+				t.Fatalf("it has another form: %v", err)
+			}
+		} else { // what would be one in its one form goes on
+			var loose Bundle
+			if strictjson.Unmarshal(data, &loose) != nil {
+				return
+			}
+			if data, err = loose.encode(); err != nil {
+				return
+			}
+			if b, err = ParseBundle(data); err != nil {
+				return
+			}
 		}
 		a, err := p.Audit(b)
 		if err != nil {
