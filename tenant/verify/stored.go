@@ -8,10 +8,13 @@ import (
 
 	"foothold/internal/strictjson"
 	"foothold/protocol/digest"
+	"foothold/protocol/imalog"
+	"foothold/protocol/tcglog"
 )
 
-// maxEvidence bounds stored evidence in bytes.
-const maxEvidence = 4 << 20
+// maxEvidence bounds stored evidence in bytes: a host's logs in base64, or a launcher's, and
+// what goes with them.
+const maxEvidence = 4<<20 + (tcglog.MaxSize+imalog.MaxSize)*4/3
 
 // stored is a verdict's evidence as the ledger keeps it. It is no permission: what is
 // read back is verified again.
