@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"foothold/internal/mtls"
+	"foothold/tenant/verify"
 )
 
 // Config is the orchestrator's configuration file.
@@ -38,6 +39,9 @@ type Config struct {
 	// Platform is the signed reference values, PlatformKey the public key that signs them (hex).
 	Platform    string `yaml:"platform"`
 	PlatformKey string `yaml:"platform_key"`
+	// HostPolicy is what hosts must be beside their release's reference values: by default,
+	// and what differs for single hosts. In production it must name locations.
+	HostPolicy verify.Policies `yaml:"host_policy,omitempty"`
 	// ComponentKey is the organisation's off-line component key, public part (hex).
 	ComponentKey string `yaml:"component_key"`
 

@@ -185,7 +185,7 @@ func (o *Orchestrator) readEvidenceGround() error {
 	if err != nil {
 		return err
 	}
-	o.verifier, err = verify.New(verify.Config{Inventory: o.inventory, Platforms: []*verify.Platform{reference}, Profile: o.conf.Profile, Now: o.now})
+	o.verifier, err = verify.New(verify.Config{Inventory: o.inventory, Platforms: []*verify.Platform{reference}, Profile: o.conf.Profile, Policies: o.conf.HostPolicy, Now: o.now})
 	return err
 }
 

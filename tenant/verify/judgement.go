@@ -27,6 +27,7 @@ type judgement struct {
 	verdict  Verdict
 	host     *hostKeys // nil: not in the inventory
 	platform *Platform // nil: no reference values
+	policy   Policy    // of the host
 }
 
 func (j *judgement) find(check, format string, args ...any) {
@@ -62,6 +63,8 @@ func (v *Verifier) begin(role, reservation string, start int, host string, at ti
 	for _, p := range h.problems {
 		j.find("host", "%s", p)
 	}
+	j.policy = v.policies.of(host)
+	j.location()
 	p, ok := v.platforms[h.entry.Software]
 	if !ok {
 		j.find("platform", "there are no reference values for its release %q", h.entry.Software)
