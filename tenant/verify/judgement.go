@@ -47,7 +47,7 @@ func (j *judgement) differ(check, component, expected, seen, do string) {
 // begin checks what does not depend on the quote: inventory, host, platform.
 func (v *Verifier) begin(role, reservation string, start int, host string, at time.Time) *judgement {
 	j := &judgement{v: v, verdict: Verdict{Role: role, Reservation: reservation, Start: start, Host: host, At: at}}
-	if !vmspec.ValidID(reservation) || start < 1 {
+	if role != evidence.RoleSurvey && (!vmspec.ValidID(reservation) || start < 1) {
 		j.find("input", "there is no start %d of %q", start, reservation)
 	}
 	// Whatever At a stored verdict names, the inventory must be in force today.

@@ -51,28 +51,35 @@ func (s stored) encode(into *[]byte) error {
 // a restart of the process; it still ends when it would have ended. want is the digest
 // under which the ledger keeps the verdict: evidence that leads to another is refused.
 func (v *Verifier) Reverify(want digest.SHA256, data []byte) (*Admitted, Verdict, error) {
+	a, verdict, err := v.again(data)
+	if err != nil {
+		return nil, verdict, err
+	}
+	if want.IsZero() || verdict.Digest != want {
+		return nil, verdict, errors.New("stored evidence leads to another verdict than the ledger's")
+	}
+	return a, verdict, verdict.Err()
+}
+
+// again judges stored evidence as of when it was first judged.
+func (v *Verifier) again(data []byte) (a *Admitted, verdict Verdict, err error) {
 	var s stored
 	if len(data) > maxEvidence {
-		return nil, Verdict{}, fmt.Errorf("stored evidence: %w", strictjson.ErrTooLarge)
+		return nil, verdict, fmt.Errorf("stored evidence: %w", strictjson.ErrTooLarge)
 	}
 	if err := strictjson.Unmarshal(data, &s); err != nil {
-		return nil, Verdict{}, fmt.Errorf("stored evidence: %w", err)
+		return nil, verdict, fmt.Errorf("stored evidence: %w", err)
 	}
 	if now := v.now(); s.At.After(now.Add(clockSkew)) { // this machine's clock was set back
-		return nil, Verdict{}, ahead("stored evidence: it was judged", s.At, now)
+		return nil, verdict, ahead("stored evidence: it was judged", s.At, now)
 	}
-	var a *Admitted
-	var verdict Verdict
 	switch {
 	case s.Boot != nil && s.Static == nil:
 		a, verdict = v.boot(s.Boot.Expect, s.Boot.Evidence, s.At)
 	case s.Static != nil && s.Boot == nil:
 		a, verdict = v.static(s.Static.Expect, s.Static.Evidence, s.At)
 	default:
-		return nil, Verdict{}, errors.New("stored evidence is of no known kind")
+		return nil, verdict, errors.New("stored evidence is of no known kind")
 	}
-	if want.IsZero() || verdict.Digest != want {
-		return nil, verdict, errors.New("stored evidence leads to another verdict than the ledger's")
-	}
-	return a, verdict, verdict.Err()
+	return a, verdict, nil
 }
