@@ -19,6 +19,9 @@
 //	DELETE /v1/templates/NAME         → {}
 //	PUT    /v1/objects/SHA256         bytes              workloads, kernels, initramfs: checked, passed on to the DMZ's store
 //	GET    /v1/hosts                  → []Host
+//	GET    /v1/hosts/NAME/platform    → Judged           what it measures now, against the reference values in force
+//	GET    /v1/hosts/NAME/evidence    → evidence.Platform  its logs as it gives them now, for reference values
+//	POST   /v1/platform/try           TryPlatform → []Judged  ?host=NAME; every host against other reference values
 //	GET    /v1/status                 → Status
 //	GET    /v1/fsck                   → Fsck             everything held against everything; takes seconds
 //

@@ -72,6 +72,25 @@ func (t *Tx) Verdicts(id string, start int) ([]Verdict, error) {
 	return list, rows.Err()
 }
 
+// NewestVerdict is a start's last one; ErrNotFound if it has none.
+func (t *Tx) NewestVerdict(id string, start int) (v Verdict, err error) {
+	var text string
+	var made int64
+	err = t.tx.QueryRowContext(t.ctx, `SELECT digest, role, host, evidence, made FROM verdicts WHERE reservation = $1 AND start = $2 ORDER BY made DESC, rowid DESC LIMIT 1`,
+		id, start).Scan(&text, &v.Role, &v.Host, &v.Evidence, &made)
+	if errors.Is(err, sql.ErrNoRows) {
+		return v, ErrNotFound
+	}
+	if err == nil {
+		err = v.Digest.UnmarshalText([]byte(text))
+	}
+	if err != nil {
+		return v, fmt.Errorf("read verdict: %w", err)
+	}
+	v.Made = instant(made)
+	return v, nil
+}
+
 // Certificate is one that was issued to a VM.
 type Certificate struct {
 	Serial      string // decimal

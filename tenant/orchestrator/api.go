@@ -40,6 +40,7 @@ func (o *Orchestrator) operatorAPI() http.Handler {
 	o.otherOperations(a)
 	o.templateOperations(a, mux)
 	o.hostAuditOperations(a)
+	o.platformOperations(a)
 	return o.allow(requestRefused, mux, mtls.Operator)
 }
 
