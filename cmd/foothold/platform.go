@@ -24,13 +24,14 @@ import (
 const maxDocument = 64 << 20
 
 func platformCommand() *cobra.Command {
-	return group("platform", "Make and compare reference values of the provider's platform",
+	return group("platform", "Make, try and compare reference values of the provider's platform",
 		`Reference values say what one release of the provider's platform measures while it boots,
 and which files it runs. A host that measured anything else gets none of your VMs. You make
 them from a known-good host, examine them, and sign them off line.`,
-		group("manifest", "Make, sign, show and compare reference values",
+		platformDiff(), platformEvidence(),
+		group("manifest", "Make, try, sign, show and compare reference values",
 			`A manifest is a JSON document for people and programs. It counts once it is signed.`,
-			manifestCreate(), manifestSign(), manifestShow(), manifestDiff()))
+			manifestCreate(), manifestTry(), manifestSign(), manifestShow(), manifestDiff()))
 }
 
 type manifestFlags struct {
