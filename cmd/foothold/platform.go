@@ -49,7 +49,8 @@ func manifestCreate() *cobra.Command {
 		Long: `Make reference values from what known-good hosts measured, and from the files that the
 release's VMs start with. An evidence file is a JSON object with "firmware" and "kernel",
 base64 of a host's /sys/kernel/security/tpm0/binary_bios_measurements and
-/sys/kernel/security/ima/binary_runtime_measurements.
+/sys/kernel/security/ima/binary_runtime_measurements; 'foothold platform evidence' fetches it.
+Reference values are of the SHA-256 bank, which quotes are of; a log without it is refused.
 
 With several hosts of one release, what differs between them becomes alternatives, and
 what only some have may be missing on others. Read the result before you sign it: what
