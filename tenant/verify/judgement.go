@@ -18,8 +18,12 @@ import (
 	"github.com/google/go-tpm/tpm2"
 )
 
-// maxFindings bounds what one quote can write into the journal.
-const maxFindings = 64
+// maxFindings bounds what one quote can write into the journal, maxTrial what one is said to
+// differ by for people: a release of the platform may change thousands of files.
+const (
+	maxFindings = 64
+	maxTrial    = 4096
+)
 
 // judgement is one quote being judged.
 type judgement struct {
@@ -31,14 +35,14 @@ type judgement struct {
 }
 
 func (j *judgement) find(check, format string, args ...any) {
-	if len(j.verdict.Findings) < maxFindings {
+	if len(j.verdict.Findings) < max(maxFindings, j.v.most) {
 		j.verdict.Findings = append(j.verdict.Findings, Finding{Check: check, Detail: fmt.Sprintf(format, args...)})
 	}
 }
 
 // differ is a finding about one component.
 func (j *judgement) differ(check, component, expected, seen, do string) {
-	if len(j.verdict.Findings) < maxFindings {
+	if len(j.verdict.Findings) < max(maxFindings, j.v.most) {
 		j.verdict.Findings = append(j.verdict.Findings, Finding{Check: check, Component: component, Expected: expected, Seen: seen, Do: do,
 			Detail: fmt.Sprintf("%s: seen %s, want %s; %s", component, seen, expected, do)})
 	}

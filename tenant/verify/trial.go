@@ -16,7 +16,11 @@ import (
 type Trial struct{ v *Verifier }
 
 // Current judges by the reference values in force.
-func (v *Verifier) Current() *Trial { return &Trial{v} }
+func (v *Verifier) Current() *Trial {
+	current := *v
+	current.most = maxTrial
+	return &Trial{&current}
+}
 
 // Try judges every host by these reference values, whatever release the inventory names for
 // it and whenever they count. A document that could not be signed is refused.
@@ -26,7 +30,7 @@ func (v *Verifier) Try(doc platform.Manifest) (*Trial, error) {
 		return nil, err
 	}
 	shadow := *v
-	shadow.platforms = map[string]*Platform{}
+	shadow.platforms, shadow.most = map[string]*Platform{}, maxTrial
 	for _, h := range v.inventory.doc.Hosts {
 		shadow.platforms[h.Software] = p
 	}
@@ -82,7 +86,7 @@ func CompareLogs(doc platform.Manifest, logs evidence.Platform) ([]Finding, erro
 	if err != nil {
 		return nil, err
 	}
-	j := &judgement{v: &Verifier{profile: doc.Profile}, platform: p}
+	j := &judgement{v: &Verifier{profile: doc.Profile, most: maxTrial}, platform: p}
 	j.logs(logs)
 	return j.verdict.Findings, nil
 }

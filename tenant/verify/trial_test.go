@@ -2,6 +2,7 @@ package verify
 
 import (
 	"bytes"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -135,6 +136,22 @@ func TestTrial(t *testing.T) {
 	}
 	if found, err := CompareLogs(gone, logs); err != nil || len(found) != 1 || found[0].Component != `file "/usr/bin/foothold-host"` {
 		t.Errorf("logs alone: %v, %v", found, err)
+	}
+	// A release may change more files than one refusal names.
+	all := m.manifest(w)
+	all.Files = nil
+	for i := range 100 {
+		all.Files = append(all.Files, file(fmt.Sprintf("/usr/lib/%d", i)))
+	}
+	many := newMachine()
+	many.files = all.Files
+	changed := many.boot(w.host)
+	if found, err := CompareLogs(doc, changed); err != nil || len(found) != 100 {
+		t.Errorf("%d findings for 100 files, %v", len(found), err)
+	}
+	n, e = w.survey(changed)
+	if found := v.Current().Survey("host-1", n, Clock{}, e).Findings; len(found) != 100 {
+		t.Errorf("%d findings for 100 files", len(found))
 	}
 	for name, change := range map[string]func(*platform.Manifest){
 		"of a lab":            func(d *platform.Manifest) { d.Profile = platform.Lab },

@@ -64,6 +64,7 @@ type Verifier struct {
 	platforms map[string]*Platform
 	profile   string
 	policies  Policies
+	most      int // findings, if more than maxFindings
 	now       func() time.Time
 }
 
