@@ -26,7 +26,7 @@ func quoteHost(ctx context.Context, args []string) error {
 	nonce := f.String("nonce", "", "qualifying data, 64 hexadecimal digits")
 	out := f.String("out", "", "file for quote and logs")
 	logs := f.String("logs", "", "file for the logs alone, as 'foothold platform manifest create --evidence' reads them")
-	if err := parse(f, args, false); err != nil {
+	if err := parse(f, args); err != nil {
 		return err
 	}
 	qualifying, err := digest.Parse(*nonce)

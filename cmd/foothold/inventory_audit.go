@@ -22,7 +22,7 @@ import (
 const maxConsole = 16 << 20
 
 func inventoryAudit() *cobra.Command {
-	return contextFlag(group("audit", "Ask a physical host's TPM directly, from trusted media",
+	return group("audit", "Ask a physical host's TPM directly, from trusted media",
 		`An inventory is the provider's word. An audit shows that the machine which stands in the
 provider's rack has the TPM, and the keys in it, that the inventory names for that host:
 
@@ -34,7 +34,7 @@ The medium asks the TPM without the provider's software between. It has no netwo
 mounts no disk. Whoever can read it can sign a report, so keep it in trusted hands, and
 destroy it afterwards; an order serves once, for a week. A host whose audit failed gets no
 VM until a later one is good, whatever it quotes.`,
-		auditPrepare(), auditCheck(), auditList()))
+		auditPrepare(), auditCheck(), auditList())
 }
 
 func auditPrepare() *cobra.Command {

@@ -21,6 +21,7 @@ var commands = []func() *cobra.Command{
 	eventsCommand,
 	statusCommand,
 	fsckCommand,
+	verifyCommand,
 	contextCommand,
 	labCommand,
 	orchestratorCommand,

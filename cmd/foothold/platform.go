@@ -24,14 +24,16 @@ import (
 const maxDocument = 64 << 20
 
 func platformCommand() *cobra.Command {
-	return group("platform", "Make, try and compare reference values of the provider's platform",
+	return contextFlag(group("platform", "Make, try, compare and take into use reference values of the provider's platform",
 		`Reference values say what one release of the provider's platform measures while it boots,
 and which files it runs. A host that measured anything else gets none of your VMs. You make
-them from a known-good host, examine them, and sign them off line.`,
+them from a known-good host, examine them, sign them off line, and import them.`,
 		platformDiff(), platformEvidence(),
-		group("manifest", "Make, try, sign, show and compare reference values",
-			`A manifest is a JSON document for people and programs. It counts once it is signed.`,
-			manifestCreate(), manifestTry(), manifestSign(), manifestShow(), manifestDiff()))
+		group("manifest", "Make, try, sign, show, compare, import and withdraw reference values",
+			`A manifest is a JSON document for people and programs. It counts once it is signed and
+imported, from its beginning to its end. Several may count for one release: a host has to
+satisfy all of any one.`,
+			manifestCreate(), manifestTry(), manifestSign(), manifestShow(), manifestDiff(), manifestImport(), manifestList(), manifestWithdraw())))
 }
 
 type manifestFlags struct {

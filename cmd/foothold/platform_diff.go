@@ -9,6 +9,7 @@ import (
 	"foothold/client/term"
 	"foothold/internal/strictjson"
 	"foothold/protocol/api"
+	"foothold/protocol/event"
 	"foothold/protocol/evidence"
 	"foothold/protocol/platform"
 	"foothold/tenant/verify"
@@ -17,7 +18,7 @@ import (
 )
 
 func platformDiff() *cobra.Command {
-	return jsonFlag(contextFlag(&cobra.Command{
+	return jsonFlag(&cobra.Command{
 		Use:   "diff HOST",
 		Short: "Say in component names how a host differs from the reference values in force",
 		Long: `Ask a host what it measures and say, component by component, how that differs from the
@@ -38,12 +39,12 @@ there proved. The exit code is 1 if anything differs, so that a script can tell.
 			}
 			return errors.Join(err, differs(j))
 		}),
-	}))
+	})
 }
 
 func platformEvidence() *cobra.Command {
 	var out string
-	c := contextFlag(&cobra.Command{
+	c := &cobra.Command{
 		Use:   "evidence HOST",
 		Short: "Fetch what a host says that it measured, to make reference values of",
 		Long: `Fetch a host's logs as its agent gives them now: an evidence file for 'foothold platform
@@ -60,7 +61,7 @@ word, which no quote proves. It has what the agent reads at its start, unlike th
 			}
 			return writeDocument(cmd.OutOrStdout(), out, logs)
 		}),
-	})
+	}
 	c.Flags().StringVar(&out, "out", "", "`FILE` for the logs (default: standard output)")
 	return c
 }
@@ -68,7 +69,7 @@ word, which no quote proves. It has what the agent reads at its start, unlike th
 func manifestTry() *cobra.Command {
 	var host string
 	var files []string
-	c := jsonFlag(contextFlag(&cobra.Command{
+	c := jsonFlag(&cobra.Command{
 		Use:   "try FILE",
 		Short: "Say which hosts reference values would refuse, before they count",
 		Long: `Hold reference values, signed or not, against every host, and say which they would refuse
@@ -108,7 +109,7 @@ The exit code is 1 if anything would be refused or could not be judged.`,
 			}
 			return errors.Join(err, refusals(list))
 		},
-	}))
+	})
 	c.Flags().StringVar(&host, "host", "", "this `HOST` alone")
 	c.Flags().StringArrayVar(&files, "evidence", nil, "`FILE` of a host's logs, in place of the orchestrator; may be repeated")
 	return c
@@ -142,10 +143,7 @@ func tryFiles(doc platform.Manifest, files []string) ([]api.Judged, error) {
 		if err != nil {
 			return nil, err
 		}
-		j := api.Judged{Host: file, By: doc.Name, Evidence: "file", Accepted: len(findings) == 0, Findings: []api.PlatformFinding{}}
-		for _, f := range findings {
-			j.Findings = append(j.Findings, api.PlatformFinding(f))
-		}
+		j := api.Judged{Host: file, By: doc.Name, Evidence: "file", Accepted: len(findings) == 0, Findings: append([]event.FailedCheck{}, findings...)}
 		list = append(list, j)
 	}
 	return list, nil
@@ -176,27 +174,12 @@ func showJudged(out *term.Out, j api.Judged) {
 	showFindings(out, j.Findings)
 }
 
-func showFindings(out *term.Out, findings []api.PlatformFinding) {
-	for _, f := range findings {
-		if f.Component == "" {
-			out.Line("%-8s %s", f.Check, term.Clean(f.Detail))
-			continue
-		}
-		out.Line("%-8s %s", f.Check, term.Clean(f.Component))
-		out.Line("           want  %s", term.Clean(f.Expected))
-		out.Line("           seen  %s", term.Clean(f.Seen))
-		if f.Do != "" {
-			out.Line("           next  %s", term.Clean(f.Do))
-		}
-	}
-}
-
 // showTrial is a table, and then each list of findings once, with whom it is about.
 func showTrial(out *term.Out, doc platform.Manifest, list []api.Judged) {
 	var rows [][]string
 	var texts []string
 	about := map[string][]string{}
-	found := map[string][]api.PlatformFinding{}
+	found := map[string][]event.FailedCheck{}
 	for _, j := range list {
 		verdict, tone := "accepted", term.Good
 		switch {

@@ -107,7 +107,7 @@ func TestPlatformManifest(t *testing.T) {
 		t.Errorf("%v\n%s", err, tried)
 	}
 	tried, err := runPlatform("try", path("old"), "--evidence", path("a"))
-	if err == nil || !strings.Contains(tried, `log      file "/usr/bin/agent"`) || !strings.Contains(tried, "proved by nothing") {
+	if err == nil || !strings.Contains(tried, `log: file "/usr/bin/agent"`) || !strings.Contains(tried, "proved by nothing") {
 		t.Errorf("%v\n%s", err, tried)
 	}
 	key, err := signingkey.Ensure(path("key"))

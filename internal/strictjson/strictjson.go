@@ -43,9 +43,6 @@ func Unmarshal(data []byte, v any) error {
 	if err := dec.Decode(v); err != nil {
 		return describe(err)
 	}
-	if _, err := dec.Token(); err != io.EOF {
-		return errors.New("trailing data after the document")
-	}
 	return nil
 }
 
@@ -68,56 +65,87 @@ func describe(err error) error {
 	return errors.New("document does not fit its type")
 }
 
-// checkKeys walks the tokens once and refuses two keys of one object that differ
-// at most in case.
+// checkKeys refuses two keys of one object that differ at most in case, excess depth, and
+// what is no JSON text or more than one. It walks the bytes once: in a JSON text, brackets,
+// colons and quotes outside of strings are what they look like.
 func checkKeys(data []byte) error {
-	dec := json.NewDecoder(bytes.NewReader(data))
-	type frame struct {
-		keys    map[string]bool // nil in an array
-		wantKey bool
+	if !json.Valid(data) {
+		return invalid(data)
 	}
-	var stack []frame
-	for {
-		tok, err := dec.Token()
-		if err == io.EOF {
-			return nil
-		}
-		if err != nil {
-			return describe(err)
-		}
-		top := len(stack) - 1
-		if top >= 0 && stack[top].wantKey {
-			if key, ok := tok.(string); ok {
-				folded := strings.ToLower(key)
-				if stack[top].keys[folded] {
-					return fmt.Errorf("duplicate key %q", key)
+	var stack []map[string]bool // keys of each open object; nil for an array
+	for i := 0; i < len(data); i++ {
+		switch data[i] {
+		case '{', '[':
+			if len(stack) == maxDepth {
+				return errors.New("document nests too deep")
+			}
+			stack = append(stack, nil)
+			if data[i] == '{' {
+				stack[len(stack)-1] = map[string]bool{}
+			}
+		case '}', ']':
+			stack = stack[:len(stack)-1]
+		case '"':
+			end := stringEnd(data, i)
+			if isKey(data[end:]) {
+				if err := addKey(stack[len(stack)-1], data[i:end]); err != nil {
+					return err
 				}
-				stack[top].keys[folded] = true
-				stack[top].wantKey = false
-				continue
 			}
-		}
-		switch tok {
-		case json.Delim('{'):
-			stack = append(stack, frame{keys: map[string]bool{}, wantKey: true})
-		case json.Delim('['):
-			stack = append(stack, frame{})
-		case json.Delim('}'), json.Delim(']'):
-			stack = stack[:top]
-			if top--; top >= 0 && stack[top].keys != nil {
-				stack[top].wantKey = true
-			}
-			continue
-		default:
-			if top >= 0 && stack[top].keys != nil {
-				stack[top].wantKey = true
-			}
-		}
-		if len(stack) > maxDepth {
-			return errors.New("document nests too deep")
-		}
-		if len(stack) == 0 && dec.More() {
-			return errors.New("trailing data after the document")
+			i = end - 1
 		}
 	}
+	return nil
+}
+
+// stringEnd is behind the closing quote of the string that begins at i.
+func stringEnd(data []byte, i int) int {
+	for i++; data[i] != '"'; i++ {
+		if data[i] == '\\' {
+			i++
+		}
+	}
+	return i + 1
+}
+
+// isKey reports whether a colon comes next behind a string.
+func isKey(rest []byte) bool {
+	rest = bytes.TrimLeft(rest, " \t\r\n")
+	return len(rest) > 0 && rest[0] == ':'
+}
+
+// addKey refuses a key that is there already.
+func addKey(keys map[string]bool, quoted []byte) error {
+	var key string
+	if plain := quoted[1 : len(quoted)-1]; isPlain(plain) {
+		key = string(plain)
+	} else if err := json.Unmarshal(quoted, &key); err != nil {
+		return describe(err)
+	}
+	folded := strings.ToLower(key)
+	if keys[folded] {
+		return fmt.Errorf("duplicate key %q", key)
+	}
+	keys[folded] = true
+	return nil
+}
+
+// isPlain reports whether a string means its own bytes.
+func isPlain(s []byte) bool {
+	for _, c := range s {
+		if c == '\\' || c >= 0x80 {
+			return false
+		}
+	}
+	return true
+}
+
+// invalid says what is wrong with what is no single JSON text.
+func invalid(data []byte) error {
+	var all json.RawMessage
+	dec := json.NewDecoder(bytes.NewReader(data))
+	if err := dec.Decode(&all); err != nil {
+		return describe(err)
+	}
+	return errors.New("trailing data after the document")
 }

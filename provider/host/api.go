@@ -18,6 +18,8 @@ import (
 	"foothold/protocol/digest"
 	"foothold/protocol/event"
 	"foothold/protocol/hostapi"
+	"foothold/protocol/inventory"
+	"foothold/protocol/signed"
 	"foothold/protocol/vmspec"
 	"foothold/provider/broker"
 )
@@ -55,6 +57,7 @@ func (a *Agent) handler() http.Handler {
 		"POST /v1/activate":          a.callActivate,
 		"GET /v1/platform":           a.callPlatform,
 		"GET /v1/inventory":          a.callInventory,
+		"GET /v1/inventory/digest":   a.callInventoryDigest,
 		"PUT /v1/templates/{sha}":    a.callPutTemplate,
 		"GET /v1/templates":          a.callTemplates,
 		"DELETE /v1/templates/{sha}": a.callDeleteTemplate,
@@ -288,16 +291,41 @@ func (a *Agent) callPlatform(*http.Request, string) (any, error) {
 }
 
 func (a *Agent) callInventory(*http.Request, string) (any, error) {
+	data, err := a.readInventory()
+	return raw{"application/json", data}, err
+}
+
+func (a *Agent) callInventoryDigest(*http.Request, string) (any, error) {
+	data, err := a.readInventory()
+	if err != nil {
+		return nil, err
+	}
+	var env signed.Envelope
+	var doc inventory.Inventory
+	if err := strictjson.Unmarshal(data, &env); err != nil {
+		return nil, fmt.Errorf("read inventory: %w", err)
+	}
+	if err := strictjson.Unmarshal(env.Payload, &doc); err != nil {
+		return nil, fmt.Errorf("read inventory: %w", err)
+	}
+	return hostapi.InventoryDigest{Version: doc.Version, SHA256: digest.Of(env.Payload)}, nil
+}
+
+// readInventory reads the file anew, since the provider replaces it with each version.
+func (a *Agent) readInventory() ([]byte, error) {
 	f, err := os.Open(a.conf.Inventory)
 	if err != nil {
 		return nil, fmt.Errorf("read inventory: %w", err)
 	}
 	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxInventory))
+	data, err := io.ReadAll(io.LimitReader(f, maxInventory+1))
+	if err == nil && len(data) > maxInventory {
+		err = strictjson.ErrTooLarge
+	}
 	if err != nil {
 		return nil, fmt.Errorf("read inventory: %w", err)
 	}
-	return raw{"application/json", data}, nil
+	return data, nil
 }
 
 // template is the digest that the path names.

@@ -49,7 +49,7 @@ func (t *Tx) JudgeHostAudit(a HostAudit, why string) error {
 
 // HostAudits lists a host's, newest first, at most limit.
 func (t *Tx) HostAudits(host string, limit int) ([]HostAudit, error) {
-	rows, err := t.tx.QueryContext(t.ctx, `SELECT number, host, ordered, key, answer, expires, judged, failed, report FROM host_audits
+	rows, err := t.tx.query(`SELECT number, host, ordered, key, answer, expires, judged, failed, report FROM host_audits
 		WHERE host = $1 ORDER BY rowid DESC LIMIT $2`, host, limit)
 	if err != nil {
 		return nil, fmt.Errorf("list host audits: %w", err)
@@ -68,7 +68,7 @@ func (t *Tx) HostAudits(host string, limit int) ([]HostAudit, error) {
 
 // HostAudit reads one order.
 func (t *Tx) HostAudit(number string) (HostAudit, error) {
-	return scanHostAudit(t.tx.QueryRowContext(t.ctx, `SELECT number, host, ordered, key, answer, expires, judged, failed, report FROM host_audits WHERE number = $1`, number))
+	return scanHostAudit(t.tx.queryRow(`SELECT number, host, ordered, key, answer, expires, judged, failed, report FROM host_audits WHERE number = $1`, number))
 }
 
 func scanHostAudit(row interface{ Scan(...any) error }) (HostAudit, error) {

@@ -60,7 +60,7 @@ func (o *Orchestrator) hostAuditOperations(a huma.API) {
 // key. What it must answer is kept as a digest.
 func (o *Orchestrator) orderAudit(ctx context.Context, host string, key ed25519.PublicKey, by string) (hostaudit.Order, error) {
 	var none hostaudit.Order
-	known, ok := o.inventory.Host(host)
+	known, ok := o.basis().inventory.Host(host)
 	switch {
 	case !ok:
 		return none, event.Refuse(event.NoHost, "host %s is not in the inventory", host)
@@ -118,7 +118,7 @@ func (o *Orchestrator) judgeAudit(ctx context.Context, host string, env signed.E
 	if err := json.Unmarshal(row.Order, &order); err != nil {
 		return none, fmt.Errorf("judge host audit: %w", err)
 	}
-	report, findings, err := o.inventory.HostAudit(verify.AuditExpectation{Order: order, Key: row.Key, Answer: row.Answer}, env)
+	report, findings, err := o.basis().inventory.HostAudit(verify.AuditExpectation{Order: order, Key: row.Key, Answer: row.Answer}, env)
 	if err != nil {
 		return none, event.Refuse(event.SignatureInvalid, "audit %s: %v", row.Number, err)
 	}
@@ -157,7 +157,7 @@ func (o *Orchestrator) judgeAudit(ctx context.Context, host string, env signed.E
 	}
 	row.Judged = o.now()
 	out := shownAudit(row)
-	if known, ok := o.inventory.Host(host); ok {
+	if known, ok := o.basis().inventory.Host(host); ok {
 		out.Inventory = known.Host.Asset
 	}
 	out.Asset, out.Serial = clip(report.Asset, maxText), clip(report.Serial, maxText)
@@ -174,7 +174,7 @@ func (o *Orchestrator) hostAudits(ctx context.Context, host string) ([]api.HostA
 		}
 		return err
 	})
-	if _, ok := o.inventory.Host(host); !ok && len(list) == 0 && err == nil {
+	if _, ok := o.basis().inventory.Host(host); !ok && len(list) == 0 && err == nil {
 		err = event.Refuse(event.NoHost, "host %s is not in the inventory", host)
 	}
 	return list, err

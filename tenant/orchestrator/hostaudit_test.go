@@ -85,7 +85,7 @@ func TestHostAuditDecidesStanding(t *testing.T) {
 			t.Errorf("the host got %s", name)
 		}
 	}
-	if err := w.o.ledger.Read(t.Context(), func(tx *ledger.Tx) error { return auditHeld(tx, "host-1") }); event.ReasonOf(err) != event.HostAuditFailed {
+	if err := w.o.ledger.Read(t.Context(), func(tx *ledger.Tx) error { return w.o.basis().mayHost(tx, "host-1") }); event.ReasonOf(err) != event.HostAuditFailed {
 		t.Errorf("a further start there: %v", err)
 	}
 	refused("after")

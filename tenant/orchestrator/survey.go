@@ -7,8 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strconv"
-	"strings"
 	"sync"
 
 	"foothold/internal/strictjson"
@@ -70,11 +70,12 @@ func (o *Orchestrator) hostEvidence(ctx context.Context, in *byName) (*huma.Stre
 // hostPlatform asks a host what it runs. If it gives no answer, the newest that it gave for
 // a VM stands for it.
 func (o *Orchestrator) hostPlatform(ctx context.Context, name string) (api.Judged, error) {
-	standing, ok := o.inventory.Host(name)
+	b := o.basis()
+	standing, ok := b.inventory.Host(name)
 	if !ok {
 		return api.Judged{}, event.Refuse(event.NoHost, "host %q is not in the inventory", name)
 	}
-	current := o.verifier.Current()
+	current := b.verifier.Current()
 	out := o.survey(ctx, current, name)
 	if away := out.Problem; away != "" {
 		stored, err := o.judgeStored(ctx, current, name)
@@ -94,12 +95,13 @@ func (o *Orchestrator) hostPlatform(ctx context.Context, name string) (api.Judge
 // tryPlatform holds what is known of every host, or of one, against reference values that
 // are not in force: what its VMs' quotes proved last, and what it answers now.
 func (o *Orchestrator) tryPlatform(ctx context.Context, doc platform.Manifest, only, who string) ([]api.Judged, error) {
-	trial, err := o.verifier.Try(doc)
+	b := o.basis()
+	trial, err := b.verifier.Try(doc)
 	if err != nil {
 		return nil, event.Refuse(event.BadRequest, "%v", err)
 	}
 	var hosts []verify.Standing
-	for _, s := range o.inventory.Hosts() {
+	for _, s := range b.inventory.Hosts() {
 		if only == "" || s.Host.Name == only {
 			hosts = append(hosts, s)
 		}
@@ -141,7 +143,7 @@ func (o *Orchestrator) tryPlatform(ctx context.Context, doc platform.Manifest, o
 
 // survey asks one host, for no VM, and judges the answer.
 func (o *Orchestrator) survey(ctx context.Context, t *verify.Trial, name string) api.Judged {
-	out := api.Judged{Host: name, Evidence: api.EvidenceAsked, At: o.now().UTC(), Findings: []api.PlatformFinding{}}
+	out := api.Judged{Host: name, Evidence: api.EvidenceAsked, At: o.now().UTC(), Findings: []event.FailedCheck{}}
 	verdict, err := o.askHost(ctx, t, name)
 	if err != nil {
 		out.Problem = shown(err).Error()
@@ -176,11 +178,12 @@ func (o *Orchestrator) askHost(ctx context.Context, t *verify.Trial, name string
 	return t.Survey(name, nonce, clock, verify.StaticEvidence{Quote: q.Quote, Platform: q.Platform}), nil
 }
 
-// judgeStored judges the newest accepted quote of each live VM at the host.
-func (o *Orchestrator) judgeStored(ctx context.Context, t *verify.Trial, name string) ([]api.Judged, error) {
+// judgeStored judges the newest evidence that is kept of each live VM at the host: an
+// acceptance, or a refusal.
+func (o *Orchestrator) judgeStored(ctx context.Context, trial *verify.Trial, name string) ([]api.Judged, error) {
 	type subject struct {
-		vm      string
-		verdict ledger.Verdict
+		vm    string
+		parts verify.Parts
 	}
 	var subjects []subject
 	err := o.ledger.Read(ctx, func(t *ledger.Tx) error {
@@ -192,14 +195,20 @@ func (o *Orchestrator) judgeStored(ctx context.Context, t *verify.Trial, name st
 			if r.Host != name {
 				continue
 			}
-			v, err := t.NewestVerdict(r.ID, r.Start)
-			if errors.Is(err, ledger.ErrNotFound) {
-				continue
-			}
+			rows, err := t.Bundles(r.ID, r.Start)
 			if err != nil {
 				return err
 			}
-			subjects = append(subjects, subject{r.Name, v})
+			slices.Reverse(rows)
+			at := slices.IndexFunc(rows, func(b ledger.BundleRow) bool { return b.Kept })
+			if at < 0 {
+				continue
+			}
+			parts, err := t.Bundle(r.ID, rows[at].Digest)
+			if err != nil {
+				return err
+			}
+			subjects = append(subjects, subject{r.Name, parts})
 		}
 		return nil
 	})
@@ -208,8 +217,9 @@ func (o *Orchestrator) judgeStored(ctx context.Context, t *verify.Trial, name st
 	}
 	var list []api.Judged
 	for _, s := range subjects {
-		out := api.Judged{Host: name, Evidence: api.EvidenceStored, VM: s.vm, Role: s.verdict.Role, At: s.verdict.Made.UTC(), Findings: []api.PlatformFinding{}}
-		verdict, err := t.Stored(s.verdict.Evidence)
+		link := s.parts.Link
+		out := api.Judged{Host: name, Evidence: api.EvidenceStored, VM: s.vm, Role: link.Role, At: link.At.UTC(), Findings: []event.FailedCheck{}}
+		verdict, err := trial.Stored(s.parts)
 		if err != nil {
 			out.Problem = err.Error()
 		} else {
@@ -222,9 +232,9 @@ func (o *Orchestrator) judgeStored(ctx context.Context, t *verify.Trial, name st
 
 func judged(out api.Judged, v verify.Verdict) api.Judged {
 	out.Accepted = v.Good()
-	for _, f := range v.Findings {
-		out.Findings = append(out.Findings, api.PlatformFinding{Check: f.Check, Detail: strings.ToValidUTF8(f.Detail, "?"), Component: strings.ToValidUTF8(f.Component, "?"),
-			Expected: f.Expected, Seen: strings.ToValidUTF8(f.Seen, "?"), Do: f.Do})
+	if !v.Manifest.IsZero() {
+		out.Manifest = &v.Manifest
 	}
+	out.Findings = append(out.Findings, v.Findings...)
 	return out
 }

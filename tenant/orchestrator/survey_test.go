@@ -74,7 +74,7 @@ func TestPlatformIsTriedBeforeItCounts(t *testing.T) {
 		t.Errorf("judged %v", got)
 	}
 	for _, j := range list {
-		if j.Accepted || !slices.ContainsFunc(j.Findings, func(f api.PlatformFinding) bool { return f.Check == "log" && strings.Contains(f.Detail, `"qemu"`) }) {
+		if j.Accepted || !slices.ContainsFunc(j.Findings, func(f event.FailedCheck) bool { return f.Check == "log" && strings.Contains(f.Detail, `"qemu"`) }) {
 			t.Errorf("another QEMU: %+v", j)
 		}
 	}
@@ -129,7 +129,7 @@ func TestWhatAHostMeasures(t *testing.T) {
 	}
 	w.host.measureRogue()
 	j := w.hostPlatform()
-	if j.Accepted || !slices.ContainsFunc(j.Findings, func(f api.PlatformFinding) bool { return strings.Contains(f.Detail, "rogue") }) {
+	if j.Accepted || !slices.ContainsFunc(j.Findings, func(f event.FailedCheck) bool { return strings.Contains(f.Detail, "rogue") }) {
 		t.Errorf("with another file: %+v", j)
 	}
 	var p evidence.Platform

@@ -59,7 +59,7 @@ func TestWhatIsNotRight(t *testing.T) {
 			}
 		}
 	}
-	for _, why := range []event.Refusal{{Reason: event.AuditFailed}, {Reason: event.ProbeAccepted}, {Reason: event.HostKeyMismatch}, {Reason: event.QuoteRefused, Findings: []string{"log"}}} {
+	for _, why := range []event.Refusal{{Reason: event.AuditFailed}, {Reason: event.ProbeAccepted}, {Reason: event.HostKeyMismatch}, {Reason: event.QuoteRefused, Findings: []event.FailedCheck{{Check: "log"}}}} {
 		if !Damning(why) || Outage(why.Reason) {
 			t.Errorf("%s is forgotten once its start is over", why.Reason)
 		}

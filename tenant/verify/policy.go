@@ -23,18 +23,30 @@ type Policy struct {
 	// Locations that the inventory may state for the host, in full or by their first parts:
 	// "hall 2" allows "hall 2, row 5". In production none is allowed that is not named; a
 	// lab's host may be anywhere until one is named.
-	Locations []string `yaml:"locations"`
+	Locations []string `yaml:"locations" json:"locations,omitempty"`
 	// SecureBoot is the state that the firmware's variable must prove: enabled [default] or disabled.
-	SecureBoot string `yaml:"secure_boot"`
+	SecureBoot string `yaml:"secure_boot" json:"secure_boot,omitempty"`
 	// MinimumFirmware is the lowest version of the firmware, as it writes it, such as "2.19.1".
 	// [any that the reference values name]
-	MinimumFirmware string `yaml:"minimum_firmware"`
+	MinimumFirmware string `yaml:"minimum_firmware" json:"minimum_firmware,omitempty"`
 	// CommandLines are those that the kernel may have got, each in full. [any that the
 	// reference values name]
-	CommandLines []string `yaml:"command_lines"`
+	CommandLines []string `yaml:"command_lines" json:"command_lines,omitempty"`
 	// DRTM says whether a dynamic launch must be there, and in the reference values: required
 	// or not-required [default]. One that is there must be in the reference values anyhow.
-	DRTM string `yaml:"drtm"`
+	DRTM string `yaml:"drtm" json:"drtm,omitempty"`
+}
+
+// String is the policy in one line, for people.
+func (p Policy) String() string {
+	return fmt.Sprintf("locations %s, secure boot %s, firmware from %q, command lines %s, dynamic launch %s", orAny(p.Locations), p.SecureBoot, p.MinimumFirmware, orAny(p.CommandLines), p.DRTM)
+}
+
+func orAny(list []string) string {
+	if len(list) == 0 {
+		return "none stated"
+	}
+	return quotedList(list)
 }
 
 // Values of Policy.

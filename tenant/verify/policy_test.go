@@ -2,10 +2,12 @@ package verify
 
 import (
 	"bytes"
+	"crypto/ed25519"
 	"encoding/binary"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"foothold/protocol/digest"
 	"foothold/protocol/evidence"
@@ -214,5 +216,46 @@ func TestLabLocation(t *testing.T) {
 		if _, verdict := v.Boot(a.expect, a.ev); verdict.Good() != c.good || !c.good && !strings.Contains(checks(verdict), "policy") {
 			t.Errorf("%q: %v", c.locations, verdict.Findings)
 		}
+	}
+}
+
+// Who audits a decision sees which policy it was judged by, and derives it by that one.
+func TestAuditKnowsThePolicy(t *testing.T) {
+	w := newWorld(t)
+	m := newMachine()
+	policies := Policies{Default: Policy{Locations: []string{"site 1"}, MinimumFirmware: "firmware 1.0"}}
+	v := w.productionWith(t, m.manifest(w), policies)
+	pinned := Pinned{InventoryKey: w.inv.Public().(ed25519.PublicKey), PlatformKey: w.plat.Public().(ed25519.PublicKey), Makers: w.makers(),
+		Profile: platform.Production, Now: func() time.Time { return w.now }}
+	audit := func(verdict Verdict, change func(*Bundle)) Audited {
+		data, err := verdict.Parts.Bundle()
+		w.host.must(err)
+		b, err := ParseBundle(data)
+		w.host.must(err)
+		change(b)
+		a, err := pinned.Audit(b)
+		w.host.must(err)
+		return a
+	}
+	good := m.prove(w, v, nil)
+	a := audit(good, func(*Bundle) {})
+	if !a.Holds() || !a.Derived || a.Policy == nil || a.Policy.MinimumFirmware != "firmware 1.0" || a.Policy.SecureBoot != SecureBootEnabled {
+		t.Errorf("an acceptance: %+v", a)
+	}
+	v = w.productionWith(t, m.manifest(w), Policies{Default: Policy{Locations: []string{"site 1"}, MinimumFirmware: "firmware 2.0"}})
+	bad := m.prove(w, v, nil)
+	if a := audit(bad, func(*Bundle) {}); !a.Holds() || a.Derived || len(a.Findings) != 1 || a.Findings[0].Check != "policy" {
+		t.Errorf("a refusal: %+v", a)
+	}
+	for name, change := range map[string]func(*Policy){
+		"a lower minimum": func(p *Policy) { p.MinimumFirmware = "firmware 1.0" },
+		"another word":    func(p *Policy) { p.SecureBoot = "any" },
+	} {
+		if a := audit(bad, func(b *Bundle) { p := *b.Record.Policy; change(&p); b.Record.Policy = &p }); a.Holds() {
+			t.Errorf("%s in the record: %+v", name, a)
+		}
+	}
+	if a := audit(good, func(b *Bundle) { b.Record.Policy = nil }); a.Holds() {
+		t.Errorf("no policy in the record: %+v", a)
 	}
 }

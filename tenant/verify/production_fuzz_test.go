@@ -30,7 +30,7 @@ func FuzzProductionLogs(f *testing.F) {
 		inventory: &Inventory{doc: inventory.Inventory{Expires: w.now.Add(time.Hour)}, hosts: map[string]*hostKeys{
 			"host-1": {entry: inventory.Host{Name: "host-1", Software: "release-1", Location: "site 1"}, aik: &key.PublicKey, name: digest.Of([]byte("aik"))},
 		}},
-		platforms: map[string]*Platform{"release-1": plat}, profile: platform.Production, policies: anywhere, now: func() time.Time { return w.now },
+		platforms: map[string][]*Platform{"release-1": {plat}}, profile: platform.Production, policies: anywhere, now: func() time.Time { return w.now },
 	}
 	logs := evidence.Platform{Firmware: firmwareLog(m.events)}
 	l, err := tcglog.Parse(logs.Firmware)
@@ -64,9 +64,9 @@ func FuzzProductionLogs(f *testing.F) {
 	}
 	expect := quoteExpectation{selection: pcr.BootSelection(), registers: map[int]digest.SHA256{}}
 	judge := func(p evidence.Platform) []Finding {
-		j := v.begin(evidence.RoleSurvey, "", 0, "host-1", w.now)
+		j := v.begin(evidence.RoleSurvey, "", 0, "host-1", w.now, plat, p, 0)
 		x := expect
-		x.static, x.claimed = j.logs(p)
+		x.static, x.claimed = j.readLogs(j.logs)
 		x.binding = evidence.SurveyBinding("host-1", n)
 		j.quote(q, x)
 		return j.verdict.Findings

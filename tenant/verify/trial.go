@@ -1,6 +1,7 @@
 package verify
 
 import (
+	"encoding/json"
 	"fmt"
 	"time"
 
@@ -30,9 +31,9 @@ func (v *Verifier) Try(doc platform.Manifest) (*Trial, error) {
 		return nil, err
 	}
 	shadow := *v
-	shadow.platforms, shadow.most = map[string]*Platform{}, maxTrial
+	shadow.platforms, shadow.most = map[string][]*Platform{}, maxTrial
 	for _, h := range v.inventory.doc.Hosts {
-		shadow.platforms[h.Software] = p
+		shadow.platforms[h.Software] = []*Platform{p}
 	}
 	return &Trial{&shadow}, nil
 }
@@ -45,8 +46,12 @@ func proposed(doc platform.Manifest, profile string) (*Platform, error) {
 	if !doc.ValidFrom.Before(doc.ValidUntil) {
 		return nil, fmt.Errorf("reference values: they would count from %s to %s", doc.ValidFrom.UTC().Format(time.RFC3339), doc.ValidUntil.UTC().Format(time.RFC3339))
 	}
+	payload, err := json.Marshal(doc)
+	if err != nil {
+		return nil, fmt.Errorf("reference values: %w", err)
+	}
 	doc.ValidFrom, doc.ValidUntil = time.Time{}, time.Unix(1<<40, 0)
-	p := &Platform{doc: doc}
+	p := &Platform{doc: doc, digest: digest.Of(payload)}
 	p.index()
 	if err := p.complete(); err != nil {
 		return nil, fmt.Errorf("reference values: %w", err)
@@ -54,29 +59,42 @@ func proposed(doc platform.Manifest, profile string) (*Platform, error) {
 	return p, nil
 }
 
-// Stored judges a verdict's stored evidence ([Verdict.Evidence]) as of when it was first
-// judged.
-func (t *Trial) Stored(data []byte) (Verdict, error) {
-	_, verdict, err := t.v.again(data)
-	return verdict, err
+// Stored judges the evidence of a verdict again, as of when it was first judged, by the
+// inventory and the policies of now.
+func (t *Trial) Stored(p Parts) (Verdict, error) {
+	data, err := p.Bundle()
+	if err != nil {
+		return Verdict{}, err
+	}
+	b, err := ParseBundle(data)
+	if err != nil {
+		return Verdict{}, err
+	}
+	if now := t.v.now(); b.Record.At.After(now.Add(clockSkew)) { // this machine's clock was set back
+		return Verdict{}, ahead("stored evidence: it was judged", b.Record.At, now)
+	}
+	return t.v.derive(b.Record, b.Logs), nil
 }
 
 // Survey judges what a host answered that was asked for no VM, with the nonce of that very
 // question and the clock last stored for it.
 func (t *Trial) Survey(host string, nonce []byte, clock Clock, e StaticEvidence) Verdict {
-	j := t.v.begin(evidence.RoleSurvey, "", 0, host, t.v.now())
-	j.nonce(nonce)
-	static, claimed := j.logs(e.Platform)
-	j.quote(e.Quote, quoteExpectation{
-		binding:   evidence.SurveyBinding(host, nonce),
-		selection: pcr.StaticSelection(),
-		static:    static,
-		registers: map[int]digest.SHA256{},
-		claimed:   claimed,
-		clock:     clock,
+	at := t.v.now().UTC().Round(0)
+	return t.v.byAny(host, at, func(p *Platform) Verdict {
+		j := t.v.begin(evidence.RoleSurvey, "", 0, host, at, p, e.Platform, 0)
+		j.nonce(nonce)
+		static, claimed := j.readLogs(j.logs)
+		j.quote(e.Quote, quoteExpectation{
+			binding:   evidence.SurveyBinding(host, nonce),
+			selection: pcr.StaticSelection(),
+			static:    static,
+			registers: map[int]digest.SHA256{},
+			claimed:   claimed,
+			clock:     clock,
+		})
+		j.verdict.good = len(j.verdict.Findings) == 0
+		return j.verdict
 	})
-	j.verdict.good = len(j.verdict.Findings) == 0
-	return j.verdict
 }
 
 // CompareLogs holds logs alone against reference values: what a host says that it measured,
@@ -87,6 +105,6 @@ func CompareLogs(doc platform.Manifest, logs evidence.Platform) ([]Finding, erro
 		return nil, err
 	}
 	j := &judgement{v: &Verifier{profile: doc.Profile, most: maxTrial}, platform: p}
-	j.logs(logs)
+	j.readLogs(logs)
 	return j.verdict.Findings, nil
 }

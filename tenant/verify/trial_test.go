@@ -97,7 +97,7 @@ func TestTrial(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if verdict, err := same.Stored(boot.Evidence); err != nil || verdict.Err() != nil {
+	if verdict, err := same.Stored(boot.Parts); err != nil || verdict.Err() != nil {
 		t.Errorf("stored: %v, %v", err, verdict.Err())
 	}
 	if err := same.Survey("host-1", n, Clock{}, e).Err(); err != nil {
@@ -110,7 +110,7 @@ func TestTrial(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	stored, err := other.Stored(boot.Evidence)
+	stored, err := other.Stored(boot.Parts)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -122,12 +122,13 @@ func TestTrial(t *testing.T) {
 			t.Errorf("%s: admitted", name)
 		}
 	}
-	// Evidence is proved anew: its logs may not have been altered where they lay.
-	spoiled := bytes.Replace(boot.Evidence, []byte(`"attest":"`), []byte(`"attest":"AAAA`), 1)
+	// Evidence is proved anew: nothing of it may have been altered where it lay.
+	spoiled := boot.Parts
+	spoiled.Record = bytes.Replace(spoiled.Record, []byte(`"attest":"`), []byte(`"attest":"AAAA`), 1)
 	if verdict, err := same.Stored(spoiled); err == nil && verdict.Good() {
 		t.Error("altered evidence was accepted")
 	}
-	if _, verdict, err := v.Reverify(boot.Digest, boot.Evidence); err != nil || verdict.Err() != nil {
+	if verdict, err := v.Current().Stored(boot.Parts); err != nil || verdict.Err() != nil || verdict.Digest != boot.Digest {
 		t.Errorf("the verifier judges otherwise since: %v, %v", err, verdict.Err())
 	}
 
