@@ -12,6 +12,7 @@ import (
 	"foothold/protocol/event"
 	"foothold/protocol/evidence"
 	"foothold/protocol/platform"
+	"foothold/tenant/reservation"
 )
 
 func (w *world) release(change func(*platform.Manifest)) platform.Manifest {
@@ -140,5 +141,20 @@ func TestWhatAHostMeasures(t *testing.T) {
 		if status, p := w.call("GET", "/v1/hosts/host-9/"+path, nil, nil); status != 409 || p.Reason != event.NoHost {
 			t.Errorf("%s of an unknown host: %d %+v", path, status, p)
 		}
+	}
+}
+
+// TestNoVMWhereNoneMayBe: a host outside its policy is not chosen, and says why.
+func TestNoVMWhereNoneMayBe(t *testing.T) {
+	w := newWorld(t, func(c *Config) { c.HostPolicy.Default.Locations = []string{"elsewhere"} })
+	w.template("debian")
+	w.create(api.CreateVM{Name: "web"})
+	vm := w.waitPhase("web", reservation.Aborted)
+	if vm.Reason != event.NoHost || w.host.has(vm.ID) {
+		t.Errorf("ended with %q (%s); the host has it: %v", vm.Reason, vm.Explanation, w.host.has(vm.ID))
+	}
+	j := w.hostPlatform()
+	if j.Accepted || len(j.Findings) != 1 || j.Findings[0].Check != "policy" || j.Findings[0].Component != "location" {
+		t.Errorf("the host's diff: %+v", j)
 	}
 }
