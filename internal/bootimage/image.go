@@ -15,12 +15,13 @@ import (
 var loaderModules = []string{"virtio_pci", "virtio_net", "virtio_console", "qemu_fw_cfg"}
 
 // guestModules are what foothold-guest needs, in the order of its steps: network
-// and its own filter; disks, encryption and verity; the OS's root; the tunnel. The
-// kernel would ask modprobe for algorithms, which an initramfs lacks, so they are named.
+// and its own filter; disks, encryption and verity; the OS's root; the tunnel; telling
+// the host of a panic. The kernel would ask modprobe for algorithms, which an
+// initramfs lacks, so they are named.
 var guestModules = []string{
 	"virtio_pci", "virtio_net", "nf_tables", "nft_ct", "nft_limit", "nft_reject_inet", "nft_log",
 	"virtio_blk", "aesni_intel", "xts", "sha256_ssse3", "dm_crypt", "dm_verity",
-	"erofs", "overlay", "ext4", "wireguard",
+	"erofs", "overlay", "ext4", "wireguard", "pvpanic_pci",
 }
 
 // authenticatedModules are what a VM with an authenticated volume needs besides: tags

@@ -24,6 +24,7 @@ var ErrTooLarge = errors.New("document is larger than its limit")
 // Read decodes at most limit bytes of r into v.
 func Read(r io.Reader, limit int64, v any) error {
 	data, err := io.ReadAll(io.LimitReader(r, limit+1))
+	defer clear(data) // it may hold secrets; what is decoded is copied
 	if err != nil {
 		return fmt.Errorf("read document: %w", err)
 	}

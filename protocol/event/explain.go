@@ -42,6 +42,7 @@ func Explanations() map[Reason]Explanation {
 		VMMoved:           {"another host than the VM's own listed it: a measured VM does not move", "ask the provider who copied it; create the VM again"},
 		VMStopped:         {"the VM ended by itself, or its host ended it, before it was asked to", "see `foothold vm logs NAME` for the VM's last words"},
 		GuestReset:        {"the VM's own system rebooted", "it starts again by its restart policy: `foothold vm explain NAME`"},
+		GuestCrashed:      {"the VM's own kernel crashed", "see `foothold vm logs NAME` for its last words; it starts again by its restart policy: `foothold vm explain NAME`"},
 		GuestPoweredOff:   {"the VM's own system powered it off", "start it again: `foothold vm start NAME`"},
 		StopAsked:         {"an operator asked it to stop", "start it again: `foothold vm start NAME`"},
 		RestartAsked:      {"an operator asked it to start anew", "follow it: `foothold vm watch NAME`"},

@@ -32,6 +32,7 @@ const (
 	VMMoved            Reason = "vm-moved"
 	VMStopped          Reason = "vm-stopped"
 	GuestReset         Reason = "guest-reset"
+	GuestCrashed       Reason = "guest-crashed"
 	GuestPoweredOff    Reason = "guest-powered-off"
 	StopAsked          Reason = "stop-asked"
 	RestartAsked       Reason = "restart-asked"

@@ -371,7 +371,9 @@ func (o *Orchestrator) recordHold(ctx context.Context, id string, start int, hel
 // taken if it is one that a host can know.
 func stopped(vm hostapi.VM) error {
 	switch vm.Reason {
-	case event.GuestReset, event.GuestPoweredOff, event.ChannelMisuse, event.TPMCommandRefused, event.TPMBusy, event.TPMLost, event.LoaderFailed, event.DigestMismatch,
+	case event.GuestReset, event.GuestCrashed, event.GuestPoweredOff:
+		return event.Refuse(vm.Reason, "as host %s saw it", vm.Host)
+	case event.ChannelMisuse, event.TPMCommandRefused, event.TPMBusy, event.TPMLost, event.LoaderFailed, event.DigestMismatch,
 		event.SignatureInvalid, event.DeadlinePassed, event.BootServerFailed, event.ServerUntrusted:
 		return event.Refuse(vm.Reason, "host %s ended the VM in boot stage %q", vm.Host, vm.Boot)
 	}

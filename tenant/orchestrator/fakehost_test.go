@@ -58,8 +58,9 @@ type fakeHost struct {
 	templates map[digest.SHA256]int64
 	fail      map[string]int // guarded by mu: "METHOD path-prefix" → how many calls fail
 	served    hostapi.InventoryDigest
-	undead    bool // guarded by mu: destroys nothing but says so
-	mute      mute // guarded by mu: one call that gets no answer
+	quoting   func() // guarded by mu: called once, before the next static quote
+	undead    bool   // guarded by mu: destroys nothing but says so
+	mute      mute   // guarded by mu: one call that gets no answer
 	changed   *sync.Cond
 }
 
@@ -331,6 +332,13 @@ func (h *fakeHost) handler() http.Handler {
 		var in hostapi.QuoteRequest
 		if strictjson.Read(r.Body, hostapi.MaxMessage, &in) != nil {
 			return nil, event.BadRequest
+		}
+		h.mu.Lock()
+		first := h.quoting
+		h.quoting = nil
+		h.mu.Unlock()
+		if first != nil {
+			first()
 		}
 		h.tpmMu.Lock()
 		defer h.tpmMu.Unlock()

@@ -108,9 +108,12 @@ func TestRestartByPolicy(t *testing.T) {
 	}{
 		{reservation.Always, event.GuestPoweredOff, true},
 		{reservation.OnFailure, event.GuestReset, true},
+		{reservation.OnFailure, event.GuestCrashed, true},
 		{reservation.OnFailure, event.VMStopped, true},
 		{reservation.OnFailure, event.GuestPoweredOff, false},
 		{reservation.Never, event.VMStopped, false},
+		{reservation.Never, event.GuestReset, false},
+		{reservation.Never, event.GuestCrashed, false},
 	} {
 		g := w.take(w.create(api.CreateVM{Name: "web", Restart: string(c.policy)}).ID)
 		g.pass()

@@ -213,7 +213,12 @@ func (o *Orchestrator) attestWatched(ctx context.Context, id string, told *strin
 	if l == nil || l.why.Reason != event.HostLost {
 		*told = ""
 		_, err := o.attestAgain(ctx, id, evidence.RoleWatch)
-		return err
+		if event.ReasonOf(err) != event.HostLost {
+			return err
+		}
+		if l = o.basis().lost(r, s); l == nil { // dropped while it answered, and taken up again
+			return nil
+		}
 	}
 	if o.conf.HostLost != lostAlert {
 		return &l.why

@@ -160,6 +160,43 @@ func TestHostThatIsAnother(t *testing.T) {
 	}
 }
 
+// TestHostDroppedWhileItAnswers: an import that comes between question and answer of a static
+// quote decides by the documents. The answer, of a key that is in none of them any more, is
+// no judgement: it neither ends a VM that host_lost lets run nor bars the host.
+func TestHostDroppedWhileItAnswers(t *testing.T) {
+	w := newWorld(t, func(conf *Config) { conf.HostLost = lostAlert })
+	second := w.addHost("host-2")
+	w.restart()
+	w.template("debian")
+	g := w.computing("web")
+	changed := second.entry
+	changed.Name, changed.API = w.host.entry.Name, w.host.entry.API
+	w.host.mu.Lock()
+	w.host.quoting = func() { w.publish(2, changed) }
+	w.host.mu.Unlock()
+	told := ""
+	if err := w.o.attestWatched(t.Context(), g.id, &told); err != nil {
+		t.Errorf("the watch: %v", err)
+	}
+	if vm := w.vm("web"); vm.Phase != string(reservation.Computing) || vm.Reason != event.HostLost || !strings.Contains(told, "other keys") {
+		t.Errorf("%s, %q, told %q", vm.Phase, vm.Reason, told)
+	}
+	w.host.mu.Lock()
+	w.host.quoting = func() { w.publish(3, w.host.entry) } // as it was, while nobody can tell yet
+	w.host.mu.Unlock()
+	if _, err := w.o.attestAgain(t.Context(), g.id, evidence.RoleWatch); err != nil {
+		t.Errorf("after it came back: %v", err)
+	}
+	var state ledger.HostState
+	check(t, w.o.ledger.Read(t.Context(), func(tx *ledger.Tx) (err error) { state, err = tx.Host("host-1"); return err }))
+	if state.Barred != "" {
+		t.Errorf("the host is barred: %s", state.Barred)
+	}
+	if vm := w.vm("web"); vm.Phase != string(reservation.Computing) || vm.Reason != "" {
+		t.Errorf("%s, %q", vm.Phase, vm.Reason)
+	}
+}
+
 // count is how many entries of a kind the journal has of a VM.
 func (w *world) count(name, kind string) (n int) {
 	w.t.Helper()

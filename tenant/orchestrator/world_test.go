@@ -54,9 +54,9 @@ type world struct {
 	daemons    map[string]*http.Client // by role, firewalls by name
 	api, dmz   string                  // base URLs
 	component  ed25519.PrivateKey
-	inventory  ed25519.PrivateKey // the provider's
-	platform   ed25519.PrivateKey // the tenant's, for reference values
-	addHost    func(name string) *fakeHost
+	inventory  ed25519.PrivateKey          // the provider's
+	platform   ed25519.PrivateKey          // the tenant's, for reference values
+	addHost    func(name string) *fakeHost // known to the orchestrator from its next start on
 	stop       func()
 
 	mu      sync.Mutex
@@ -110,6 +110,7 @@ func newWorld(t *testing.T, change ...func(*Config)) *world {
 		roots := append(must[[]byte](t)(os.ReadFile(w.conf.TPMRoots)), must[[]byte](t)(os.ReadFile(h.roots))...)
 		w.conf.TPMRoots = filepath.Join(dir, "roots-with-"+name)
 		check(t, os.WriteFile(w.conf.TPMRoots, roots, 0o600))
+		w.call("GET", "/v1/status", nil, nil) // it serves: the caller restarts it
 		return h
 	}
 	seal := func(name string, key ed25519.PrivateKey, label string, doc any) string {

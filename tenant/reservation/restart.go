@@ -13,8 +13,8 @@ type Restart string
 // The policies.
 const (
 	Always    Restart = "always"     // another start, whatever ended it
-	OnFailure Restart = "on-failure" // another start, unless the VM's own system powered it off
-	Never     Restart = "never"      // it stays stopped
+	OnFailure Restart = "on-failure" // another start, unless the VM's own system powered it off; a reboot wishes for one
+	Never     Restart = "never"      // it stays stopped, also after a reboot
 )
 
 // Pauses before a restart: doubling with each in a row, which is over once a start has
@@ -61,7 +61,7 @@ func (p Restart) Next(why event.Reason, restarts int, now time.Time) time.Time {
 // not be brought to run. Every other one says that something was not as it must be:
 // nobody starts such a VM again unseen.
 var outages = map[event.Reason]bool{
-	event.VMStopped: true, event.GuestReset: true, event.GuestPoweredOff: true, event.StopAsked: true, event.RestartAsked: true, event.EpochBegun: true,
+	event.VMStopped: true, event.GuestReset: true, event.GuestCrashed: true, event.GuestPoweredOff: true, event.StopAsked: true, event.RestartAsked: true, event.EpochBegun: true,
 	event.HostRefused: true, event.HostUnreachable: true, event.NoHost: true, event.DeadlinePassed: true, event.HeartbeatMissed: true,
 	event.AttestationLate: true,
 	event.TPMBusy:         true, event.TPMLost: true, event.LoaderFailed: true, event.BootServerFailed: true, event.SSHFailed: true, event.ZoneNotApplied: true,
