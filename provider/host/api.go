@@ -1,6 +1,7 @@
 package host
 
 import (
+	"compress/gzip"
 	"context"
 	"encoding/json"
 	"errors"
@@ -9,13 +10,13 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
+	"strings"
 	"time"
 
 	"foothold/internal/mtls"
 	"foothold/internal/strictjson"
 	"foothold/protocol/digest"
 	"foothold/protocol/event"
-	"foothold/protocol/evidence"
 	"foothold/protocol/hostapi"
 	"foothold/protocol/inventory"
 	"foothold/protocol/signed"
@@ -85,9 +86,30 @@ func (a *Agent) authorise(pattern string, c call) http.Handler {
 			w.Write(bytes.data)
 			return
 		}
-		w.Header().Set("Content-Type", "application/json")
-		json.NewEncoder(w).Encode(answer)
+		write(w, r, answer)
 	})
+}
+
+// largeAnswer is from how many bytes on an answer is compressed: those with logs are, to
+// about half of what they have in JSON.
+const largeAnswer = 8 << 10
+
+// write answers with JSON.
+func write(w http.ResponseWriter, r *http.Request, answer any) {
+	data, err := json.Marshal(answer)
+	if err != nil {
+		refuse(w, err)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if len(data) < largeAnswer || !strings.Contains(r.Header.Get("Accept-Encoding"), "gzip") {
+		w.Write(data)
+		return
+	}
+	w.Header().Set("Content-Encoding", "gzip")
+	z := gzip.NewWriter(w)
+	defer z.Close()
+	z.Write(data)
 }
 
 func (a *Agent) carryOut(w http.ResponseWriter, r *http.Request, c call) (any, error) {
@@ -116,7 +138,7 @@ var statuses = map[event.Reason]int{
 	event.BadRequest: http.StatusBadRequest, event.DigestMismatch: http.StatusBadRequest, event.NotPermitted: http.StatusForbidden,
 	event.UnknownVM: http.StatusNotFound, event.UnknownTemplate: http.StatusNotFound, event.InUse: http.StatusConflict,
 	event.VMStopped: http.StatusConflict, event.QuotaExceeded: http.StatusConflict, event.TPMBusy: http.StatusServiceUnavailable,
-	event.TPMLost: http.StatusServiceUnavailable, event.DiskFull: http.StatusInsufficientStorage,
+	event.TPMLost: http.StatusServiceUnavailable, event.LogsUnreadable: http.StatusServiceUnavailable, event.DiskFull: http.StatusInsufficientStorage,
 }
 
 // refuse answers with a Problem. What went wrong inside stays in the log.
@@ -242,7 +264,11 @@ func (a *Agent) callQuote(r *http.Request, _ string) (any, error) {
 	if err != nil {
 		return nil, tpmError(err)
 	}
-	return hostapi.QuoteResponse{Quote: quote, Platform: evidence.Platform{Log: a.log}}, nil
+	platform, err := a.platform()
+	if err != nil {
+		return nil, err
+	}
+	return hostapi.QuoteResponse{Quote: quote, Platform: platform}, nil
 }
 
 func (a *Agent) callActivate(r *http.Request, _ string) (any, error) {
@@ -261,7 +287,7 @@ func (a *Agent) callActivate(r *http.Request, _ string) (any, error) {
 }
 
 func (a *Agent) callPlatform(*http.Request, string) (any, error) {
-	return evidence.Platform{Log: a.log}, nil
+	return a.platform()
 }
 
 func (a *Agent) callInventory(*http.Request, string) (any, error) {

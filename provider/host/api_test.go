@@ -322,6 +322,9 @@ func TestConfigIsChecked(t *testing.T) {
 		"no duration":   func(c *Config) { c.BootTimeout = "soon" },
 		"no module":     func(c *Config) { c.QEMUModule = "" },
 		"name":          func(c *Config) { c.Name = "Host 1" },
+		"no log":        func(c *Config) { c.Log = "" },
+		"both logs":     func(c *Config) { c.FirmwareLog, c.KernelList = "f", "k" },
+		"half a log":    func(c *Config) { c.Log, c.FirmwareLog = "", "f" },
 	} {
 		c := good
 		change(&c)

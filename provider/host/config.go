@@ -27,12 +27,19 @@ type Config struct {
 	Tenants []Tenant `yaml:"tenants"`
 	// TPM is the socket of the physical TPM, opened by this process alone.
 	TPM string `yaml:"tpm"`
-	// Log is the measurement log that firmware and launcher left.
-	Log string `yaml:"log"`
+	// Log is the measurement log that a lab's launcher left. A host in production has none,
+	// and names FirmwareLog and KernelList instead: exactly one of the two.
+	Log string `yaml:"log,omitempty"`
+	// FirmwareLog and KernelList are the logs of firmware and kernel, in production:
+	// /sys/kernel/security/tpm0/binary_bios_measurements and
+	// /sys/kernel/security/ima/binary_runtime_measurements. The agent's user must be able to
+	// read them, and the kernel's policy must measure what that user reads.
+	FirmwareLog string `yaml:"firmware_log,omitempty"`
+	KernelList  string `yaml:"kernel_list,omitempty"`
 	// Inventory is the provider's signed inventory, served as it is.
 	Inventory string `yaml:"inventory"`
 	// QEMU, BIOS, LoaderKernel and LoaderInitramfs are the measured files of the
-	// platform: the agent refuses one whose digest is not in Log.
+	// platform: the agent refuses one whose digest is not in Log, or in KernelList.
 	QEMU            string `yaml:"qemu"`
 	BIOS            string `yaml:"bios"`
 	LoaderKernel    string `yaml:"loader_kernel"`
@@ -69,7 +76,7 @@ type limits struct{ boot, hold time.Duration }
 // check refuses a configuration that lacks something or contradicts itself.
 func (c *Config) check() (limits, error) {
 	for field, value := range map[string]string{
-		"state": c.State, "tpm": c.TPM, "log": c.Log, "inventory": c.Inventory, "qemu": c.QEMU, "bios": c.BIOS,
+		"state": c.State, "tpm": c.TPM, "inventory": c.Inventory, "qemu": c.QEMU, "bios": c.BIOS,
 		"loader_kernel": c.LoaderKernel, "loader_initramfs": c.LoaderInitramfs, "bridge": c.Bridge,
 	} {
 		if value == "" {
@@ -77,6 +84,8 @@ func (c *Config) check() (limits, error) {
 		}
 	}
 	switch {
+	case (c.Log == "") == (c.FirmwareLog == "") || (c.FirmwareLog == "") != (c.KernelList == ""):
+		return limits{}, errors.New("configuration: want either log, which a lab's launcher left, or firmware_log and kernel_list")
 	case !vmspec.ValidName(c.Name):
 		return limits{}, errors.New("configuration: name: want a lower-case DNS label")
 	case !c.Listen.IsValid():

@@ -28,6 +28,8 @@ import (
 	"foothold/protocol/event"
 	"foothold/protocol/evidence"
 	"foothold/protocol/hostapi"
+	"foothold/protocol/imalog"
+	"foothold/protocol/tcglog"
 )
 
 // Limits of calls.
@@ -38,7 +40,9 @@ const (
 	maxIdleConns = 32               // two for each VM that is judged at the same time
 	maxList      = 16 << 20         // bytes of a list
 	maxConsole   = 2 << 20
-	maxLog       = 2 << 20 // of a platform's measurement log: MaxEvents entries
+	// of a platform's logs: a launcher's MaxEvents entries, or those of firmware and kernel
+	// in base64, and a quote. What comes compressed is bounded as it is unpacked.
+	maxLog = 2<<20 + (tcglog.MaxSize+imalog.MaxSize)*4/3
 )
 
 // nameSuffix completes a host's name to the DNS name in its certificate.

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"foothold/internal/mtls"
+	"foothold/tenant/verify"
 )
 
 // Config is the orchestrator's configuration file.
@@ -40,6 +41,9 @@ type Config struct {
 	// The file is the first one, too: see `foothold platform manifest import`.
 	Platform    string `yaml:"platform"`
 	PlatformKey string `yaml:"platform_key"`
+	// HostPolicy is what hosts must be beside their release's reference values: by default,
+	// and what differs for single hosts. In production it must name locations.
+	HostPolicy verify.Policies `yaml:"host_policy,omitempty"`
 	// HostLost is what becomes of VMs that run on a host which lost its good standing, because it left
 	// the inventory, has other keys, or its release has no reference values left: alert, close or
 	// terminate [close]. A refused quote ends a VM whatever this says, and so does limits.attest_within.
