@@ -242,7 +242,7 @@ func (h *hostEnd) hold() bool {
 		return false
 	}
 	h.w.measured = *m.Measurement
-	h.say(channel.Message{Type: channel.Held})
+	h.say(channel.Message{Type: channel.Ready})
 	return true
 }
 
@@ -423,7 +423,7 @@ func TestBootRefuses(t *testing.T) {
 			}
 		}, event.ChannelMisuse},
 		"held unasked": {func(w *world) {
-			w.host = func(h *hostEnd) { h.hear(); h.say(channel.Message{Type: channel.Held}); h.rest() }
+			w.host = func(h *hostEnd) { h.hear(); h.say(channel.Message{Type: channel.Ready}); h.rest() }
 		}, event.ChannelMisuse},
 		"asked again while held": {func(w *world) {
 			w.host = func(h *hostEnd) {
@@ -539,7 +539,7 @@ func FuzzLocalChannel(f *testing.F) {
 			io.Reader
 			io.Writer
 		}{bytes.NewReader(data), io.Discard}}
-		if l.hold(t.Context(), digest.SHA256{1}) == nil && !bytes.Contains(data, []byte("ask-tunnel")) {
+		if l.announce(t.Context(), digest.SHA256{1}) == nil && !bytes.Contains(data, []byte("ask-tunnel")) {
 			t.Error("held without having been asked")
 		}
 	})

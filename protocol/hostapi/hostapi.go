@@ -38,6 +38,9 @@ type CreateRequest struct {
 	Token token.Token `json:"token"`
 }
 
+// MaxDetail bounds VM.Detail in bytes.
+const MaxDetail = 300
+
 // States of a VM on a host.
 const (
 	Created = "created" // disks and settings are there
@@ -48,9 +51,8 @@ const (
 // Boot stages of a running VM.
 const (
 	Waiting   = "waiting"   // for the loader's tunnel
-	Queued    = "queued"    // for the TPM
-	Held      = "held"      // PCR 16 and 23 are this VM's
-	Quoted    = "quoted"    // TPM freed
+	Attesting = "attesting" // its measurements are taken down, its quote is awaited
+	Quoted    = "quoted"    // in its turn with the TPM
 	Delivered = "delivered" // the loader handed over
 )
 
@@ -68,6 +70,7 @@ type VM struct {
 	Started  time.Time       `json:"started,omitzero"`
 	Ended    time.Time       `json:"ended,omitzero"`
 	Reason   event.Reason    `json:"reason,omitempty"`
+	Detail   string          `json:"detail,omitempty"`   // of the reason: which TPM command was refused, for instance; at most MaxDetail
 	TPMHeld  time.Duration   `json:"tpm_held,omitempty"` // nanoseconds that the TPM was held for it
 }
 

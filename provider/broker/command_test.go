@@ -89,8 +89,8 @@ func TestEveryFixedByteCounts(t *testing.T) {
 	}
 }
 
-// TestOtherCommandsEndTheTurn tries what a VM might want from a TPM.
-func TestOtherCommandsEndTheTurn(t *testing.T) {
+// TestOtherCommandsEndTheAttestation tries what a VM might want from a TPM.
+func TestOtherCommandsEndTheAttestation(t *testing.T) {
 	b, _ := newBroker(t, time.Minute)
 	password := tpm2.PasswordAuth(nil)
 	reg := func(i int) tpm2.AuthHandle { return tpm2.AuthHandle{Handle: tpm2.TPMHandle(i), Auth: password} }
@@ -214,20 +214,17 @@ func TestOtherCommandsEndTheTurn(t *testing.T) {
 	}
 	for name, try := range tries {
 		t.Run(name, func(t *testing.T) {
-			h, err := b.Hold(t.Context(), "a", measurements(name), tunnelOf(name))
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer h.Release()
-			if err := try(send(h.Forward)); !errors.Is(err, ErrRefused) {
+			a := b.begin(t, "a", name)
+			defer a.Release()
+			if err := try(commands(t, a)); !errors.Is(err, ErrRefused) {
 				t.Errorf("not refused: %v", err)
 			}
 			select {
-			case <-h.Ended():
+			case <-a.Ended():
 			default:
-				t.Error("the turn goes on")
+				t.Error("the attestation goes on")
 			}
-			if err := attest(b, send(h.Forward), name); !errors.Is(err, ErrOver) {
+			if err := attest(b, commands(t, a), name); !errors.Is(err, ErrOver) {
 				t.Errorf("a quote afterwards: %v", err)
 			}
 			clean(t, b)

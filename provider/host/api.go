@@ -227,7 +227,7 @@ func (a *Agent) callDeleteVolume(r *http.Request, tenant string) (any, error) {
 	return struct{}{}, a.deleteVolume(tenant, id)
 }
 
-func (a *Agent) callQuote(r *http.Request, _ string) (any, error) {
+func (a *Agent) callQuote(r *http.Request, tenant string) (any, error) {
 	var req hostapi.QuoteRequest
 	if err := read(r, &req); err != nil {
 		return nil, err
@@ -235,20 +235,20 @@ func (a *Agent) callQuote(r *http.Request, _ string) (any, error) {
 	if req.QualifyingData.IsZero() {
 		return nil, event.Refuse(event.BadRequest, "qualifying_data: want a SHA-256")
 	}
-	quote, err := a.broker.StaticQuote(r.Context(), req.QualifyingData)
+	quote, err := a.broker.StaticQuote(r.Context(), tenant, req.QualifyingData)
 	if err != nil {
 		return nil, tpmError(err)
 	}
 	return hostapi.QuoteResponse{Quote: quote, Platform: evidence.Platform{Log: a.log}}, nil
 }
 
-func (a *Agent) callActivate(r *http.Request, _ string) (any, error) {
+func (a *Agent) callActivate(r *http.Request, tenant string) (any, error) {
 	var req hostapi.ActivateRequest
 	if err := read(r, &req); err != nil {
 		return nil, err
 	}
-	credential, err := a.broker.Activate(r.Context(), req.Blob, req.Secret)
-	if errors.Is(err, broker.ErrFailed) {
+	credential, err := a.broker.Activate(r.Context(), tenant, req.Blob, req.Secret)
+	if errors.Is(err, broker.ErrFailed) || errors.Is(err, broker.ErrBusy) {
 		return nil, tpmError(err)
 	}
 	if err != nil {
@@ -262,6 +262,14 @@ func (a *Agent) callPlatform(*http.Request, string) (any, error) {
 }
 
 func (a *Agent) callInventory(*http.Request, string) (any, error) {
+	data, err := a.readInventory()
+	if err != nil {
+		return nil, err
+	}
+	return raw{"application/json", data}, nil
+}
+
+func (a *Agent) readInventory() ([]byte, error) {
 	f, err := os.Open(a.conf.Inventory)
 	if err != nil {
 		return nil, fmt.Errorf("read inventory: %w", err)
@@ -271,7 +279,7 @@ func (a *Agent) callInventory(*http.Request, string) (any, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read inventory: %w", err)
 	}
-	return raw{"application/json", data}, nil
+	return data, nil
 }
 
 // template is the digest that the path names.

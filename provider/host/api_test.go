@@ -3,6 +3,8 @@ package host
 import (
 	"bytes"
 	"context"
+	"crypto/ed25519"
+	"crypto/rand"
 	"crypto/x509"
 	"os"
 	"slices"
@@ -16,6 +18,7 @@ import (
 	"foothold/protocol/hostapi"
 	"foothold/protocol/pcr"
 	"foothold/protocol/token"
+	"foothold/provider/broker"
 
 	"github.com/google/go-tpm/tpm2"
 )
@@ -267,6 +270,47 @@ func TestAgentRefusesWhatWasNotMeasured(t *testing.T) {
 	}
 }
 
+// TestAgentWantsItsInventoryEntry: the TPM's keys are those that the provider published for
+// this host, or nothing runs.
+func TestAgentWantsItsInventoryEntry(t *testing.T) {
+	_, stranger, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := newWorld(t, nil)
+	for name, c := range map[string]struct {
+		change func(w *world)
+		why    string
+	}{
+		"signed by somebody else":  {func(w *world) { w.publish(stranger, w.entry) }, "signature"},
+		"without this host":        {func(w *world) { w.publish(w.inventoryKey) }, "no host host-1"},
+		"with another host's keys": {func(w *world) { w.publish(w.inventoryKey, other.entry) }, broker.ErrOtherKey.Error()},
+		"with another session key": {func(w *world) {
+			entry := w.entry
+			entry.Session = other.entry.Session
+			w.publish(w.inventoryKey, entry)
+		}, broker.ErrOtherKey.Error()},
+		"with an AIK for sessions": {func(w *world) {
+			entry := w.entry
+			entry.Session = entry.AIK
+			w.publish(w.inventoryKey, entry)
+		}, "session key"},
+		"no inventory": {func(w *world) {
+			if err := os.WriteFile(w.conf.Inventory, []byte("{}"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}, "read inventory"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, nil)
+			c.change(w)
+			if err := Run(context.Background(), w.conf, w.sum); err == nil || !strings.Contains(err.Error(), c.why) {
+				t.Errorf("it ran: %v", err)
+			}
+		})
+	}
+}
+
 func TestConfigIsChecked(t *testing.T) {
 	good := newWorld(t, nil).conf
 	if _, err := good.check(); err != nil {
@@ -280,6 +324,7 @@ func TestConfigIsChecked(t *testing.T) {
 		"negative time": func(c *Config) { c.HoldTimeout = "-1s" },
 		"no duration":   func(c *Config) { c.BootTimeout = "soon" },
 		"no module":     func(c *Config) { c.QEMUModule = "" },
+		"no key":        func(c *Config) { c.InventoryKey = "" },
 		"name":          func(c *Config) { c.Name = "Host 1" },
 	} {
 		c := good

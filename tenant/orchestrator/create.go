@@ -367,7 +367,7 @@ func stopped(vm hostapi.VM) error {
 	switch vm.Reason {
 	case event.GuestReset, event.GuestPoweredOff, event.ChannelMisuse, event.TPMCommandRefused, event.TPMBusy, event.TPMLost, event.LoaderFailed, event.DigestMismatch,
 		event.SignatureInvalid, event.DeadlinePassed, event.BootServerFailed, event.ServerUntrusted:
-		return event.Refuse(vm.Reason, "host %s ended the VM in boot stage %q", vm.Host, vm.Boot)
+		return event.Refuse(vm.Reason, "host %s ended the VM in boot stage %q: %q", vm.Host, vm.Boot, vm.Detail[:min(len(vm.Detail), hostapi.MaxDetail)])
 	}
 	return event.Refuse(event.VMStopped, "host %s reports it %s, boot stage %q, reason %q", vm.Host, vm.State, vm.Boot, vm.Reason)
 }

@@ -188,7 +188,7 @@ func (h *fakeHost) stop(id string, why event.Reason) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if v := h.vms[id]; v != nil {
-		v.State, v.Reason, v.Ended = hostapi.Stopped, why, time.Now()
+		v.State, v.Reason, v.Detail, v.Ended = hostapi.Stopped, why, "what the host saw", time.Now()
 	}
 	h.changed.Broadcast()
 }

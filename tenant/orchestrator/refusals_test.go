@@ -700,6 +700,10 @@ func TestTheHostsReasonIsKept(t *testing.T) {
 			w.host.stop(g.id, said)
 			w.waitPhase(g.id, reservation.Aborted)
 		})
+		list := w.journal("vm.aborted")
+		if detail := list[len(list)-1].Detail["detail"]; said == want && !strings.Contains(detail, `"what the host saw"`) {
+			t.Errorf("%s: the journal says %q", said, detail)
+		}
 		w.waitGone(g.id)
 		w.waitFlows(g.id)
 		w.call("DELETE", "/v1/vms/web", nil, nil)

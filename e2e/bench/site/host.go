@@ -37,7 +37,7 @@ import (
 	"github.com/google/go-tpm/tpm2"
 )
 
-// turn is how long a VM may hold a TPM.
+// turn is how long a VM may take for each of its commands.
 const turn = 30 * time.Second
 
 // host speaks hostapi; its TPM and the broker before it are real.
@@ -88,7 +88,11 @@ func (s *Site) newHost(ctx context.Context, name string) (*host, error) {
 		}
 		h.log = append(h.log, pcr.Event{PCR: pcr.Platform, Digest: f.SHA256, Name: f.Name})
 	}
-	if h.broker, err = broker.New(dev, turn); err != nil {
+	keys, err := broker.KeysOf(h.entry)
+	if err != nil {
+		return nil, err
+	}
+	if h.broker, err = broker.New(dev, keys, turn); err != nil {
 		return nil, err
 	}
 	files, err := s.issue(s.provider, authority.Provider, mtls.Host, name, authority.Server, hostclient.ServerName(name))
@@ -216,7 +220,7 @@ func (h *host) handler() http.Handler {
 			answer(w, nil, event.BadRequest)
 			return
 		}
-		credential, err := h.broker.Activate(r.Context(), in.Blob, in.Secret)
+		credential, err := h.broker.Activate(r.Context(), tenantName, in.Blob, in.Secret)
 		if err != nil {
 			answer(w, nil, event.BadRequest)
 			return

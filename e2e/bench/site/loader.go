@@ -199,7 +199,7 @@ func (l *Loader) Open() error {
 	return nil
 }
 
-// Attest has the host hold its TPM for this VM and passes the boot server's commands to
+// Attest has the host take down what this VM's quote is to prove, and passes the boot server's commands to
 // it, until the orchestrator has judged the quote and the grant is there.
 func (l *Loader) Attest(ctx context.Context, s *Site) error {
 	state := l.conn.ConnectionState()
@@ -208,15 +208,15 @@ func (l *Loader) Attest(ctx context.Context, s *Site) error {
 		return err
 	}
 	tunnel := evidence.Tunnel(digest.Of(exporter), state.PeerCertificates[0].Raw, l.leaf, l.key)
-	hold, err := l.vm.host.broker.Hold(ctx, tenantName, vmspec.Measurements(s.firmware, l.vm.spec.Digest()), tunnel)
+	a, err := l.vm.host.broker.Attest(tenantName, vmspec.Measurements(s.firmware, l.vm.spec.Digest()), tunnel)
 	if err != nil {
 		return err
 	}
-	defer hold.Release()
-	return l.session(hold)
+	defer a.Release()
+	return l.session(ctx, a)
 }
 
-func (l *Loader) session(hold *broker.Hold) error {
+func (l *Loader) session(ctx context.Context, a *broker.Attestation) error {
 	var in bootmsg.AttestRequest
 	for range 4 { // session, quote, grant, and one that is one too many
 		var out bootmsg.AttestResponse
@@ -226,7 +226,7 @@ func (l *Loader) session(hold *broker.Hold) error {
 		if out.Grant != nil {
 			return nil
 		}
-		response, err := hold.Forward(out.Command)
+		response, err := a.Forward(ctx, out.Command)
 		if err != nil {
 			return err
 		}

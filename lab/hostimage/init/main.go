@@ -104,7 +104,7 @@ func work(port *os.File) (a hostimage.Answer, err error) {
 		"--location", "lab, rack 2, unit 1", "--asset", "LAB-0002", "--software", "hostimage", "--out", "/run/entry"); err != nil {
 		return a, err
 	}
-	if err := agent("quote", "--tpm", "/dev/tpm0", "--nonce", q.Nonce.String(), "--out", "/run/quote"); err != nil {
+	if err := agent("quote", "--tpm", "/dev/tpm0", "--host", "/run/entry", "--nonce", q.Nonce.String(), "--out", "/run/quote"); err != nil {
 		return a, err
 	}
 	if a.Entry, err = os.ReadFile("/run/entry"); err != nil {
