@@ -18,6 +18,7 @@ var (
 	ErrRefused = errors.New("TPM command refused")                            // with the VM's reason to end
 	ErrOver    = errors.New("the VM's attestation is over")                   // by its time limit, or released
 	ErrTimeout = errors.New("the VM's next TPM command did not come in time") // cause of ErrOver by the time limit
+	ErrTPM     = errors.New("the TPM refused")                                // the VM's session or quote: they are not meant for it
 	ErrEvicted = errors.New("the VM's TPM session had to make room for another tenant's")
 )
 
@@ -43,7 +44,7 @@ type Attestation struct {
 	timer   *time.Timer
 	due     time.Time // when the VM's next command is late
 	session *session  // of the VM, while started
-	handle  uint32    // of the session, which may be flushed once more after the quote
+	handle  uint32    // of the session, which may be flushed once more after the quote; 0: there was none
 	flushed bool      // that late flush was answered
 	held    time.Duration
 	cause   error
@@ -100,6 +101,9 @@ func (a *Attestation) Forward(ctx context.Context, command []byte) ([]byte, erro
 		}
 	}()
 	switch {
+	case err == nil && req.kind == flush && req.session == a.handle && !a.flushed && (a.state == quoted || errors.Is(a.cause, ErrTPM)):
+		a.flushed = true
+		return flushed(), nil
 	case a.state == ended:
 		return nil, fmt.Errorf("%w: %w", ErrOver, a.cause)
 	case err != nil:
@@ -107,9 +111,6 @@ func (a *Attestation) Forward(ctx context.Context, command []byte) ([]byte, erro
 		return a.start(ctx, command)
 	case a.state == started && req.kind == quote && req.session == a.handle:
 		return a.quote(ctx, command)
-	case a.state == quoted && req.kind == flush && req.session == a.handle && !a.flushed:
-		a.flushed = true
-		return flushed(), nil
 	default:
 		err = errors.New("out of order")
 	}
@@ -137,7 +138,7 @@ func (a *Attestation) start(ctx context.Context, command []byte) ([]byte, error)
 		return nil, err
 	}
 	if !ok {
-		a.end(ended, errors.New("the TPM refused the session"))
+		a.end(ended, fmt.Errorf("%w the session", ErrTPM))
 		return response, nil
 	}
 	a.handle, a.state = s.handle, started
@@ -160,7 +161,7 @@ func (a *Attestation) quote(ctx context.Context, command []byte) ([]byte, error)
 		a.end(ended, err)
 		return nil, err
 	case !succeeded(response):
-		a.end(ended, errors.New("the TPM refused the quote"))
+		a.end(ended, fmt.Errorf("%w the quote", ErrTPM))
 	default:
 		a.end(quoted, nil)
 	}

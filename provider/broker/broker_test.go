@@ -265,6 +265,36 @@ func TestAnothersSessionIsRefused(t *testing.T) {
 	clean(t, b)
 }
 
+// TestATPMThatRefusesIsTold: a quote that the TPM refuses ends the attestation, and the
+// boot server hears the TPM's answer, to the end of its session.
+func TestATPMThatRefusesIsTold(t *testing.T) {
+	b, _ := newBroker(t, time.Minute)
+	a := b.begin(t, "a", "vm")
+	var stale tpm2.TPMRC
+	err := attest(b, send(func(c []byte) ([]byte, error) {
+		if req, err := parse(c); err == nil && req.kind == quote {
+			c = append([]byte(nil), c...)
+			c[60] ^= 1 // the session's HMAC
+		}
+		return a.Forward(t.Context(), c)
+	}), "vm")
+	if !errors.As(err, &stale) || !errors.Is(a.Cause(), ErrTPM) || a.Quoted() {
+		t.Errorf("the boot server hears %v, the cause is %v", err, a.Cause())
+	}
+	if got, err := a.Forward(t.Context(), flushOf(a.handle)); err != nil || !bytes.Equal(got, flushed()) {
+		t.Errorf("the session's flush: %x, %v", got, err)
+	}
+	if _, err := a.Forward(t.Context(), flushOf(a.handle)); !errors.Is(err, ErrOver) {
+		t.Errorf("its second flush: %v", err)
+	}
+	clean(t, b)
+}
+
+func flushOf(session uint32) []byte {
+	c := []byte{0x80, 0x01, 0, 0, 0, 14, 0, 0, 0x01, 0x65}
+	return append(c, byte(session>>24), byte(session>>16), byte(session>>8), byte(session))
+}
+
 func TestAttestationEndsByItself(t *testing.T) {
 	b, _ := newBroker(t, 100*time.Millisecond)
 	a := b.begin(t, "a", "slow")

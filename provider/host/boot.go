@@ -180,6 +180,8 @@ func tpmError(err error) error {
 		return nil
 	case errors.Is(err, broker.ErrFailed):
 		return event.Refuse(event.TPMLost, "%v", err)
+	case errors.Is(err, broker.ErrTPM):
+		return event.Refuse(event.QuoteRefused, "%v", err)
 	case errors.Is(err, broker.ErrRefused):
 		return event.Refuse(event.TPMCommandRefused, "%v", err)
 	case errors.Is(err, broker.ErrBusy), errors.Is(err, broker.ErrEvicted):

@@ -366,7 +366,7 @@ func (o *Orchestrator) recordHold(ctx context.Context, id string, start int, hel
 func stopped(vm hostapi.VM) error {
 	switch vm.Reason {
 	case event.GuestReset, event.GuestPoweredOff, event.ChannelMisuse, event.TPMCommandRefused, event.TPMBusy, event.TPMLost, event.LoaderFailed, event.DigestMismatch,
-		event.SignatureInvalid, event.DeadlinePassed, event.BootServerFailed, event.ServerUntrusted:
+		event.SignatureInvalid, event.QuoteRefused, event.DeadlinePassed, event.BootServerFailed, event.ServerUntrusted:
 		return event.Refuse(vm.Reason, "host %s ended the VM in boot stage %q: %q", vm.Host, vm.Boot, vm.Detail[:min(len(vm.Detail), hostapi.MaxDetail)])
 	}
 	return event.Refuse(event.VMStopped, "host %s reports it %s, boot stage %q, reason %q", vm.Host, vm.State, vm.Boot, vm.Reason)

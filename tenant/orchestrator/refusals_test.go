@@ -693,7 +693,7 @@ func TestTheHostsReasonIsKept(t *testing.T) {
 		event.ChannelMisuse: event.ChannelMisuse, event.TPMCommandRefused: event.TPMCommandRefused, event.TPMBusy: event.TPMBusy,
 		event.LoaderFailed: event.LoaderFailed, event.BootServerFailed: event.BootServerFailed, event.ServerUntrusted: event.ServerUntrusted,
 		event.SignatureInvalid: event.SignatureInvalid, event.DigestMismatch: event.DigestMismatch, event.DeadlinePassed: event.DeadlinePassed,
-		event.Released: event.VMStopped, event.AuditFailed: event.VMStopped, "": event.VMStopped, "made-up": event.VMStopped,
+		event.QuoteRefused: event.QuoteRefused, event.Released: event.VMStopped, event.AuditFailed: event.VMStopped, "": event.VMStopped, "made-up": event.VMStopped,
 	} {
 		g := w.take(w.create(api.CreateVM{Name: "web"}).ID)
 		w.refusedOnce(string(said), "vm.aborted", want, func() {
