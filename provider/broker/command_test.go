@@ -232,6 +232,19 @@ func TestOtherCommandsEndTheAttestation(t *testing.T) {
 	}
 }
 
+// A response opens a session only if all of it is one that does.
+func FuzzStartedSession(f *testing.F) {
+	good := append([]byte{0x80, 1, 0, 0, 0, 48, 0, 0, 0, 0, 2, 0, 0, 1, 0, 32}, make([]byte, 32)...)
+	f.Add(good)
+	f.Add(good[:20])
+	f.Add(flushed())
+	f.Fuzz(func(t *testing.T, response []byte) {
+		if handle, ok := startedSession(response); ok && (handle>>24 != handleTypeHMAC || !succeeded(response) || int(binary.BigEndian.Uint32(response[2:])) != len(response)) {
+			t.Errorf("session %#x of %x", handle, response)
+		}
+	})
+}
+
 func FuzzParse(f *testing.F) {
 	for _, c := range recorded(f) {
 		f.Add(c)
