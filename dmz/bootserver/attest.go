@@ -107,23 +107,24 @@ func (v *conversation) start() {
 	v.tpm = s
 	tunnel := evidence.Tunnel(v.exporter, v.srv.leaf, v.leaf, v.vmKey)
 	binding := evidence.Binding(evidence.RoleBoot, v.opening.Reservation, tunnel, v.opening.Settings, v.opening.Nonce)
-	aik, key := v.aik, v.session
+	aik, key, salt := v.aik, v.session, v.salt
 	go func() {
-		q, err := quote(s, aik, key, binding)
+		q, err := quote(s, aik, key, salt, binding)
 		s.result <- quoted{q, err}
 	}()
 }
 
-// quote asks for TPM2_Quote in a session salted to the inventoried key, so that only
+// quote asks for TPM2_Quote in a session salted to the inventoried key, or to the tenant's
+// own, so that only
 // that TPM can know the session's key, with parameters encrypted both ways (TPM 2.0
 // Library, part 1, "Session-based encryption"). The session ends with the command.
-func quote(t transport.TPM, aik, sessionKey tpm2.TPMTPublic, binding digest.SHA256) (evidence.Quote, error) {
+func quote(t transport.TPM, aik, sessionKey tpm2.TPMTPublic, salt tpm2.TPMHandle, binding digest.SHA256) (evidence.Quote, error) {
 	name, err := tpm2.ObjectName(&aik)
 	if err != nil {
 		return evidence.Quote{}, err
 	}
 	auth := tpm2.HMAC(tpm2.TPMAlgSHA256, nonceSize,
-		tpm2.Salted(tpm2.TPMHandle(inventory.SessionHandle), sessionKey), tpm2.AESEncryption(128, tpm2.EncryptInOut))
+		tpm2.Salted(salt, sessionKey), tpm2.AESEncryption(128, tpm2.EncryptInOut))
 	rsp, err := tpm2.Quote{
 		SignHandle:     tpm2.AuthHandle{Handle: tpm2.TPMHandle(inventory.AIKHandle), Name: *name, Auth: auth},
 		QualifyingData: tpm2.TPM2BData{Buffer: binding[:]},

@@ -23,6 +23,7 @@ import (
 	"foothold/protocol/digest"
 	"foothold/protocol/event"
 	"foothold/protocol/evidence"
+	"foothold/protocol/inventory"
 	"foothold/protocol/signed"
 	"foothold/protocol/token"
 	wire "foothold/protocol/upstream"
@@ -61,6 +62,7 @@ type conversation struct {
 	opening   wire.OpenResponse
 	aik       tpm2.TPMTPublic
 	session   tpm2.TPMTPublic
+	salt      tpm2.TPMHandle // of session
 	vmKey     []byte
 	exporter  digest.SHA256 // SHA-256 of the exporter
 	leaf      []byte        // the loader's certificate
@@ -186,14 +188,18 @@ func (v *conversation) bind() error {
 	if err != nil {
 		return event.Refuse(event.BootServerFailed, "inventoried AIK: %v", err)
 	}
+	check, handle := tpm.CheckSession, tpm2.TPMHandle(inventory.SessionHandle)
+	if o.Own {
+		check, handle = tpm.CheckMigrated, tpm2.TPMHandle(inventory.TenantHandle)
+	}
 	key, err := tpm.ParsePublic(o.Session)
 	if err == nil {
-		err = tpm.CheckSession(key)
+		err = check(key)
 	}
 	if err != nil {
-		return event.Refuse(event.BootServerFailed, "inventoried session key: %v", err)
+		return event.Refuse(event.BootServerFailed, "session key: %v", err)
 	}
-	v.aik, v.session = *aik, *key
+	v.aik, v.session, v.salt = *aik, *key, handle
 	state := v.tls.ConnectionState()
 	exporter, err := state.ExportKeyingMaterial(evidence.ExporterLabel, evidence.ExporterContext(o.Reservation, o.Nonce), evidence.ExporterLen)
 	if err != nil {

@@ -31,6 +31,7 @@ func FuzzResponse(f *testing.F) {
 func FuzzPublic(f *testing.F) {
 	f.Add(tpm2.Marshal(AIKTemplate()))
 	f.Add(tpm2.Marshal(SessionTemplate()))
+	f.Add(tpm2.Marshal(migratedTemplate()))
 	f.Add(tpm2.Marshal(tpm2.RSAEKTemplate))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		pub, err := ParsePublic(data)
@@ -39,6 +40,9 @@ func FuzzPublic(f *testing.F) {
 		}
 		if !bytes.Equal(tpm2.Marshal(pub), data) {
 			t.Fatal("took another form")
+		}
+		if CheckMigrated(pub) == nil && (pub.ObjectAttributes.FixedTPM || CheckSession(pub) == nil) {
+			t.Fatal("a key of the TPM's own is taken for a migrated one")
 		}
 		aik, session := CheckAIK(pub) == nil, CheckSession(pub) == nil
 		if aik && session || aik && !pub.ObjectAttributes.SignEncrypt || session && !pub.ObjectAttributes.Decrypt ||

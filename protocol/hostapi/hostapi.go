@@ -93,6 +93,15 @@ type ActivateRequest struct {
 	Secret []byte `json:"secret"` // seed, encrypted to the endorsement key, at most 256 bytes
 }
 
+// MigratedKey is a tenant's own key for sessions with the host's TPM (package
+// internal/tpm), in the place of the inventory's. It is encrypted to the inventory's
+// session key; only that TPM can take it.
+type MigratedKey struct {
+	Public    []byte `json:"public"`    // TPMT_PUBLIC
+	Duplicate []byte `json:"duplicate"` // TPM2B_PRIVATE's buffer, at most 256 bytes
+	Seed      []byte `json:"seed"`      // TPM2B_ENCRYPTED_SECRET's buffer, at most 68 bytes
+}
+
 // ActivateResponse carries what only that TPM could recover.
 type ActivateResponse struct {
 	Credential []byte `json:"credential"`

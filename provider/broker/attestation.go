@@ -107,8 +107,10 @@ func (a *Attestation) Forward(ctx context.Context, command []byte) ([]byte, erro
 	case a.state == ended:
 		return nil, fmt.Errorf("%w: %w", ErrOver, a.cause)
 	case err != nil:
+	case a.state == waiting && req.own && !a.b.hasOwn(a.tenant):
+		err = errors.New("this tenant has no session key of its own here")
 	case a.state == waiting && req.kind == startSession:
-		return a.start(ctx, command)
+		return a.start(ctx, command, req.own)
 	case a.state == started && req.kind == quote && req.session == a.handle:
 		return a.quote(ctx, command)
 	default:
@@ -120,7 +122,7 @@ func (a *Attestation) Forward(ctx context.Context, command []byte) ([]byte, erro
 
 // start opens the VM's session and puts it aside, outside the TPM, which has room for
 // few. The caller holds a.mu.
-func (a *Attestation) start(ctx context.Context, command []byte) ([]byte, error) {
+func (a *Attestation) start(ctx context.Context, command []byte, own bool) ([]byte, error) {
 	s, err := a.b.sessions.take(ctx, a)
 	if err != nil {
 		a.end(ended, err)
@@ -132,7 +134,7 @@ func (a *Attestation) start(ctx context.Context, command []byte) ([]byte, error)
 		return nil, fmt.Errorf("wait for the TPM: %w", err)
 	}
 	defer a.b.turns.free()
-	response, ok, err := a.b.open(s, command)
+	response, ok, err := a.b.open(s, command, own)
 	if err != nil {
 		a.end(ended, err)
 		return nil, err

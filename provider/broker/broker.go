@@ -81,7 +81,8 @@ type Broker struct {
 	turns    queue         // of VMs' commands
 	statics  queue         // of static quotes and activations
 
-	mu     sync.Mutex // one sequence of commands at a time: of a VM, and one of statics
+	mu     sync.Mutex        // one sequence of commands at a time: of a VM, and one of statics
+	own    map[string]ownKey // by tenant
 	dev    transport.TPM
 	failed bool
 	lost   chan struct{} // closed when failed becomes true
@@ -145,7 +146,7 @@ func New(dev transport.TPM, keys Keys, timeout time.Duration) (*Broker, error) {
 	if timeout <= 0 {
 		return nil, errors.New("take the TPM: no time limit for a VM")
 	}
-	b := &Broker{timeout: timeout, lost: make(chan struct{})}
+	b := &Broker{timeout: timeout, lost: make(chan struct{}), own: map[string]ownKey{}}
 	b.dev = watched{dev, b.fail}
 	dev = b.dev
 	var err error

@@ -185,13 +185,18 @@ func property(dev transport.TPM, which tpm2.TPMPT) (uint32, error) {
 
 // open passes the start of a VM's session and saves the session. It reports whether the
 // TPM agreed.
-func (b *Broker) open(s *session, command []byte) (response []byte, ok bool, err error) {
+func (b *Broker) open(s *session, command []byte, own bool) (response []byte, ok bool, err error) {
 	err = b.alone(func() error {
 		if err := b.refresh(); err != nil {
 			return err
 		}
-		if response, err = b.dev.Send(command); err != nil {
-			return fmt.Errorf("forward TPM command: %w", err)
+		if own {
+			response, err = b.startOwn(s.of.tenant, command)
+		} else if response, err = b.dev.Send(command); err != nil {
+			err = fmt.Errorf("forward TPM command: %w", err)
+		}
+		if err != nil {
+			return err
 		}
 		if s.handle, ok = startedSession(response); !ok {
 			return nil

@@ -122,6 +122,7 @@ func Run(ctx context.Context, conf Config, configuration digest.SHA256) error {
 	if a.broker, err = broker.New(dev, keys, lim.hold); err != nil {
 		return err
 	}
+	a.restoreSessionKeys()
 	if err := a.recover(); err != nil {
 		return err
 	}

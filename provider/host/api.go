@@ -52,6 +52,7 @@ func (a *Agent) handler() http.Handler {
 		"DELETE /v1/volumes/{id}":    a.callDeleteVolume,
 		"POST /v1/quote":             a.callQuote,
 		"POST /v1/activate":          a.callActivate,
+		"PUT /v1/session-key":        a.callPutSessionKey,
 		"GET /v1/platform":           a.callPlatform,
 		"GET /v1/inventory":          a.callInventory,
 		"PUT /v1/templates/{sha}":    a.callPutTemplate,
@@ -97,7 +98,7 @@ func (a *Agent) carryOut(w http.ResponseWriter, r *http.Request, c call) (any, e
 		return nil, event.Refuse(event.NotPermitted, "%s is no tenant of this host", id)
 	}
 	limit := requestLimit
-	if r.Method == http.MethodPut {
+	if r.PathValue("sha") != "" && r.Method == http.MethodPut { // a template
 		limit = uploadLimit
 	} else {
 		r.Body = http.MaxBytesReader(w, r.Body, hostapi.MaxMessage)
@@ -270,16 +271,21 @@ func (a *Agent) callInventory(*http.Request, string) (any, error) {
 }
 
 func (a *Agent) readInventory() ([]byte, error) {
-	f, err := os.Open(a.conf.Inventory)
-	if err != nil {
-		return nil, fmt.Errorf("read inventory: %w", err)
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxInventory))
+	data, err := readUpTo(a.conf.Inventory, maxInventory)
 	if err != nil {
 		return nil, fmt.Errorf("read inventory: %w", err)
 	}
 	return data, nil
+}
+
+// readUpTo reads a file's first bytes.
+func readUpTo(path string, most int64) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, most))
 }
 
 // template is the digest that the path names.

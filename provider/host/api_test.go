@@ -16,6 +16,7 @@ import (
 	"foothold/protocol/digest"
 	"foothold/protocol/evidence"
 	"foothold/protocol/hostapi"
+	"foothold/protocol/inventory"
 	"foothold/protocol/pcr"
 	"foothold/protocol/token"
 	"foothold/provider/broker"
@@ -267,6 +268,54 @@ func TestAgentRefusesWhatWasNotMeasured(t *testing.T) {
 				t.Errorf("it ran: %v", err)
 			}
 		})
+	}
+}
+
+// TestSessionKeysAreTheirTenants: a tenant gives its own key, which survives the agent; what
+// was made for another TPM is refused.
+func TestSessionKeysAreTheirTenants(t *testing.T) {
+	w := newWorld(t, nil)
+	w.run()
+	give := func(entry inventory.Host) hostapi.MigratedKey {
+		key, err := tpm.NewMigrated()
+		if err != nil {
+			t.Fatal(err)
+		}
+		public, err := tpm.MigratedPublic(key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		parent, err := tpm.ParsePublic(entry.Session)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := hostapi.MigratedKey{Public: tpm2.Marshal(public)}
+		if m.Duplicate, m.Seed, err = tpm.Duplicate(parent, key); err != nil {
+			t.Fatal(err)
+		}
+		return m
+	}
+	c := w.client("acme-orchestrator")
+	c.refused("PUT", "/v1/session-key", give(newWorld(t, nil).entry), "bad-request")
+	c.refused("PUT", "/v1/session-key", hostapi.MigratedKey{}, "bad-request")
+	file := w.conf.State + "/sessionkeys/acme.json"
+	if _, err := os.Stat(file); err == nil {
+		t.Error("a refused key was stored")
+	}
+	c.ok("PUT", "/v1/session-key", give(w.entry), nil)
+	first, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.stop()
+	w.run()
+	c = w.client("acme-orchestrator")
+	c.ok("PUT", "/v1/session-key", give(w.entry), nil)
+	if second, err := os.ReadFile(file); err != nil || bytes.Equal(first, second) {
+		t.Errorf("another key does not take its place: %v", err)
+	}
+	if _, err := os.Stat(w.conf.State + "/sessionkeys/other.json"); err == nil {
+		t.Error("another tenant has it")
 	}
 }
 

@@ -66,6 +66,9 @@ func (o *Orchestrator) bringUp(ctx context.Context, spec hostedSpec, t1 token.To
 	if err := o.ensureActivated(ctx, spec.host); err != nil {
 		return err
 	}
+	if err := o.giveOwnKey(ctx, h, spec.host); err != nil {
+		return err
+	}
 	// 4. Create and start, each idempotent by reservation and start. After a crash the
 	// VM may exist; recovery destroys it.
 	created, err := h.Create(ctx, hostapi.CreateRequest{Spec: spec.Spec, Token: t1})

@@ -66,6 +66,7 @@ type Orchestrator struct {
 	network   policy.Network
 	zones     *zones
 	inventory *verify.Inventory
+	own       *ownKey // nil: boot sessions are salted to the inventory's keys
 	verifier  *verify.Verifier
 	hosts     map[string]*hostclient.Client
 	ground    ground
@@ -129,6 +130,9 @@ func newAt(ctx context.Context, conf Config, now func() time.Time) (_ *Orchestra
 		return nil, err
 	}
 	if err := o.readEvidenceGround(); err != nil {
+		return nil, err
+	}
+	if err := o.readOwnKey(); err != nil {
 		return nil, err
 	}
 	if err := o.dialHosts(); err != nil {

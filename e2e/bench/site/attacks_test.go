@@ -16,14 +16,19 @@ import (
 	"time"
 
 	"foothold/internal/mtls"
+	"foothold/internal/secret"
+	"foothold/internal/tpm"
 	"foothold/protocol/bootmsg"
 	"foothold/protocol/digest"
 	"foothold/protocol/event"
 	"foothold/protocol/evidence"
+	"foothold/protocol/hostapi"
 	"foothold/protocol/pcr"
 	"foothold/protocol/vmspec"
+	"foothold/provider/broker"
 	"foothold/tenant/authority"
 	"foothold/tenant/ledger"
+	"foothold/tenant/orchestrator"
 	"foothold/tenant/reservation"
 
 	"github.com/google/go-tpm/tpm2"
@@ -348,6 +353,69 @@ func (a attack) middle() string {
 		io.Copy(victim, up.conn)
 	}()
 	return l.Addr().(*net.TCPAddr).String()
+}
+
+// TestOwnSessionKey: VMs boot in sessions that are salted to the tenant's own key, migrated
+// into the host's TPM; at a host without it, or given another, none does.
+func TestOwnSessionKey(t *testing.T) {
+	s, err := Open(t.Context(), Options{Dir: t.TempDir(), Hosts: 2, Kernel: []byte("kernel"), Initramfs: []byte("initramfs"), OwnSessionKey: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	v, _, err := orchestrator.Open(s.path("tenant"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := v.Get("session-key")
+	if err != nil {
+		t.Fatal(err)
+	}
+	give := func(h *host, key secret.Bytes) {
+		t.Helper()
+		public, err := tpm.MigratedPublic(key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		parent, err := tpm.ParsePublic(h.entry.Session)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := hostapi.MigratedKey{Public: tpm2.Marshal(public)}
+		if m.Duplicate, m.Seed, err = tpm.Duplicate(parent, key); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := h.broker.Import(t.Context(), tenantName, m); err != nil {
+			t.Fatal(err)
+		}
+	}
+	vms, err := s.Reserve(t.Context(), 4) // in turn at either host
+	if err != nil {
+		t.Fatal(err)
+	}
+	boot := func(vm *VM) error { return (attack{t, s, vm, nil}).opened("").Attest(t.Context(), s) }
+	give(vms[0].host, key)
+	if err := boot(vms[0]); err != nil {
+		t.Errorf("with the key: %v", err)
+	}
+	if err := boot(vms[1]); !errors.Is(err, broker.ErrRefused) {
+		t.Errorf("at a host that was not given it: %v", err)
+	}
+	other, err := tpm.NewMigrated()
+	if err != nil {
+		t.Fatal(err)
+	}
+	give(vms[3].host, other)
+	if err := boot(vms[3]); err == nil || !strings.Contains(err.Error(), "403") {
+		t.Errorf("at a host that was given another: %v", err)
+	}
+	if err := boot(vms[2]); err != nil {
+		t.Errorf("with the key, again: %v", err)
+	}
 }
 
 // TestNoComponentWithoutAGrant is what each attack is after.
