@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"unicode/utf8"
 )
 
 // maxDepth bounds nesting; the protocol's deepest document nests six.
@@ -68,47 +69,46 @@ func describe(err error) error {
 	return errors.New("document does not fit its type")
 }
 
-// checkKeys walks the tokens once and refuses two keys of one object that differ
-// at most in case.
+// checkKeys walks the document once and refuses two keys of one object that differ at
+// most in case. It looks for nothing else but depth: of a document that the decoder then
+// takes it sees every key, and what it makes of any other does not matter.
 func checkKeys(data []byte) error {
-	dec := json.NewDecoder(bytes.NewReader(data))
 	type frame struct {
 		keys    map[string]bool // nil in an array
 		wantKey bool
 	}
 	var stack []frame
-	for {
-		tok, err := dec.Token()
-		if err == io.EOF {
-			return nil
-		}
-		if err != nil {
-			return describe(err)
-		}
+	for i := 0; i < len(data); i++ {
 		top := len(stack) - 1
-		if top >= 0 && stack[top].wantKey {
-			if key, ok := tok.(string); ok {
+		switch data[i] {
+		case '"':
+			end := stringEnd(data, i)
+			if end < 0 {
+				return nil // the decoder says what is wrong
+			}
+			if top >= 0 && stack[top].wantKey {
+				key, ok := unquote(data[i : end+1])
+				if !ok {
+					return nil
+				}
 				folded := strings.ToLower(key)
 				if stack[top].keys[folded] {
 					return fmt.Errorf("duplicate key %q", key)
 				}
 				stack[top].keys[folded] = true
 				stack[top].wantKey = false
-				continue
 			}
-		}
-		switch tok {
-		case json.Delim('{'):
+			i = end
+		case '{':
 			stack = append(stack, frame{keys: map[string]bool{}, wantKey: true})
-		case json.Delim('['):
+		case '[':
 			stack = append(stack, frame{})
-		case json.Delim('}'), json.Delim(']'):
-			stack = stack[:top]
-			if top--; top >= 0 && stack[top].keys != nil {
-				stack[top].wantKey = true
+		case '}', ']':
+			if top < 0 {
+				return nil
 			}
-			continue
-		default:
+			stack = stack[:top]
+		case ',':
 			if top >= 0 && stack[top].keys != nil {
 				stack[top].wantKey = true
 			}
@@ -116,8 +116,34 @@ func checkKeys(data []byte) error {
 		if len(stack) > maxDepth {
 			return errors.New("document nests too deep")
 		}
-		if len(stack) == 0 && dec.More() {
-			return errors.New("trailing data after the document")
+	}
+	return nil
+}
+
+// stringEnd is where the string that begins at i has its closing quote, or -1.
+func stringEnd(data []byte, i int) int {
+	for at := i + 1; ; at++ {
+		n := bytes.IndexByte(data[at:], '"')
+		if n < 0 {
+			return -1
+		}
+		at += n
+		escapes := 0
+		for data[at-1-escapes] == '\\' { // it ends at the opening quote
+			escapes++
+		}
+		if escapes%2 == 0 {
+			return at
 		}
 	}
+}
+
+// unquote decodes a string with its quotes, as the decoder will.
+func unquote(quoted []byte) (s string, ok bool) {
+	for _, c := range quoted {
+		if c == '\\' || c < ' ' || c >= utf8.RuneSelf {
+			return s, json.Unmarshal(quoted, &s) == nil
+		}
+	}
+	return string(quoted[1 : len(quoted)-1]), true
 }

@@ -53,12 +53,13 @@ type Config struct {
 	Now       func() time.Time // time.Now, but in tests
 }
 
-// Verifier judges quotes. It is immutable and may be used by many goroutines.
+// Verifier judges quotes. What it believes is immutable; it may be used by many goroutines.
 type Verifier struct {
 	inventory *Inventory
 	platforms map[string]*Platform
 	profile   string
 	now       func() time.Time
+	leaves    leaves
 }
 
 // New refuses an incomplete configuration: a missing part would be a skipped check.
