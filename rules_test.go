@@ -89,7 +89,7 @@ func TestPlacesDoNotImportEachOther(t *testing.T) {
 
 // Binaries that are measured or delivered hold one place's code only.
 func TestBinariesHoldOnePlace(t *testing.T) {
-	for binary, own := range map[string]string{"foothold-host": "provider", "foothold-loader": "guest", "foothold-guest": "guest"} {
+	for binary, own := range map[string]string{"foothold-host": "provider", "foothold-loader": "guest", "foothold-guest": "guest", "foothold-audit": "guest"} {
 		for _, p := range list(t, "./cmd/"+binary) {
 			for _, dep := range p.Deps {
 				if to := place(dep); to != "" && !slices.Contains([]string{own, "protocol", "internal"}, to) {

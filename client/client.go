@@ -3,6 +3,7 @@ package client
 import (
 	"bytes"
 	"context"
+	"crypto/ed25519"
 	"crypto/tls"
 	"encoding/json"
 	"errors"
@@ -19,6 +20,8 @@ import (
 	"foothold/protocol/api"
 	"foothold/protocol/digest"
 	"foothold/protocol/event"
+	"foothold/protocol/hostaudit"
+	"foothold/protocol/signed"
 	"foothold/protocol/zone"
 )
 
@@ -46,6 +49,9 @@ func (r *Refusal) Error() string {
 	text := string(r.Reason)
 	if r.Detail != "" {
 		text += ": " + r.Detail
+	}
+	if len(r.Findings) > 0 {
+		text += ": " + event.Join(r.Findings)
 	}
 	if r.Next != "" {
 		text += "; next: " + r.Next
@@ -134,6 +140,34 @@ func (c *Client) Explain(ctx context.Context, name string) (e api.Explanation, e
 	return e, c.call(ctx, http.MethodGet, vmPath(name)+"/explain", nil, &e)
 }
 
+// Attest has the host of a computing VM quoted now.
+func (c *Client) Attest(ctx context.Context, name string) (v api.Verdict, err error) {
+	return v, c.call(ctx, http.MethodPost, vmPath(name)+"/attest", nil, &v)
+}
+
+// Evidence lists the verdicts of a start, 0 for the latest.
+func (c *Client) Evidence(ctx context.Context, name string, start int) (e api.Evidence, err error) {
+	path := vmPath(name) + "/evidence"
+	if start != 0 {
+		path += "?start=" + strconv.Itoa(start)
+	}
+	return e, c.call(ctx, http.MethodGet, path, nil, &e)
+}
+
+// Bundle fetches the evidence bundle of one verdict.
+func (c *Client) Bundle(ctx context.Context, name string, verdict digest.SHA256) ([]byte, error) {
+	resp, err := c.do(ctx, http.MethodGet, vmPath(name)+"/evidence/"+verdict.String(), nil, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	data, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	if err != nil {
+		return nil, fmt.Errorf("read bundle: %w", err)
+	}
+	return data, nil
+}
+
 // Rules returns the VM's rules as the firewalls and the gateway read them back.
 func (c *Client) Rules(ctx context.Context, name string) (rules []zone.Live, err error) {
 	return rules, c.call(ctx, http.MethodGet, vmPath(name)+"/rules", nil, &rules)
@@ -182,6 +216,56 @@ func (c *Client) Hosts(ctx context.Context) (hosts []api.Host, err error) {
 	return hosts, c.call(ctx, http.MethodGet, "/v1/hosts", nil, &hosts)
 }
 
+// ReadmitHost lets a host get VMs again after one of its quotes was refused.
+func (c *Client) ReadmitHost(ctx context.Context, name string) (h api.Host, err error) {
+	return h, c.call(ctx, http.MethodPost, "/v1/hosts/"+url.PathEscape(name)+"/readmit", nil, &h)
+}
+
+// Inventories lists the imported versions of the provider's inventory, newest first.
+func (c *Client) Inventories(ctx context.Context) (list []api.Inventory, err error) {
+	return list, c.call(ctx, http.MethodGet, "/v1/inventories", nil, &list)
+}
+
+// Inventory returns one version with its hosts; 0 is the one that counts.
+func (c *Client) Inventory(ctx context.Context, version int) (inv api.Inventory, err error) {
+	return inv, c.call(ctx, http.MethodGet, "/v1/inventories/"+strconv.Itoa(version), nil, &inv)
+}
+
+// ImportInventory takes a version into use.
+func (c *Client) ImportInventory(ctx context.Context, doc api.ImportDocument) (out api.InventoryImport, err error) {
+	return out, c.call(ctx, http.MethodPost, "/v1/inventories", doc, &out)
+}
+
+// Platforms lists the imported reference values, newest first.
+func (c *Client) Platforms(ctx context.Context) (list []api.Platform, err error) {
+	return list, c.call(ctx, http.MethodGet, "/v1/platforms", nil, &list)
+}
+
+// ImportPlatform takes reference values into use beside those that count.
+func (c *Client) ImportPlatform(ctx context.Context, doc api.ImportDocument) (p api.Platform, err error) {
+	return p, c.call(ctx, http.MethodPost, "/v1/platforms", doc, &p)
+}
+
+// WithdrawPlatform makes reference values count no more.
+func (c *Client) WithdrawPlatform(ctx context.Context, sum digest.SHA256, why string) (p api.Platform, err error) {
+	return p, c.call(ctx, http.MethodPost, "/v1/platforms/"+sum.String()+"/withdraw", api.WithdrawPlatform{Why: why}, &p)
+}
+
+// OrderHostAudit orders an audit of a host's TPM; key is the public half of its medium's.
+func (c *Client) OrderHostAudit(ctx context.Context, host string, key ed25519.PublicKey) (o hostaudit.Order, err error) {
+	return o, c.call(ctx, http.MethodPost, hostPath(host)+"/audits", api.OrderHostAudit{Key: key}, &o)
+}
+
+// JudgeHostAudit has an audit's report held against the inventory.
+func (c *Client) JudgeHostAudit(ctx context.Context, host string, report signed.Envelope) (a api.HostAudit, err error) {
+	return a, c.call(ctx, http.MethodPost, hostPath(host)+"/audits/report", report, &a)
+}
+
+// HostAudits lists a host's audits, newest first.
+func (c *Client) HostAudits(ctx context.Context, host string) (list []api.HostAudit, err error) {
+	return list, c.call(ctx, http.MethodGet, hostPath(host)+"/audits", nil, &list)
+}
+
 // Status is the installation at a glance.
 func (c *Client) Status(ctx context.Context) (s api.Status, err error) {
 	return s, c.call(ctx, http.MethodGet, "/v1/status", nil, &s)
@@ -191,6 +275,8 @@ func (c *Client) Status(ctx context.Context) (s api.Status, err error) {
 func (c *Client) Fsck(ctx context.Context) (f api.Fsck, err error) {
 	return f, c.call(ctx, http.MethodGet, "/v1/fsck", nil, &f)
 }
+
+func hostPath(name string) string { return "/v1/hosts/" + url.PathEscape(name) }
 
 func vmPath(name string) string { return "/v1/vms/" + url.PathEscape(name) }
 

@@ -5,7 +5,6 @@ package e2e
 import (
 	"context"
 	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -15,21 +14,28 @@ import (
 	"foothold/client"
 	"foothold/lab"
 	"foothold/protocol/api"
+	"foothold/protocol/event"
 )
 
 // startLimit is how long one further start may take on a busy machine.
 const startLimit = 3 * time.Minute
 
 // TestRestarts takes one VM through one start after the other - by wish, after its QEMU
-// and after its host's agent was killed, after a stop - and looks whether its volume's
-// data is there each time and nothing of an earlier start serves.
+// and after its host's agent was killed, after a reboot, a crash and a poweroff from
+// inside - and looks whether its volume's data is there each time and nothing of an
+// earlier start serves. Two more show the other restart policies.
 func TestRestarts(t *testing.T) {
 	s := newSystem(t)
-	s.template(t)
+	dir := s.endingTemplate(t)
 	c := s.client(t)
-	s.must(t, "vm", "create", "web", "--workload", filepath.Join(s.bin, "sample-web"), "--wait")
-	seen := []api.VM{s.counted(t, c, 1)}
-	next := func(what string, do func()) {
+	machines := s.countMachines(t)
+	ender := buildEnder(t)
+	if r := s.run(t.Context(), "vm", "create", "web", "--template", ending, "--workload", ender, "--wait"); r.code != 0 {
+		t.Fatalf("vm create: exit code %d\n%s\nconsole:\n%s", r.code, r.stderr, s.run(t.Context(), "vm", "logs", "web").stdout)
+	}
+	seen := []api.VM{s.counted(t, c, "web", 1)}
+	var causes []event.Reason
+	next := func(what string, cause event.Reason, do func()) {
 		t.Helper()
 		do()
 		ctx, cancel := context.WithTimeout(t.Context(), startLimit)
@@ -37,28 +43,30 @@ func TestRestarts(t *testing.T) {
 		start := len(seen) + 1
 		began := time.Now()
 		if _, err := c.WaitStart(ctx, "web", start, nil); err != nil {
-			t.Fatalf("%s: start %d: %v\n%s", what, start, err, s.run(t.Context(), "vm", "explain", "web").stdout)
+			t.Fatalf("%s: start %d: %v\n%s\n%s", what, start, err, s.run(t.Context(), "vm", "explain", "web").stdout, s.run(t.Context(), "vm", "logs", "web").stdout)
 		}
 		t.Logf("%s: ready again after %.1f s", what, time.Since(began).Seconds())
-		seen = append(seen, s.counted(t, c, start))
+		seen, causes = append(seen, s.counted(t, c, "web", start)), append(causes, cause)
 	}
+	inside := func(how string) { s.endInside(t, seen[len(seen)-1], how) }
 	old := seen[0].TemplateVersion
-	next("restart by wish, into a rotated template", func() {
-		s.rotate(t)
+	next("restart by wish, into a rotated template", event.RestartAsked, func() {
+		s.rotate(t, dir)
 		s.must(t, "vm", "restart", "web")
 	})
 	s.rotated(t, c, old)
-	next("QEMU killed", func() { s.killMatching(t, victims["QEMU"]) })
-	next("host agent killed", func() { s.killMatching(t, victims["host"]) })
-	next("stop and start", func() {
-		s.must(t, "vm", "stop", "web", "--wait")
-		if n := s.machines(t); n != 0 {
-			t.Errorf("%d QEMU processes of a stopped VM", n)
+	next("QEMU killed", event.VMStopped, func() { s.killMatching(t, victims["QEMU"]) })
+	next("host agent killed", event.VMStopped, func() { s.killMatching(t, victims["host"]) })
+	next("reboot from inside", event.GuestReset, func() { inside("reboot") })
+	next("crash of its kernel", event.GuestCrashed, func() { inside("crash") })
+	next("powered off from inside, and started", event.GuestPoweredOff, func() {
+		inside("poweroff")
+		s.staysStopped(t, c, "web", event.GuestPoweredOff)
+		s.still(t, c, "web")
+		t.Run("the other policies", func(t *testing.T) { s.otherPolicies(t, c, ender) })
+		if vm := s.staysStopped(t, c, "web", event.GuestPoweredOff); vm.Start != len(seen) {
+			t.Errorf("a start began unasked: %+v", vm)
 		}
-		if rules, err := c.Rules(t.Context(), seen[0].ID); err != nil || len(rules) != 0 {
-			t.Errorf("rules of a stopped VM: %+v, %v", rules, err)
-		}
-		s.must(t, "fsck")
 		s.must(t, "vm", "start", "web")
 	})
 	var tunnels []string
@@ -68,22 +76,28 @@ func TestRestarts(t *testing.T) {
 	if len(slices.Compact(slices.Sorted(slices.Values(tunnels)))) != len(seen) {
 		t.Errorf("two starts had the same tunnel address: %q", tunnels)
 	}
+	s.anew(t, c, causes)
 	s.must(t, "vm", "delete", "web", "--yes")
 	if left := s.volumes(t); len(left) != 0 {
 		t.Errorf("volumes are left: %q", left)
 	}
 	s.must(t, "fsck")
+	for mac, m := range machines() {
+		t.Logf("%s: %d QEMU processes, at most %d at a time in %d looks", mac, len(m.pids), m.most, m.looks)
+		if m.most != 1 {
+			t.Errorf("%d QEMU processes at a time ran one VM", m.most)
+		}
+		if mac == seen[0].MAC && len(m.pids) != len(seen) {
+			t.Errorf("%d QEMU processes in all for %d starts", len(m.pids), len(seen))
+		}
+	}
 }
 
-// rotate makes the template's next version, in a copy of the folder that other tests use.
-func (s *system) rotate(t *testing.T) {
+// rotate makes the template's next version.
+func (s *system) rotate(t *testing.T, dir string) {
 	t.Helper()
-	dir := filepath.Join(t.TempDir(), "templates")
-	if err := os.CopyFS(dir, os.DirFS(filepath.Join(s.build, "templates"))); err != nil {
-		t.Fatal(err)
-	}
 	began := time.Now()
-	s.must(t, "template", "rotate", "debian", "--cache", filepath.Join(s.build, "cache"), "--dir", dir, "--guest", filepath.Join(s.bin, "foothold-guest"))
+	s.must(t, "template", "rotate", ending, "--cache", filepath.Join(dir, "cache"), "--dir", filepath.Join(dir, "templates"), "--guest", filepath.Join(s.bin, "foothold-guest"))
 	t.Logf("rotated after %.1f s", time.Since(began).Seconds())
 }
 
@@ -102,6 +116,7 @@ func (s *system) rotated(t *testing.T, c *client.Client, old int) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		list = slices.DeleteFunc(list, func(t api.Template) bool { return t.Name != ending })
 		if len(list) == 1 && list[0].Version == old+1 && list[0].State == api.TemplateCurrent {
 			break
 		}
@@ -113,21 +128,22 @@ func (s *system) rotated(t *testing.T, c *client.Client, old int) {
 }
 
 // counted fetches the page, which says how many starts the volume has seen.
-func (s *system) counted(t *testing.T, c *client.Client, start int) api.VM {
+func (s *system) counted(t *testing.T, c *client.Client, name string, start int) api.VM {
 	t.Helper()
-	vm, err := c.VM(t.Context(), "web")
+	vm, err := c.VM(t.Context(), name)
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := fmt.Sprintf("start %d on this volume", start)
-	if r := s.fetch(t, lab.Tenant, vm.WorkloadURL); !strings.Contains(r.stdout, want) {
+	r := s.fetch(t, lab.Tenant, vm.WorkloadURL)
+	if !strings.Contains(r.stdout, want) {
 		t.Errorf("the page of start %d does not say %q:\n%s%s", start, want, r.stdout, r.stderr)
+	}
+	if !strings.Contains(r.stdout, "kexec disabled: 1\n") {
+		t.Errorf("the VM may reboot past its host:\n%s", r.stdout)
 	}
 	if vm.Start != start {
 		t.Errorf("start %d, want %d", vm.Start, start)
-	}
-	if n := s.machines(t); n != 1 {
-		t.Errorf("%d QEMU processes run, want 1", n)
 	}
 	s.must(t, "fsck")
 	return vm

@@ -6,9 +6,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/ed25519"
-	"crypto/hkdf"
 	"crypto/rand"
-	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
@@ -29,6 +27,7 @@ import (
 	"foothold/protocol/api"
 	"foothold/tenant/ledger"
 	"foothold/tenant/orchestrator"
+	"foothold/tenant/vault"
 )
 
 // This file looks for every secret of a run where it must not be.
@@ -43,7 +42,7 @@ import (
 //	vault's keys, off-line keys, daemons' TLS keys   from their files, at the tenant's and in place
 //	login key                                        derived from the vault's root
 //	T1                                               from the sealed file that QEMU was handed
-//	T2, T3, passphrases, password                    from the orchestrator's memory, while they are there
+//	T2, T3, passphrases, password, headers           from the orchestrator's memory, while they are there
 //	VM's key                                         from the guest's memory, by its public half
 //
 // Not collected: the VM's WireGuard key and the tunnel's session keys, which nothing outside
@@ -58,6 +57,9 @@ type secretsOf struct {
 	may     []string // see where
 }
 
+// orchestratorToo is where the orchestrator's secrets may lie besides.
+const orchestratorToo = "memory orchestrator"
+
 // guestMemory is that of a VM of the default size, in bytes.
 const guestMemory = 1 << 30
 
@@ -69,35 +71,65 @@ var captures = map[string][]string{
 	lab.Store:    {"dmz0"},
 }
 
-// TestSecretsStayWhereTheyBelong takes a VM through the whole story and hunts.
+// TestSecretsStayWhereTheyBelong takes a VM through the whole story and hunts; and again
+// after a second start, after its end, and after starts that failed.
 func TestSecretsStayWhereTheyBelong(t *testing.T) {
 	s := newSystem(t)
 	s.template(t)
 	h := newHunter(t, s)
+	var vm api.VM
+	var control planted
+	run := func() {
+		control = h.plant(t)
+		created := s.must(t, "vm", "create", "web", "--workload", filepath.Join(s.bin, "sample-web"), "--wait", "--json")
+		if err := json.Unmarshal([]byte(created), &vm); err != nil {
+			t.Fatal(err)
+		}
+		if r := s.fetch(t, lab.Tenant, vm.WorkloadURL); r.code != 0 {
+			t.Fatalf("the workload does not answer: %s", r.stderr)
+		}
+	}
+	collected := h.collect(t, func() { h.capture(t, run) })
 	daemons := h.daemons(t)
-	traffic := filepath.Join(t.TempDir(), "traffic")
+	first := h.ofStart(t, vm, collected)
+	all := slices.Concat(first, h.standing(t), control.hunted())
+	finds := h.search(t, all, guestMemory, h.traffic)
+	t.Run("what is planted is found", func(t *testing.T) { control.judge(t, finds, "/host/mgmt0 udp") })
+	t.Run("what belongs somewhere is found there", func(t *testing.T) { h.natural(t, finds, daemons) })
+	t.Run("nothing is where it must not be", func(t *testing.T) { h.judge(t, all, finds, daemons) })
+	t.Run("QEMU's memory is closed", func(t *testing.T) { h.closed(t, finds) })
+	t.Run("the journal holds none", func(t *testing.T) { h.told(t, all, "web", vm.ID) })
+	var second []secretsOf
+	t.Run("nothing remains of the start before", func(t *testing.T) { second = h.restarted(t, vm, first, collected, control) })
+	t.Run("nothing remains of a deleted VM", func(t *testing.T) { h.deleted(t, append(all, second...), control) })
+	t.Run("nothing remains of starts that failed", func(t *testing.T) { h.failed(t, control) })
+}
+
+// collect gathers the secrets that come to be while what runs, and did not before.
+func (h *hunter) collect(t *testing.T, what func()) []hunt.Secret {
+	t.Helper()
+	collector := h.start(t, lab.Host, "collect", map[string]any{"pids": []int{h.daemons(t)["orchestrator"]}, "vms": true})
+	what()
+	fresh := slices.DeleteFunc(secretLines(t, collector.end(t)), func(s hunt.Secret) bool { // the orchestrator's memory may still have former ones
+		return slices.ContainsFunc(h.known, func(old hunt.Secret) bool { return same(s, old) })
+	})
+	h.known = append(h.known, fresh...)
+	return fresh
+}
+
+// capture records every network while what runs.
+func (h *hunter) capture(t *testing.T, what func()) {
+	t.Helper()
 	recorders := map[string]*inside{}
 	for place, interfaces := range captures {
-		dir := filepath.Join(traffic, place)
+		dir := filepath.Join(h.traffic, place)
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			t.Fatal(err)
 		}
 		recorders[place] = h.start(t, place, "capture", map[string]any{"interfaces": interfaces, "folder": dir})
 		recorders[place].line(t)
 	}
-	control := h.plant(t)
-	collector := h.start(t, lab.Host, "collect", map[string]any{"pids": []int{daemons["orchestrator"]}, "vms": true})
-
-	// The run: a VM from wish to work, and its workload's page.
-	var vm api.VM
-	created := s.must(t, "vm", "create", "web", "--workload", filepath.Join(s.bin, "sample-web"), "--wait", "--json")
-	if err := json.Unmarshal([]byte(created), &vm); err != nil {
-		t.Fatal(err)
-	}
-	if r := s.fetch(t, lab.Tenant, vm.WorkloadURL); r.code != 0 {
-		t.Fatalf("the workload does not answer: %s", r.stderr)
-	}
-	collected := secretLines(t, collector.end(t))
+	what()
 	for place, r := range recorders {
 		var got struct{ Packets, Lost int }
 		if err := json.Unmarshal(lastLine(r.end(t)), &got); err != nil || got.Packets == 0 || got.Lost > 0 {
@@ -105,30 +137,18 @@ func TestSecretsStayWhereTheyBelong(t *testing.T) {
 		}
 		t.Logf("captured in %s: %d packets", place, got.Packets)
 	}
-
-	all := h.secrets(t, vm, collected)
-	all = append(all, secretsOf{what: "control", secrets: []hunt.Secret{{Name: "control", Value: control.secret}}})
-	finds := h.search(t, all, traffic)
-	t.Run("what is planted is found", func(t *testing.T) { control.judge(t, finds) })
-	t.Run("what belongs somewhere is found there", func(t *testing.T) { h.natural(t, finds, daemons) })
-	t.Run("nothing is where it must not be", func(t *testing.T) { h.judge(t, all, finds, daemons) })
-	t.Run("QEMU's memory is closed", func(t *testing.T) { h.closed(t, finds) })
-	t.Run("the journal holds none", func(t *testing.T) { h.journal(t, all, vm) })
-	t.Run("nothing remains of a deleted VM", func(t *testing.T) { h.deleted(t, all, control, traffic, daemons) })
 }
 
 // deleted deletes the VM and looks again for what was its own: in no file at all now, the
 // tenant's included; in memory where it passed through, the volume's key nowhere but with
 // the orchestrator, which held it last.
-func (h *hunter) deleted(t *testing.T, all []secretsOf, control planted, traffic string, daemons map[string]int) {
+func (h *hunter) deleted(t *testing.T, all []secretsOf, control planted) {
 	h.s.must(t, "vm", "delete", "web", "--yes")
 	var own []secretsOf
 	for _, one := range all {
 		switch one.what {
-		case "T1", "T2", "T3", "password", "passphrases", "tunnel's pre-shared key", "VM's key", "control":
-			one.may = slices.DeleteFunc(slices.Clone(one.may), func(where string) bool {
-				return strings.HasPrefix(where, "file ") || where == "memory VM"
-			})
+		case "T1", "T2", "T3", "password", "passphrases", "headers", "login key", "tunnel's pre-shared key", "VM's key":
+			one.may = over(one.may)
 			own = append(own, one)
 		case "vault":
 			one.secrets = slices.DeleteFunc(slices.Clone(one.secrets), func(s hunt.Secret) bool {
@@ -140,39 +160,55 @@ func (h *hunter) deleted(t *testing.T, all []secretsOf, control planted, traffic
 			own = append(own, one)
 		}
 	}
+	finds := h.searchTenant(t, own, control)
+	h.judge(t, own, finds, h.daemons(t))
+	if n := len(h.volumeKeys(t)); n != 0 {
+		t.Errorf("the vault still holds %d volumes' keys", n)
+	}
+}
+
+// over is where a secret may still lie when its start is over: in the memory of those that it
+// passed through.
+func over(may []string) []string {
+	return slices.DeleteFunc(slices.Clone(may), func(where string) bool {
+		return strings.HasPrefix(where, "file ") || where == "memory VM"
+	})
+}
+
+// searchTenant searches the orchestrator's files too, where the control must be found.
+func (h *hunter) searchTenant(t *testing.T, all []secretsOf, control planted) []hunt.Find {
+	t.Helper()
 	tenant := filepath.Join(h.s.state, "tenant", "orchestrator")
 	file := filepath.Join(tenant, "control")
 	if err := os.WriteFile(file, control.secret, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	defer os.Remove(file)
-	finds := h.search(t, own, traffic, tenant)
-	if !slices.ContainsFunc(finds, func(f hunt.Find) bool { return f.Secret == "control" && f.Name == file }) {
-		t.Error("what is planted at the tenant's is not found: the search shows nothing")
-	}
-	h.judge(t, own, finds, daemons)
-	v, _, err := orchestrator.Open(tenant)
+	finds := h.search(t, append(slices.Clip(all), control.hunted()...), guestMemory, tenant)
+	control.judge(t, finds, file)
+	return finds
+}
+
+func (h *hunter) openVault(t *testing.T) *vault.Vault {
+	t.Helper()
+	v, _, err := orchestrator.Open(filepath.Join(h.s.state, "tenant", "orchestrator"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	names, err := v.Names()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if slices.ContainsFunc(names, func(n string) bool { return strings.HasPrefix(n, "volume") }) {
-		t.Errorf("the vault still holds a volume's key: %q", names)
-	}
+	return v
 }
 
 // hunter runs e2e/hunt/hunter inside the lab.
 type hunter struct {
 	s       *system
 	program string
+	traffic string        // folder of what was captured
+	known   []hunt.Secret // that were collected so far
 }
 
 func newHunter(t *testing.T, s *system) *hunter {
 	t.Helper()
-	h := &hunter{s, filepath.Join(t.TempDir(), "hunter")}
+	h := &hunter{s: s, program: filepath.Join(t.TempDir(), "hunter"), traffic: filepath.Join(t.TempDir(), "traffic")}
 	cmd := exec.Command("go", "build", "-o", h.program, "foothold/e2e/hunt/hunter")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
@@ -264,8 +300,17 @@ func (h *hunter) daemons(t *testing.T) map[string]int {
 	return pids
 }
 
-// secrets gathers everything that is to be hunted.
-func (h *hunter) secrets(t *testing.T, vm api.VM, collected []hunt.Secret) []secretsOf {
+// ofStart gathers the secrets of one start of a VM, which runs.
+func (h *hunter) ofStart(t *testing.T, vm api.VM, collected []hunt.Secret) []secretsOf {
+	t.Helper()
+	return append(h.collected(t, collected, 1),
+		secretsOf{"tunnel's pre-shared key", h.presharedKeys(t, 1), []string{"file dmz/gateway/state/peers.json", "memory gateway"}},
+		secretsOf{"VM's key", h.vmKey(t, vm), nil},
+		secretsOf{"login key", h.loginKey(t, vm), []string{orchestratorToo}})
+}
+
+// collected sorts what the hunter collected of so many starts.
+func (h *hunter) collected(t *testing.T, collected []hunt.Secret, starts int) []secretsOf {
 	t.Helper()
 	named := func(name string, want int) (list []hunt.Secret) {
 		for _, s := range collected {
@@ -278,32 +323,39 @@ func (h *hunter) secrets(t *testing.T, vm api.VM, collected []hunt.Secret) []sec
 		}
 		return list
 	}
-	all := []secretsOf{
-		{"T1", named("T1", 1), []string{"memory host", "memory VM", "memory bootserver"}},
-		{"T2", named("T2", 1), []string{"memory bootserver"}},
-		{"T3", named("T3", 1), []string{"memory gateway"}},
-		{"password", named("password", 1), []string{"memory gateway"}},
-		{"passphrases", named("passphrase", 2), nil}, // template's and volume's
-		{"tunnel's pre-shared key", h.presharedKeys(t), []string{"file dmz/gateway/state/peers.json", "memory gateway"}},
-		{"VM's key", h.vmKey(t, vm), nil},
-		{"vault", h.vault(t, vm), nil},
+	var pieces []hunt.Secret
+	whole := opened(t, collected, collected)
+	if len(whole) != 2*starts {
+		t.Errorf("%d whole headers were collected, want %d", len(whole), 2*starts)
 	}
-	return append(all, h.keyFiles(t)...)
+	for _, header := range whole {
+		pieces = append(pieces, headerPieces(header.Value)...)
+	}
+	return []secretsOf{
+		{"T1", named("T1", starts), []string{"memory host", "memory VM", "memory bootserver", orchestratorToo}},
+		{"T2", named("T2", starts), []string{"memory bootserver", orchestratorToo}},
+		{"T3", named("T3", starts), []string{"memory gateway", orchestratorToo}},
+		{"password", named("password", starts), []string{"memory gateway", orchestratorToo}},
+		{"passphrases", named("passphrase", 2*starts), []string{orchestratorToo}}, // template's and volume's
+		{"headers", pieces, []string{orchestratorToo}},
+	}
 }
 
-// vault opens the tenant's vault, and the provider's own.
-func (h *hunter) vault(t *testing.T, vm api.VM) []hunt.Secret {
+// standing gathers the secrets that are no start's own.
+func (h *hunter) standing(t *testing.T) []secretsOf {
 	t.Helper()
-	dir := filepath.Join(h.s.state, "tenant", "orchestrator")
-	v, _, err := orchestrator.Open(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	kek, err := os.ReadFile(filepath.Join(dir, "vault.key"))
+	return append(h.keyFiles(t), secretsOf{"vault", h.vault(t), []string{orchestratorToo}})
+}
+
+// vault opens the tenant's vault.
+func (h *hunter) vault(t *testing.T) []hunt.Secret {
+	t.Helper()
+	kek, err := os.ReadFile(filepath.Join(h.s.state, "tenant", "orchestrator", "vault.key"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	list := []hunt.Secret{{Name: "key-encryption key", Value: kek}}
+	v := h.openVault(t)
 	names, err := v.Names()
 	if err != nil {
 		t.Fatal(err)
@@ -314,13 +366,6 @@ func (h *hunter) vault(t *testing.T, vm api.VM) []hunt.Secret {
 			t.Fatal(err)
 		}
 		list = append(list, hunt.StoredKey("vault's "+name, value.Reveal()))
-		if name == "login-root" {
-			seed, err := hkdf.Key(sha256.New, value.Reveal(), nil, fmt.Sprintf("foothold/login-key/v1 %s %d", vm.ID, vm.Start), ed25519.SeedSize)
-			if err != nil {
-				t.Fatal(err)
-			}
-			list = append(list, hunt.Secret{Name: "login key", Value: seed})
-		}
 	}
 	for _, kind := range []string{"volume", "template", "authority", "signing", "login"} {
 		if !slices.ContainsFunc(names, func(n string) bool { return strings.HasPrefix(n, kind) }) {
@@ -330,22 +375,69 @@ func (h *hunter) vault(t *testing.T, vm api.VM) []hunt.Secret {
 	return list
 }
 
-// presharedKeys are those of the gateway's peers, which it keeps for its next start.
-func (h *hunter) presharedKeys(t *testing.T) (list []hunt.Secret) {
+// loginKey is the one that may log in at this start.
+func (h *hunter) loginKey(t *testing.T, vm api.VM) []hunt.Secret {
 	t.Helper()
-	data, err := os.ReadFile(filepath.Join(h.s.state, "dmz", "gateway", "state", "peers.json"))
+	root, err := h.openVault(t).Get("login-root")
 	if err != nil {
 		t.Fatal(err)
 	}
+	var epoch int64
+	h.ledger(t, func(tx *ledger.Tx) (err error) {
+		epoch, err = tx.Epoch()
+		return err
+	})
+	key, err := orchestrator.LoginKey(root, epoch, vm.ID, vm.Start)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return []hunt.Secret{{Name: "login key", Value: key.Seed()}}
+}
+
+// ledger reads a copy of the orchestrator's.
+func (h *hunter) ledger(t *testing.T, read func(*ledger.Tx) error) {
+	t.Helper()
+	l := h.copyLedger(t)
+	defer l.Close()
+	if err := l.Read(t.Context(), read); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (h *hunter) copyLedger(t *testing.T) *ledger.Ledger {
+	t.Helper()
+	dir := t.TempDir()
+	for _, suffix := range []string{"", "-wal"} {
+		data, err := os.ReadFile(filepath.Join(h.s.state, "tenant", "orchestrator", "ledger.db"+suffix))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, "ledger.db"+suffix), data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l, err := ledger.Open(t.Context(), filepath.Join(dir, "ledger.db"), time.Now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+// presharedKeys are those of the gateway's peers, which it keeps for its next start.
+func (h *hunter) presharedKeys(t *testing.T, want int) (list []hunt.Secret) {
+	t.Helper()
 	var kept struct {
 		Peers []struct {
 			PSK []byte `json:"psk"`
 		} `json:"peers"`
 	}
-	if err := json.Unmarshal(data, &kept); err != nil || len(kept.Peers) != 1 {
-		t.Fatalf("%d peers, %v", len(kept.Peers), err)
+	if err := json.Unmarshal([]byte(h.s.peers(t)), &kept); err != nil || len(kept.Peers) != want {
+		t.Fatalf("%d peers, want %d, %v", len(kept.Peers), want, err)
 	}
-	return []hunt.Secret{{Name: "tunnel's pre-shared key", Value: kept.Peers[0].PSK}}
+	for _, p := range kept.Peers {
+		list = append(list, hunt.Secret{Name: "tunnel's pre-shared key", Value: p.PSK})
+	}
+	return list
 }
 
 // keyFiles are the private keys in files: each daemon's may lie in its own folder and in
@@ -378,6 +470,8 @@ func (h *hunter) keyFiles(t *testing.T) (all []secretsOf) {
 			one.may = append(one.may, "memory "+parts[1])
 		case parts[0] == "provider" && parts[1] == "tls":
 			one.may = append(one.may, "memory host")
+		case parts[0] == "tenant":
+			one.may = append(one.may, orchestratorToo)
 		}
 		all = append(all, one)
 		return nil
@@ -391,33 +485,19 @@ func (h *hunter) keyFiles(t *testing.T) (all []secretsOf) {
 // vmKey finds the VM's private key in the guest's memory. The ledger knows its public half.
 func (h *hunter) vmKey(t *testing.T, vm api.VM) []hunt.Secret {
 	t.Helper()
-	dir := t.TempDir()
-	for _, suffix := range []string{"", "-wal"} {
-		data, err := os.ReadFile(filepath.Join(h.s.state, "tenant", "orchestrator", "ledger.db"+suffix))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(filepath.Join(dir, "ledger.db"+suffix), data, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	l, err := ledger.Open(t.Context(), filepath.Join(dir, "ledger.db"), time.Now)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
 	var public []byte
-	if err := l.Read(t.Context(), func(tx *ledger.Tx) error {
+	h.ledger(t, func(tx *ledger.Tx) error {
 		start, err := tx.Start(vm.ID, vm.Start)
 		public = start.VMKey
 		return err
-	}); err != nil || len(public) != ed25519.PublicKeySize {
-		t.Fatalf("the VM's public key: %d bytes, %v", len(public), err)
+	})
+	if len(public) != ed25519.PublicKeySize {
+		t.Fatalf("the VM's public key has %d bytes", len(public))
 	}
 	found := secretLines(t, h.start(t, lab.Host, "collect", map[string]any{"guests": true, "public": [][]byte{public}}).end(t))
 	for _, s := range found {
 		if s.Name == "VM key" {
-			return []hunt.Secret{s}
+			return []hunt.Secret{{Name: "VM's key", Value: s.Value}}
 		}
 	}
 	t.Error("the VM's private key is not in the guest's memory in the form that is known: the hunt lacks it")
@@ -445,8 +525,9 @@ func (h *hunter) where(f hunt.Find, daemons map[string]int) string {
 	return f.Kind + " " + name
 }
 
-// search looks everywhere for everything, and in the named folders.
-func (h *hunter) search(t *testing.T, all []secretsOf, in ...string) (finds []hunt.Find) {
+// search looks everywhere for everything, and in the named folders. Memory regions of a VM's
+// process from a size on are the guest's and left out; 0 leaves out nothing.
+func (h *hunter) search(t *testing.T, all []secretsOf, guest int64, in ...string) (finds []hunt.Find) {
 	t.Helper()
 	var secrets []hunt.Secret
 	for _, one := range all {
@@ -457,7 +538,7 @@ func (h *hunter) search(t *testing.T, all []secretsOf, in ...string) (finds []hu
 		folders = append(folders, filepath.Join(h.s.state, name))
 	}
 	began := time.Now()
-	out := h.start(t, lab.Host, "search", map[string]any{"secrets": secrets, "folders": append(folders, in...), "guest": int64(guestMemory)}).end(t)
+	out := h.start(t, lab.Host, "search", map[string]any{"secrets": secrets, "folders": append(folders, in...), "guest": guest}).end(t)
 	for dec := json.NewDecoder(bytes.NewReader(out)); dec.More(); {
 		var f hunt.Find
 		if err := dec.Decode(&f); err != nil {
@@ -469,14 +550,15 @@ func (h *hunter) search(t *testing.T, all []secretsOf, in ...string) (finds []hu
 	return finds
 }
 
-// judge reports every find that the table does not allow. The orchestrator's memory may
-// hold everything; its arguments and environment nothing.
+// judge reports every find that the table does not allow.
 func (h *hunter) judge(t *testing.T, all []secretsOf, finds []hunt.Find, daemons map[string]int) {
 	may := map[string][]string{}
 	for _, one := range all {
-		may[one.what] = one.may // tokens are found by their form, under this name
+		may[one.what] = append(may[one.what], one.may...) // tokens are found by their form, under this name
 		for _, s := range one.secrets {
-			may[s.Name] = one.may
+			if s.Name != one.what {
+				may[s.Name] = append(may[s.Name], one.may...)
+			}
 		}
 	}
 	for _, f := range finds {
@@ -484,7 +566,7 @@ func (h *hunter) judge(t *testing.T, all []secretsOf, finds []hunt.Find, daemons
 		if f.Kind == hunt.File && f.Secret != "control" && !h.private(t, f.Name) {
 			t.Errorf("%s lies in %s, which others may read", f.Secret, where)
 		}
-		if f.Secret == "control" || where == "memory orchestrator" || slices.Contains(may[f.Secret], where) {
+		if f.Secret == "control" || slices.Contains(may[f.Secret], where) {
 			continue
 		}
 		t.Errorf("%s lies in %s: %s at %d, %d times", f.Secret, where, f.Form, f.Offset, f.Times)
@@ -537,6 +619,10 @@ func (h *hunter) closed(t *testing.T, finds []hunt.Find) {
 	if r := h.s.run(t.Context(), "lab", "exec", "--state", h.s.state, lab.Host, "--", "setpriv", "--bounding-set=-all", "--inh-caps=-all", "head", "-c0", file); r.code == 0 {
 		t.Error("another process of its user opens it")
 	}
+	limits := h.s.must(t, "lab", "exec", "--state", h.s.state, lab.Host, "--", "grep", "core file", fmt.Sprintf("/proc/%d/limits", pid))
+	if !strings.Contains(strings.Join(strings.Fields(limits), " "), "size 0 0") {
+		t.Errorf("QEMU may leave a core file: %s", limits)
+	}
 	status := h.s.must(t, "lab", "exec", "--state", h.s.state, lab.Host, "--", "cat", fmt.Sprintf("/proc/%d/status", pid))
 	for _, set := range []string{"CapPrm", "CapEff", "CapAmb", "CapInh"} {
 		if !strings.Contains(status, set+":\t0000000000000000\n") {
@@ -545,9 +631,10 @@ func (h *hunter) closed(t *testing.T, finds []hunt.Find) {
 	}
 }
 
-// journal searches the journal, where the VM's id must be found.
-func (h *hunter) journal(t *testing.T, all []secretsOf, vm api.VM) {
-	secrets := []hunt.Secret{{Name: "the VM's id", Value: []byte(vm.ID)}}
+// told searches all that people are told of a VM, where its id must be found.
+func (h *hunter) told(t *testing.T, all []secretsOf, name, id string) {
+	t.Helper()
+	secrets := []hunt.Secret{{Name: "the VM's id", Value: []byte(id)}}
 	for _, one := range all {
 		secrets = append(secrets, one.secrets...)
 	}
@@ -555,14 +642,16 @@ func (h *hunter) journal(t *testing.T, all []secretsOf, vm api.VM) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	found := map[string]int{}
-	m.Bytes([]byte(h.s.must(t, "events", "--json")), 0, func(hit hunt.Hit) { found[hit.Secret]++ })
-	if found["the VM's id"] == 0 {
-		t.Error("the VM's id is not found: the search shows nothing")
-	}
-	delete(found, "the VM's id")
-	for name, n := range found {
-		t.Errorf("%s is in the journal, %d times", name, n)
+	for _, args := range [][]string{{"events", "--json"}, {"vm", "explain", id, "--json"}, {"vm", "explain", id}, {"vm", "show", id, "--json"}, {"vm", "logs", id, "--raw"}} {
+		found := map[string]int{}
+		m.Bytes([]byte(h.s.must(t, args...)), 0, func(hit hunt.Hit) { found[hit.Secret]++ })
+		if args[0] == "events" && found["the VM's id"] == 0 {
+			t.Error("the VM's id is not found: the search shows nothing")
+		}
+		delete(found, "the VM's id")
+		for secret, n := range found {
+			t.Errorf("foothold %s of %s tells %s, %d times", strings.Join(args[:2], " "), name, secret, n)
+		}
 	}
 }
 
@@ -594,10 +683,23 @@ func (h *hunter) plant(t *testing.T) planted {
 	return p
 }
 
-// judge checks that each was found.
-func (p planted) judge(t *testing.T, finds []hunt.Find) {
+// hunted is the row of the table.
+func (p planted) hunted() []secretsOf {
+	return []secretsOf{{what: "control", secrets: []hunt.Secret{{Name: "control", Value: p.secret}}}}
+}
+
+// judge checks that each was found, and those in further files.
+func (p planted) judge(t *testing.T, finds []hunt.Find, files ...string) {
+	t.Helper()
+	for _, file := range files {
+		if !slices.ContainsFunc(finds, func(f hunt.Find) bool {
+			return f.Secret == "control" && f.Kind == hunt.File && strings.Contains(f.Name, file)
+		}) {
+			t.Errorf("the planted secret is not found in %s: the search shows nothing", file)
+		}
+	}
 	for _, want := range []struct{ kind, in string }{
-		{hunt.File, "provider/state/control"}, {hunt.File, "dmz/gateway/state/control"}, {hunt.File, "logs/control.log"}, {hunt.File, "traffic/host/mgmt0 udp"},
+		{hunt.File, "provider/state/control"}, {hunt.File, "dmz/gateway/state/control"}, {hunt.File, "logs/control.log"},
 		{hunt.Arguments, "hunter"}, {hunt.Environment, "hunter"}, {hunt.Memory, "hunter"},
 	} {
 		if !slices.ContainsFunc(finds, func(f hunt.Find) bool {

@@ -33,7 +33,7 @@ func newSystem(t *testing.T) *system {
 	t.Helper()
 	s := &system{bin: folder(t, "FOOTHOLD_BIN", "bin"), build: folder(t, "FOOTHOLD_BUILD", "build"), state: filepath.Join(t.TempDir(), "lab")}
 	s.foothold = filepath.Join(s.bin, "foothold")
-	for _, program := range []string{"foothold", "foothold-host", "foothold-loader", "foothold-guest", "sample-web"} {
+	for _, program := range []string{"foothold", "foothold-host", "foothold-loader", "foothold-guest", "foothold-audit", "sample-web"} {
 		if _, err := os.Stat(filepath.Join(s.bin, program)); err != nil {
 			t.Fatalf("%v; `make build` makes it", err)
 		}

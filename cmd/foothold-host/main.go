@@ -4,7 +4,6 @@
 //	foothold-host run     --config FILE
 //	foothold-host enroll  --tpm PATH --name N --api ADDRESS:PORT --location L --asset A --software S --out FILE
 //	foothold-host quote   --tpm PATH --host FILE --nonce HEX --out FILE [--logs FILE]
-//	foothold-host publish --provider P --key FILE --version N --valid DURATION --out FILE HOST.json ...
 package main
 
 import (
@@ -18,13 +17,10 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
-	"time"
 
 	"foothold/internal/config"
 	"foothold/internal/durable"
 	"foothold/internal/harden"
-	"foothold/internal/signingkey"
-	"foothold/internal/strictjson"
 	"foothold/internal/tpm"
 	"foothold/protocol/inventory"
 	"foothold/protocol/vmspec"
@@ -34,9 +30,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxHost bounds a host's inventory entry in bytes.
-const maxHost = 64 << 10
-
 // errUsage is returned for a wrong command line; usage was printed.
 var errUsage = errors.New("wrong command line")
 
@@ -44,12 +37,12 @@ func main() {
 	slog.SetDefault(slog.New(slog.NewJSONHandler(os.Stderr, nil)))
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	verbs := map[string]func(context.Context, []string) error{"run": run, "enroll": enrollHost, "quote": quoteHost, "publish": publish}
+	verbs := map[string]func(context.Context, []string) error{"run": run, "enroll": enrollHost, "quote": quoteHost}
 	err := errUsage
 	if len(os.Args) > 1 && verbs[os.Args[1]] != nil {
 		err = verbs[os.Args[1]](ctx, os.Args[2:])
 	} else {
-		fmt.Fprintln(os.Stderr, "usage: foothold-host run|enroll|quote|publish; -h after a verb shows its flags")
+		fmt.Fprintln(os.Stderr, "usage: foothold-host run|enroll|quote; -h after a verb shows its flags")
 	}
 	switch {
 	case errors.Is(err, flag.ErrHelp):
@@ -61,15 +54,15 @@ func main() {
 	}
 }
 
-// parse parses args and refuses what is left over unless rest allows it.
-func parse(f *flag.FlagSet, args []string, rest bool) error {
+// parse parses args and refuses what is left over.
+func parse(f *flag.FlagSet, args []string) error {
 	if err := f.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
 			return err
 		}
 		return errUsage
 	}
-	if !rest && f.NArg() > 0 {
+	if f.NArg() > 0 {
 		fmt.Fprintf(os.Stderr, "%s takes no %q\n", f.Name(), f.Arg(0))
 		return errUsage
 	}
@@ -79,7 +72,7 @@ func parse(f *flag.FlagSet, args []string, rest bool) error {
 func run(ctx context.Context, args []string) error {
 	f := flag.NewFlagSet("run", flag.ContinueOnError)
 	file := f.String("config", "", "configuration file, as it was measured")
-	if err := parse(f, args, false); err != nil {
+	if err := parse(f, args); err != nil {
 		return err
 	}
 	if err := harden.Process(unix.CAP_NET_ADMIN); err != nil { // to make VMs' taps
@@ -104,7 +97,7 @@ func enrollHost(_ context.Context, args []string) error {
 	f.StringVar(&h.Asset, "asset", "", "asset tag")
 	f.StringVar(&h.Software, "software", "", "platform release")
 	out := f.String("out", "", "file for the inventory entry")
-	if err := parse(f, args, false); err != nil {
+	if err := parse(f, args); err != nil {
 		return err
 	}
 	var err error
@@ -121,49 +114,6 @@ func enrollHost(_ context.Context, args []string) error {
 		return err
 	}
 	return write(*out, h)
-}
-
-func publish(_ context.Context, args []string) error {
-	f := flag.NewFlagSet("publish", flag.ContinueOnError)
-	provider := f.String("provider", "", "provider's name")
-	keyFile := f.String("key", "", "file of the inventory key, Ed25519, PKCS #8 in PEM, readable by its owner alone")
-	version := f.Int("version", 0, "version of the inventory, one more than the last")
-	valid := f.Duration("valid", 720*time.Hour, "how long it is valid")
-	out := f.String("out", "", "file for the signed inventory")
-	if err := parse(f, args, true); err != nil {
-		return err
-	}
-	if *provider == "" || *out == "" || f.NArg() == 0 {
-		fmt.Fprintln(os.Stderr, "publish: want --provider, --out and the hosts' entries")
-		return errUsage
-	}
-	key, err := signingkey.Read(*keyFile)
-	if err != nil {
-		return err
-	}
-	hosts := make([]inventory.Host, f.NArg())
-	for i, name := range f.Args() {
-		if err := readHost(name, &hosts[i]); err != nil {
-			return err
-		}
-	}
-	env, err := enroll.Publish(key, *provider, *version, time.Now(), *valid, hosts)
-	if err != nil {
-		return err
-	}
-	return write(*out, env)
-}
-
-func readHost(file string, h *inventory.Host) error {
-	f, err := os.Open(file)
-	if err != nil {
-		return fmt.Errorf("read host: %w", err)
-	}
-	defer f.Close()
-	if err := strictjson.Read(f, maxHost, h); err != nil {
-		return fmt.Errorf("read host %s: %w", file, err)
-	}
-	return nil
 }
 
 func write(file string, v any) error {

@@ -10,8 +10,8 @@ import (
 	"foothold/internal/tpm"
 	"foothold/protocol/digest"
 	"foothold/protocol/hostapi"
-	"foothold/protocol/inventory"
 	"foothold/provider/broker"
+	"foothold/provider/enroll"
 	"foothold/provider/measure"
 )
 
@@ -28,7 +28,7 @@ func quoteHost(ctx context.Context, args []string) error {
 	nonce := f.String("nonce", "", "qualifying data, 64 hexadecimal digits")
 	out := f.String("out", "", "file for quote and logs")
 	logs := f.String("logs", "", "file for the logs alone, as 'foothold platform manifest create --evidence' reads them")
-	if err := parse(f, args, false); err != nil {
+	if err := parse(f, args); err != nil {
 		return err
 	}
 	qualifying, err := digest.Parse(*nonce)
@@ -36,8 +36,8 @@ func quoteHost(ctx context.Context, args []string) error {
 		fmt.Fprintln(os.Stderr, "quote: want --host, --nonce, 64 hexadecimal digits, and --out")
 		return errUsage
 	}
-	var entry inventory.Host
-	if err := readHost(*host, &entry); err != nil {
+	entry, err := enroll.ReadEntry(*host)
+	if err != nil {
 		return err
 	}
 	keys, err := broker.KeysOf(entry)

@@ -14,9 +14,9 @@ import (
 // Exit codes, stable. `foothold help exit-codes` and docs/operations.md explain them.
 const (
 	exitOK          = 0
-	exitFailure     = 1   // the operation was tried and failed, or fsck found what does not fit
+	exitFailure     = 1   // the operation was tried and failed, fsck found what does not fit, or evidence is not as recorded
 	exitUsage       = 2   // the command line or a file it names is wrong
-	exitRefused     = 3   // the orchestrator refused
+	exitRefused     = 3   // the orchestrator refused, or evidence rightly records a refusal
 	exitAborted     = 4   // the VM that was waited for was stopped, aborted or released, or its workload ended
 	exitMissing     = 5   // the preflight found something missing
 	exitUnreachable = 6   // no answer from the orchestrator
@@ -27,9 +27,11 @@ const (
 const exitHelp = `Every command ends with one of these codes. They are stable.
 
   0    done
-  1    the operation was tried and failed, or fsck found what does not fit
+  1    the operation was tried and failed, fsck found what does not fit, or verify found
+       evidence that is not as recorded
   2    the command line, the context or a file that it names is wrong; nothing was done
-  3    the orchestrator refused; the message carries a stable reason
+  3    the orchestrator refused; the message carries a stable reason. Of verify: the
+       evidence is as recorded, and records a refusal
   4    the VM that was waited for was stopped, aborted or released, or its workload ended
   5    the preflight found something missing; it prints the line that mends it
   6    the orchestrator does not answer, or the two certificates do not trust each other;

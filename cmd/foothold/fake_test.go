@@ -7,6 +7,8 @@ import (
 	"io"
 	"net/http"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strconv"
 	"sync"
 	"time"
@@ -17,6 +19,7 @@ import (
 	"foothold/protocol/digest"
 	"foothold/protocol/event"
 	"foothold/protocol/zone"
+	"foothold/tenant/verify"
 )
 
 // fakeAPI is an orchestrator that takes a VM one phase further each time it is asked
@@ -30,6 +33,8 @@ type fakeAPI struct {
 	objects   map[digest.SHA256]int64  // mu
 	templates map[string]*api.Template // mu
 	images    map[string]digest.SHA256 // mu
+	imported  int                      // mu; inventories beside the first
+	withdrawn string                   // mu; why the reference values are
 }
 
 type fakeVM struct {
@@ -44,24 +49,33 @@ func newFakeAPI() http.Handler {
 		templates: map[string]*api.Template{}, images: map[string]digest.SHA256{}}
 	mux := http.NewServeMux()
 	for pattern, h := range map[string]func(*http.Request) (any, *api.Problem){
-		"POST /v1/vms":                f.create,
-		"GET /v1/vms":                 f.list,
-		"GET /v1/vms/{name}":          f.get,
-		"DELETE /v1/vms/{name}":       f.remove,
-		"POST /v1/vms/{name}/stop":    f.stop,
-		"POST /v1/vms/{name}/start":   f.start,
-		"POST /v1/vms/{name}/restart": f.start,
-		"PUT /v1/vms/{name}/workload": f.setWorkload,
-		"GET /v1/vms/{name}/explain":  f.explain,
-		"GET /v1/vms/{name}/rules":    f.rules,
-		"PUT /v1/objects/{sha256}":    f.putObject,
-		"GET /v1/templates":           f.listTemplates,
-		"POST /v1/templates":          f.register,
-		"PUT /v1/templates/{n}/image": f.putImage,
-		"DELETE /v1/templates/{n}":    f.deleteTemplate,
-		"GET /v1/hosts":               f.hosts,
-		"GET /v1/status":              f.status,
-		"GET /v1/fsck":                f.fsck,
+		"POST /v1/vms":                    f.create,
+		"GET /v1/vms":                     f.list,
+		"GET /v1/vms/{name}":              f.get,
+		"DELETE /v1/vms/{name}":           f.remove,
+		"POST /v1/vms/{name}/stop":        f.stop,
+		"POST /v1/vms/{name}/start":       f.start,
+		"POST /v1/vms/{name}/restart":     f.start,
+		"PUT /v1/vms/{name}/workload":     f.setWorkload,
+		"GET /v1/vms/{name}/explain":      f.explain,
+		"GET /v1/vms/{name}/rules":        f.rules,
+		"PUT /v1/objects/{sha256}":        f.putObject,
+		"GET /v1/templates":               f.listTemplates,
+		"POST /v1/templates":              f.register,
+		"PUT /v1/templates/{n}/image":     f.putImage,
+		"DELETE /v1/templates/{n}":        f.deleteTemplate,
+		"GET /v1/hosts":                   f.hosts,
+		"POST /v1/hosts/{n}/readmit":      f.readmit,
+		"GET /v1/platforms":               f.platforms,
+		"POST /v1/platforms":              f.importPlatform,
+		"POST /v1/platforms/{s}/withdraw": f.withdrawPlatform,
+		"GET /v1/inventories":             f.inventories,
+		"POST /v1/inventories":            f.importInventory,
+		"GET /v1/inventories/{v}":         f.inventory,
+		"GET /v1/status":                  f.status,
+		"GET /v1/fsck":                    f.fsck,
+		"POST /v1/vms/{name}/attest":      f.attest,
+		"GET /v1/vms/{name}/evidence":     f.evidence,
 	} {
 		mux.HandleFunc(pattern, f.handle(h))
 	}
@@ -69,6 +83,13 @@ func newFakeAPI() http.Handler {
 		io.WriteString(w, "booting\x1b]0;owned\x07\nlogin: none\n")
 	})
 	mux.HandleFunc("GET /v1/events", f.events)
+	mux.HandleFunc("GET /v1/vms/{name}/evidence/{digest}", func(w http.ResponseWriter, r *http.Request) {
+		for _, b := range keptBundles() {
+			if b.Digest.String() == r.PathValue("digest") {
+				w.Write(b.data)
+			}
+		}
+	})
 	return mux
 }
 
@@ -235,7 +256,59 @@ func (f *fakeAPI) explain(r *http.Request) (any, *api.Problem) {
 		return api.Explanation{Name: vm.Name, Phase: vm.Phase, Reason: vm.Reason, Awaited: "the host to \x1b[2Jconfirm that its last instance is gone"}, nil
 	}
 	return api.Explanation{Name: vm.Name, Phase: vm.Phase, Reason: vm.Reason, What: "a \x1b[31mmeasured file differs",
-		Until: time.Now().Add(time.Minute), Awaited: "the quote", Findings: []string{"pcr 10: replay differs"}, Next: "foothold host list"}, nil
+		Until: time.Now().Add(time.Minute), Awaited: "the quote", Findings: []event.FailedCheck{{Check: "registers", Component: "PCR 10", Expected: "what the log leads to", Seen: "another value", Do: "compare the logs", Detail: "replay differs"}}, Next: "foothold host list"}, nil
+}
+
+// kept is a bundle of package verify's test data.
+type kept struct {
+	api.Verdict
+	data []byte
+}
+
+// keptBundles are a start's, of which the last is a refusal.
+func keptBundles() (list []kept) {
+	dir := filepath.Join("..", "..", "tenant", "verify", "testdata", "bundles")
+	var chain verify.Chain
+	data, err := os.ReadFile(filepath.Join(dir, "chain.json"))
+	if err == nil {
+		err = json.Unmarshal(data, &chain)
+	}
+	if err != nil {
+		panic(err)
+	}
+	files, _ := filepath.Glob(filepath.Join(dir, "[0-9]*.json"))
+	for i, l := range chain.Links {
+		data, err := os.ReadFile(files[i])
+		if err != nil {
+			panic(err)
+		}
+		list = append(list, kept{api.Verdict{Role: l.Role, Host: l.Host, At: l.At, Accepted: l.Accepted, Previous: l.Previous, Record: l.Record, Digest: l.Digest(), Kept: l.Role != "connect"}, data})
+	}
+	return list
+}
+
+func (f *fakeAPI) evidence(r *http.Request) (any, *api.Problem) {
+	if _, p := f.find(r); p != nil {
+		return nil, p
+	}
+	e := api.Evidence{Name: r.PathValue("name"), ID: "0b6c2f4e-5a7d-4c1b-9e57-3d2a8f60c911", Start: 1}
+	for _, b := range keptBundles() {
+		e.Verdicts = append(e.Verdicts, b.Verdict)
+	}
+	return e, nil
+}
+
+func (f *fakeAPI) attest(r *http.Request) (any, *api.Problem) {
+	vm, p := f.find(r)
+	if p != nil {
+		return nil, p
+	}
+	if vm.Name == "doomed" {
+		return nil, &api.Problem{Reason: event.QuoteRefused, Detail: "the watch quote does not prove what it must", Next: "read the findings", Findings: []event.FailedCheck{
+			{Check: "log", Component: "file \"/usr/bin/qemu\"", Expected: "aa", Seen: "bb", Do: "compare", Detail: "it differs"},
+			{Check: "clock", Component: "the TPM's counters", Expected: "1", Seen: "2", Do: "find out", Detail: "they differ"}}}
+	}
+	return keptBundles()[3].Verdict, nil
 }
 
 func (f *fakeAPI) rules(r *http.Request) (any, *api.Problem) {
@@ -296,6 +369,100 @@ func (f *fakeAPI) deleteTemplate(r *http.Request) (any, *api.Problem) {
 func (f *fakeAPI) hosts(*http.Request) (any, *api.Problem) {
 	return []api.Host{{Name: "alpha", API: netip.MustParseAddrPort("10.83.0.10:8443"), Location: "hall 1, rack 7",
 		Asset: "A-17", Software: "lab", Standing: "good", VMs: len(f.vms)}}, nil
+}
+
+func (f *fakeAPI) readmit(r *http.Request) (any, *api.Problem) {
+	if r.PathValue("n") != "alpha" {
+		return nil, refuse(event.NoHost, "it is not in the inventory", "")
+	}
+	return api.Host{Name: "alpha", Standing: "good"}, nil
+}
+
+// fakePlatform counts until it is withdrawn.
+func (f *fakeAPI) fakePlatform() api.Platform {
+	p := api.Platform{SHA256: digest.Of([]byte("values")), Release: "2026-11", Profile: "lab", ValidFrom: time.Now().Add(-time.Hour),
+		ValidUntil: time.Now().Add(time.Hour), Counts: f.withdrawn == "", VMs: 1, Why: f.withdrawn}
+	if f.withdrawn != "" {
+		p.Withdrawn, p.WithdrawnBy = time.Now(), "operator/alice"
+	}
+	return p
+}
+
+func (f *fakeAPI) platforms(*http.Request) (any, *api.Problem) {
+	return []api.Platform{f.fakePlatform()}, nil
+}
+
+func (f *fakeAPI) importPlatform(r *http.Request) (any, *api.Problem) {
+	var in api.ImportDocument
+	if err := strictjson.Read(r.Body, 1<<20, &in); err != nil {
+		return nil, refuse(event.BadRequest, err.Error(), "")
+	}
+	if string(in.Document) != "values\n" {
+		return nil, refuse(event.DocumentRefused, "reference values: signature does not verify", "compare")
+	}
+	return f.fakePlatform(), nil
+}
+
+func (f *fakeAPI) withdrawPlatform(r *http.Request) (any, *api.Problem) {
+	var in api.WithdrawPlatform
+	if err := strictjson.Read(r.Body, 1<<20, &in); err != nil || in.Why == "" {
+		return nil, refuse(event.BadRequest, "why", "")
+	}
+	if r.PathValue("s") != digest.Of([]byte("values")).String() {
+		return nil, refuse(event.UnknownDocument, "they were not imported", "")
+	}
+	f.withdrawn = in.Why
+	p := f.fakePlatform()
+	p.Alerts = []api.Alert{{VM: "web", Host: "alpha", Reason: event.ValuesWithdrawn, Detail: "reference values", Action: api.ActionNone}}
+	return p, nil
+}
+
+// fakeInventory is version 1, and version 2 once it was imported.
+func (f *fakeAPI) fakeInventory(version int) api.Inventory {
+	inv := api.Inventory{Version: version, SHA256: digest.Of([]byte{byte(version)}), Provider: "hall", Expires: time.Now().Add(time.Hour),
+		Imported: time.Now(), ImportedBy: "configuration", Current: version == 1+f.imported, HostCount: 1,
+		Hosts: []api.HostEntry{{Name: "alpha", API: netip.MustParseAddrPort("10.83.0.10:8443"), Software: "2026-11", Keys: api.KeysValidated}}}
+	if version == 2 {
+		inv.HostCount = 2
+		inv.Hosts = append(inv.Hosts, api.HostEntry{Name: "beta", Keys: api.KeysFailed, Reason: "its TPM \x1b[2Jdoes not hold the key"})
+	}
+	return inv
+}
+
+func (f *fakeAPI) inventories(*http.Request) (any, *api.Problem) {
+	list := []api.Inventory{}
+	for v := 1 + f.imported; v > 0; v-- {
+		list = append(list, f.fakeInventory(v))
+	}
+	return list, nil
+}
+
+func (f *fakeAPI) inventory(r *http.Request) (any, *api.Problem) {
+	version, _ := strconv.Atoi(r.PathValue("v"))
+	if version > 1+f.imported {
+		return nil, refuse(event.UnknownDocument, "it was not imported", "")
+	}
+	if version == 0 {
+		version = 1 + f.imported
+	}
+	return f.fakeInventory(version), nil
+}
+
+// importInventory takes whatever says so.
+func (f *fakeAPI) importInventory(r *http.Request) (any, *api.Problem) {
+	var in api.ImportDocument
+	if err := strictjson.Read(r.Body, 1<<20, &in); err != nil {
+		return nil, refuse(event.BadRequest, err.Error(), "")
+	}
+	if in.SHA256 != nil && *in.SHA256 != digest.Of(in.Document) {
+		return nil, refuse(event.DigestMismatch, "published is another", "")
+	}
+	if string(in.Document) != "version 2\n" {
+		return nil, refuse(event.DocumentRefused, "inventory: signature does not verify", "compare")
+	}
+	f.imported = 1
+	return api.InventoryImport{Inventory: f.fakeInventory(2), Before: 1, Changes: []api.HostChange{{Host: "beta", What: "new"}},
+		Alerts: []api.Alert{{VM: "web", Host: "gamma", Reason: event.HostLost, Detail: "it is not in the inventory", Action: "closed"}}}, nil
 }
 
 func (f *fakeAPI) status(*http.Request) (any, *api.Problem) {

@@ -44,7 +44,7 @@ in a network of its own. It needs no root and leaves nothing behind.`)
 		}
 	}
 	fresh, state := in(defaultLab, lab.Open), in(currentLab, lab.Existing)
-	cmd.AddCommand(labUp(fresh), labDown(state), labStatus(state), labLogs(state), labExec(state), labFetch(state), labRestart(state), labFirst(state), labPreflight())
+	cmd.AddCommand(labUp(fresh), labDown(state), labStatus(state), labLogs(state), labExec(state), labFetch(state), labRestart(state), labFirst(state), labAudit(state), labPreflight())
 	cmd.AddCommand(labInner()...)
 	return cmd
 }

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
@@ -108,6 +109,18 @@ func serveFake(t *testing.T, env *testscript.Env) error {
 	env.Setenv("XDG_STATE_HOME", filepath.Join(dir, "state"))
 	env.Setenv("HOME", dir)
 	env.Setenv("TZ", "UTC")
+	from := filepath.Join("..", "..", "tenant", "verify", "testdata", "bundles")
+	if err := os.CopyFS(filepath.Join(dir, "keys"), os.DirFS(from)); err != nil {
+		return err
+	}
+	for variable, file := range map[string]string{"INVENTORY": "inventory-key", "PLATFORM": "platform-key"} {
+		key, err := os.ReadFile(filepath.Join(from, file))
+		if err != nil {
+			return err
+		}
+		env.Setenv(variable, string(key))
+	}
+	env.Setenv("WATCH", keptBundles()[3].Digest.String())
 	env.Setenv(client.Variable, filepath.Join(dir, "context.yaml"))
 	return nil
 }

@@ -24,13 +24,15 @@ import (
 const maxDocument = 64 << 20
 
 func platformCommand() *cobra.Command {
-	return group("platform", "Make and compare reference values of the provider's platform",
+	return contextFlag(group("platform", "Make, compare and take into use reference values of the provider's platform",
 		`Reference values say what one release of the provider's platform measures while it boots,
 and which files it runs. A host that measured anything else gets none of your VMs. You make
-them from a known-good host, examine them, and sign them off line.`,
-		group("manifest", "Make, sign, show and compare reference values",
-			`A manifest is a JSON document for people and programs. It counts once it is signed.`,
-			manifestCreate(), manifestSign(), manifestShow(), manifestDiff()))
+them from a known-good host, examine them, sign them off line, and import them.`,
+		group("manifest", "Make, sign, show, compare, import and withdraw reference values",
+			`A manifest is a JSON document for people and programs. It counts once it is signed and
+imported, from its beginning to its end. Several may count for one release: a host has to
+satisfy all of any one.`,
+			manifestCreate(), manifestSign(), manifestShow(), manifestDiff(), manifestImport(), manifestList(), manifestWithdraw())))
 }
 
 type manifestFlags struct {

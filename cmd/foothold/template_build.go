@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -188,6 +189,10 @@ func (s *session) register(ctx context.Context, log *term.Out, t *template.Templ
 	if err != nil {
 		return api.Template{}, err
 	}
+	hosts, err := s.Hosts(ctx)
+	if err != nil {
+		return api.Template{}, err
+	}
 	req, err := registration(t, key)
 	if err != nil {
 		return api.Template{}, err
@@ -197,7 +202,7 @@ func (s *session) register(ctx context.Context, log *term.Out, t *template.Templ
 	p := newStepLog(log)
 	defer p.close()
 	for _, old := range list {
-		if old.Name == t.Name && old.SHA256 == t.Ciphertext && old.Release == t.Components.Release && len(old.Hosts) > 0 && !rotate {
+		if old.Name == t.Name && old.SHA256 == t.Ciphertext && old.Release == t.Components.Release && liesEverywhere(old, hosts) && !rotate {
 			p.begin("registering") // changes nothing, unless expectations or signature are others
 			registered, err := s.RegisterTemplate(ctx, req)
 			if err == nil {
@@ -230,6 +235,17 @@ func (s *session) register(ctx context.Context, log *term.Out, t *template.Templ
 	}
 	p.done()
 	return registered, nil
+}
+
+// liesEverywhere reports whether a template lies at every host in good standing: one that
+// is new in the inventory has it when its build is repeated.
+func liesEverywhere(t api.Template, hosts []api.Host) bool {
+	for _, h := range hosts {
+		if h.Standing == "good" && !slices.Contains(t.Hosts, h.Name) {
+			return false
+		}
+	}
+	return len(t.Hosts) > 0
 }
 
 // registration is what the orchestrator gets to know of a template.

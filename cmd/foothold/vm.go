@@ -7,6 +7,7 @@ import (
 	"foothold/client"
 	"foothold/client/term"
 	"foothold/protocol/api"
+	"foothold/protocol/event"
 
 	"github.com/spf13/cobra"
 )
@@ -22,7 +23,7 @@ that it is the VM you reserved. Each step is a phase with a deadline:
 A VM that computes runs its operating system and has passed its audits. It is ready
 when, besides, its workload has answered through the tunnel. One that ends unasked, or is
 told to restart, goes through all of it again, with its volume.`,
-		vmCreate(), vmList(), vmShow(), vmWatch(), vmExplain(), vmLogs(), vmStop(), vmStart(), vmRestart(), vmWorkload(), vmDelete()))
+		vmCreate(), vmList(), vmShow(), vmWatch(), vmExplain(), vmAttest(), vmEvidence(), vmLogs(), vmStop(), vmStart(), vmRestart(), vmWorkload(), vmDelete()))
 }
 
 func vmList() *cobra.Command {
@@ -89,13 +90,24 @@ func explain(out *term.Out, e api.Explanation) {
 		term.Field{Name: "reason", Value: out.Paint(term.Bad, string(e.Reason))},
 		term.Field{Name: "what", Value: term.Clean(e.What)},
 	)
-	if len(e.Findings) > 0 {
-		out.Line("findings")
-		for _, f := range e.Findings {
-			out.Line("  - %s", term.Clean(f))
+	showFindings(out, e.Findings)
+	out.Fields(term.Field{Name: "next", Value: term.Clean(e.Next)})
+}
+
+// showFindings prints all checks that failed, each in a block of its own.
+func showFindings(out *term.Out, findings []event.FailedCheck) {
+	if len(findings) == 0 {
+		return
+	}
+	out.Line("findings")
+	for _, f := range findings {
+		out.Line("  %s %s: %s", out.Paint(term.Bad, "✗"), term.Clean(f.Check), term.Clean(f.Component))
+		for _, part := range [][2]string{{"expected", f.Expected}, {"seen", f.Seen}, {"do", f.Do}} {
+			if part[1] != "" {
+				out.Line("      %-9s %s", part[0]+":", term.Clean(part[1]))
+			}
 		}
 	}
-	out.Fields(term.Field{Name: "next", Value: term.Clean(e.Next)})
 }
 
 func vmLogs() *cobra.Command {
@@ -160,6 +172,7 @@ the VM stored is gone for good, wherever copies of the volume lie.`,
 
 // complete makes a VM's lists lists, as --json promises.
 func complete(vm api.VM) api.VM {
+	vm.Findings = orEmpty(vm.Findings)
 	vm.Phases, vm.Components = orEmpty(vm.Phases), orEmpty(vm.Components)
 	return vm
 }

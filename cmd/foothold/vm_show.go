@@ -80,7 +80,9 @@ func showVM(out *term.Out, vm api.VM) {
 		term.Field{Name: "tunnel", Value: tunnel},
 		term.Field{Name: "workload", Value: vm.WorkloadURL},
 		term.Field{Name: "TPM held", Value: tpm},
+		term.Field{Name: "attested", Value: attestedText(vm)},
 	)
+	showFindings(out, vm.Findings)
 	if len(vm.Phases) > 0 {
 		out.Line("")
 		var rows [][]string
@@ -101,6 +103,14 @@ func showVM(out *term.Out, vm api.VM) {
 		}
 		out.Table([]string{"component", "size", "sha256"}, rows)
 	}
+}
+
+// attestedText is when the host last proved what it runs, and the verdict on it.
+func attestedText(vm api.VM) string {
+	if vm.Verdict.IsZero() {
+		return ""
+	}
+	return fmt.Sprintf("%s, verdict %s", when(vm.Attested), vm.Verdict)
 }
 
 // startText is the number of the start, and what the policy makes of its end.

@@ -107,9 +107,9 @@ func (v *conversation) start() {
 	v.tpm = s
 	tunnel := evidence.Tunnel(v.exporter, v.srv.leaf, v.leaf, v.vmKey)
 	binding := evidence.Binding(evidence.RoleBoot, v.opening.Reservation, tunnel, v.opening.Settings, v.opening.Nonce)
-	aik, key, salt := v.aik, v.session, v.salt
+	keys := v.keys
 	go func() {
-		q, err := quote(s, aik, key, salt, binding)
+		q, err := quote(s, keys, binding)
 		s.result <- quoted{q, err}
 	}()
 }
@@ -118,15 +118,11 @@ func (v *conversation) start() {
 // own, so that only
 // that TPM can know the session's key, with parameters encrypted both ways (TPM 2.0
 // Library, part 1, "Session-based encryption"). The session ends with the command.
-func quote(t transport.TPM, aik, sessionKey tpm2.TPMTPublic, salt tpm2.TPMHandle, binding digest.SHA256) (evidence.Quote, error) {
-	name, err := tpm2.ObjectName(&aik)
-	if err != nil {
-		return evidence.Quote{}, err
-	}
+func quote(t transport.TPM, keys *hostKeys, binding digest.SHA256) (evidence.Quote, error) {
 	auth := tpm2.HMAC(tpm2.TPMAlgSHA256, nonceSize,
-		tpm2.Salted(salt, sessionKey), tpm2.AESEncryption(128, tpm2.EncryptInOut))
+		tpm2.Salted(keys.salt, keys.session), tpm2.AESEncryption(128, tpm2.EncryptInOut))
 	rsp, err := tpm2.Quote{
-		SignHandle:     tpm2.AuthHandle{Handle: tpm2.TPMHandle(inventory.AIKHandle), Name: *name, Auth: auth},
+		SignHandle:     tpm2.AuthHandle{Handle: tpm2.TPMHandle(inventory.AIKHandle), Name: keys.name, Auth: auth},
 		QualifyingData: tpm2.TPM2BData{Buffer: binding[:]},
 		InScheme: tpm2.TPMTSigScheme{Scheme: tpm2.TPMAlgECDSA,
 			Details: tpm2.NewTPMUSigScheme(tpm2.TPMAlgECDSA, &tpm2.TPMSSchemeHash{HashAlg: tpm2.TPMAlgSHA256})},

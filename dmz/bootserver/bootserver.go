@@ -29,6 +29,7 @@ type server struct {
 	client     *upstream.Client
 	events     *upstream.Events
 	components *cache
+	keys       keyring
 }
 
 // Run is the daemon.

@@ -18,18 +18,14 @@ import (
 	"time"
 
 	"foothold/internal/strictjson"
-	"foothold/internal/tpm"
 	"foothold/protocol/bootmsg"
 	"foothold/protocol/digest"
 	"foothold/protocol/event"
 	"foothold/protocol/evidence"
-	"foothold/protocol/inventory"
 	"foothold/protocol/signed"
 	"foothold/protocol/token"
 	wire "foothold/protocol/upstream"
 	"foothold/protocol/vmspec"
-
-	"github.com/google/go-tpm/tpm2"
 )
 
 // Time limits of one exchange with a VM.
@@ -60,9 +56,7 @@ type conversation struct {
 	mu        sync.Mutex // held for one exchange, and for the end; guards all that follows
 	phase     phase
 	opening   wire.OpenResponse
-	aik       tpm2.TPMTPublic
-	session   tpm2.TPMTPublic
-	salt      tpm2.TPMHandle // of session
+	keys      *hostKeys
 	vmKey     []byte
 	exporter  digest.SHA256 // SHA-256 of the exporter
 	leaf      []byte        // the loader's certificate
@@ -175,31 +169,17 @@ func (v *conversation) open(w http.ResponseWriter, r *http.Request) error {
 }
 
 // bind derives our end of the tunnel (RFC 8446, section 7.5) and reads the keys that
-// the TPM session needs, which come from the tenant's inventory and never from the bus.
+// the TPM session needs.
 func (v *conversation) bind() error {
 	o := v.opening
 	if !vmspec.ValidID(o.Reservation) || len(o.Nonce) != evidence.NonceLen || o.Settings.IsZero() {
 		return event.Refuse(event.BootServerFailed, "the orchestrator's answer is incomplete")
 	}
-	aik, err := tpm.ParsePublic(o.AIK)
-	if err == nil {
-		err = tpm.CheckAIK(aik)
-	}
+	keys, err := v.srv.keys.read(o.AIK, o.Session, o.Own)
 	if err != nil {
-		return event.Refuse(event.BootServerFailed, "inventoried AIK: %v", err)
+		return err
 	}
-	check, handle := tpm.CheckSession, tpm2.TPMHandle(inventory.SessionHandle)
-	if o.Own {
-		check, handle = tpm.CheckMigrated, tpm2.TPMHandle(inventory.TenantHandle)
-	}
-	key, err := tpm.ParsePublic(o.Session)
-	if err == nil {
-		err = check(key)
-	}
-	if err != nil {
-		return event.Refuse(event.BootServerFailed, "session key: %v", err)
-	}
-	v.aik, v.session, v.salt = *aik, *key, handle
+	v.keys = keys
 	state := v.tls.ConnectionState()
 	exporter, err := state.ExportKeyingMaterial(evidence.ExporterLabel, evidence.ExporterContext(o.Reservation, o.Nonce), evidence.ExporterLen)
 	if err != nil {

@@ -29,9 +29,11 @@ const (
 	quickCall = 15 * time.Second
 	quoteCall = 45 * time.Second
 
-	dialTimeout   = 5 * time.Second
-	keepAlive     = 10 * time.Second // a vanished orchestrator is noticed within a lease
-	maxIdleConns  = 16
+	dialTimeout = 5 * time.Second
+	keepAlive   = 10 * time.Second // a vanished orchestrator is noticed within a lease
+	// maxIdleConns is what many VMs that boot at once keep busy. A connection that is closed
+	// for want of room costs a handshake, as much as three calls, at the next one.
+	maxIdleConns  = 64
 	maxProblem    = 64 << 10
 	maxStatusText = 200
 )

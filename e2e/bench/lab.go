@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 
 	"foothold/client"
 	"foothold/lab"
@@ -18,16 +19,17 @@ import (
 // labState is a lab of this run's own, with the default template in it.
 type labState struct {
 	bin, build, work string // folders, absolute
+	patience         int
 	state            lab.State
 	api              *client.Client
 }
 
 // labMeasures are those that need a lab.
-var labMeasures = []string{"boots", "revocation", "restarts"}
+var labMeasures = []string{"boots", "revocation", "refusal", "restarts"}
 
 // measureInLab brings a lab up, takes the wanted measurements in it, and ends it.
 func measureInLab(ctx context.Context, o options) (results []Result, err error) {
-	l := &labState{work: o.work}
+	l := &labState{work: o.work, patience: o.patience}
 	for _, p := range []struct {
 		to   *string
 		from string
@@ -48,6 +50,13 @@ func measureInLab(ctx context.Context, o options) (results []Result, err error) 
 			return nil, err
 		}
 	}
+	if o.wants("refusal") {
+		refusals, err := measureRefusals(ctx, l)
+		if err != nil {
+			return nil, err
+		}
+		results = append(results, refusals...)
+	}
 	if o.wants("restarts") {
 		restarts, err := measureRestarts(ctx, l)
 		if err != nil {
@@ -60,7 +69,7 @@ func measureInLab(ctx context.Context, o options) (results []Result, err error) 
 
 func (l *labState) up(ctx context.Context) error {
 	say("bringing a lab up")
-	if err := l.foothold(ctx, nil, "lab", "up", "--state", l.state.Dir); err != nil {
+	if err := l.foothold(ctx, nil, "lab", "up", "--state", l.state.Dir, "--patience", strconv.Itoa(l.patience)); err != nil {
 		return err
 	}
 	say("building and registering the template")

@@ -58,7 +58,7 @@ const (
 	aimVerdict50 = 1.    // ms
 	aimVerdict99 = 5.    // ms
 	aimFar       = 0.9   // times the rate near by: distance costs time, not work
-	aimRevoked   = 1000. // ms, p99; what a revoked VM sends so long after is no longer asked for
+	aimRevoked   = 1000. // ms, p99; what a revoked VM sends so long after is no longer asked for, nor one whose host was refused
 )
 
 // measure is what can be measured by itself.
@@ -84,7 +84,7 @@ var measures = []measure{
 // options are what the command line says, and the run's own folder.
 type options struct {
 	bin, build, work string
-	vms              int
+	vms, patience    int
 	only             *regexp.Regexp
 }
 
@@ -108,6 +108,7 @@ func run() error {
 	bin := flag.String("bin", "bin", "folder of the binaries")
 	build := flag.String("build", "build", "folder of what is slow to make")
 	out := flag.String("out", "bench.json", "file of the results")
+	patience := flag.Int("patience", 1, "multiply the time limit of each phase in the lab by `N`, on a busy machine")
 	vms := flag.Int("vms", 5, "number of VMs, and of plain boots")
 	only := flag.String("only", "", "regular `expression`: measure only what it matches, of "+strings.Join(names(), ", "))
 	profile := flag.String("cpuprofile", "", "`file` for a processor profile of this process, in which the boot server runs for requests and delivery")
@@ -115,7 +116,7 @@ func run() error {
 	if *vms < 1 {
 		return fmt.Errorf("-vms %d: at least one", *vms)
 	}
-	o := options{bin: *bin, build: *build, vms: *vms}
+	o := options{bin: *bin, build: *build, vms: *vms, patience: *patience}
 	var err error
 	if o.only, err = regexp.Compile(*only); err != nil {
 		return fmt.Errorf("-only: %w", err)

@@ -74,6 +74,18 @@ func TestFoundAcrossChunks(t *testing.T) {
 	}
 }
 
+// TestFoundBehindZeros: holes are skipped, and not what begins in them.
+func TestFoundBehindZeros(t *testing.T) {
+	for n := range 12 {
+		value := append(make([]byte, n), "a secret of some length"...)
+		for before := 90; before < 110; before++ {
+			if got := find(t, append(make([]byte, before), value...), Secret{Name: "it", Value: value}); !slices.Equal(got, []string{"it raw"}) {
+				t.Errorf("%d zeros of it behind %d others: found %q", n, before, got)
+			}
+		}
+	}
+}
+
 func TestTokensAreFoundByTheirForm(t *testing.T) {
 	t2 := token.New(token.T2)
 	if got := find(t, []byte("a fht2_ and "+t2.Reveal()+"."), Secret{Name: "other", Value: make([]byte, 32)}); !slices.Equal(got, []string{"T2 form"}) {
@@ -104,9 +116,13 @@ func TestFilesAndProcesses(t *testing.T) {
 	if err != nil || len(files) != 1 || files[0].Kind != File || files[0].Name != filepath.Join(dir, "a", "f") {
 		t.Errorf("files: %+v, %v", files, err)
 	}
-	cmd := exec.Command("sh", "-c", "read wait", string(value))
+	cmd := exec.Command("sh", "-c", "echo; read wait", string(value))
 	cmd.Env = []string{"SECRET=" + hex.EncodeToString(value)}
 	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -114,6 +130,9 @@ func TestFilesAndProcesses(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { in.Close(); cmd.Wait() }()
+	if _, err := out.Read(make([]byte, 1)); err != nil { // before it runs, its arguments may not be there yet
+		t.Fatal(err)
+	}
 	found, err := m.Process(cmd.Process.Pid, 0)
 	var kinds []string
 	for _, f := range found {

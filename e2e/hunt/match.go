@@ -29,6 +29,7 @@ type Matcher struct {
 	byKey   map[uint64][]form
 	sieve   [1 << 10]uint64 // a bit for each hash of a form's first four bytes
 	longest int
+	zero    bool // a form begins with so many zeros that they must not be skipped
 }
 
 // NewMatcher prepares the search for the secrets.
@@ -45,6 +46,7 @@ func NewMatcher(secrets []Secret) (*Matcher, error) {
 			h := hash(uint32(key))
 			m.sieve[h>>6] |= 1 << (h & 63)
 			m.longest = max(m.longest, len(f.text))
+			m.zero = m.zero || key == 0
 		}
 	}
 	return m, nil
@@ -55,11 +57,18 @@ func hash(head uint32) uint32 { return head * 2654435761 >> 16 }
 // Bytes searches data, which begins at an offset. hit is called for each secret in it.
 func (m *Matcher) Bytes(data []byte, offset int64, hit func(Hit)) {
 	for i := 0; i+keyLen <= len(data); i++ {
-		h := hash(binary.LittleEndian.Uint32(data[i:]))
+		key := binary.LittleEndian.Uint64(data[i:])
+		if key == 0 && !m.zero {
+			for i+2*keyLen <= len(data) && binary.LittleEndian.Uint64(data[i+keyLen:]) == 0 {
+				i += keyLen
+			}
+			continue
+		}
+		h := hash(uint32(key))
 		if m.sieve[h>>6]&(1<<(h&63)) == 0 {
 			continue
 		}
-		for _, f := range m.byKey[binary.LittleEndian.Uint64(data[i:])] {
+		for _, f := range m.byKey[key] {
 			if bytes.HasPrefix(data[i:], f.text) {
 				hit(Hit{f.secret, f.name, offset + int64(i)})
 			}

@@ -187,6 +187,18 @@ func ReadMemory(pid, overlap int, want func(Region) bool, f func(data []byte, ad
 	return nil
 }
 
+// ReadAt reads size bytes of the process's memory.
+func ReadAt(pid int, address int64, size int) ([]byte, error) {
+	mem, err := os.Open(procFile(pid, "mem"))
+	if err != nil {
+		return nil, err
+	}
+	defer mem.Close()
+	data := make([]byte, size)
+	_, err = mem.ReadAt(data, address)
+	return data, err
+}
+
 // anyTouched asks the page map (proc(5)) for a page that is present or swapped.
 func anyTouched(pages *os.File, begin, end uint64) (bool, error) {
 	const entry, there = 8, 3 << 62 // bytes; bits 62 and 63

@@ -90,6 +90,9 @@ func (a *Agent) prepare() error {
 		return err
 	}
 	a.Console.Say("started")
+	if err := pid1.NoKexec(); err != nil {
+		return err
+	}
 	modules, err := kmod.Open()
 	if err != nil {
 		return err

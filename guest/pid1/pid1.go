@@ -65,6 +65,17 @@ func PowerOff() error {
 	return unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
 }
 
+// NoKexec makes this kernel the last of this start: whatever reboots from now on goes by
+// way of the host (Linux, admin-guide/sysctl/kernel, kexec_load_disabled). Nothing takes
+// it back.
+func NoKexec() error {
+	err := os.WriteFile("/proc/sys/kernel/kexec_load_disabled", []byte("1"), 0)
+	if err != nil && !errors.Is(err, os.ErrNotExist) { // a kernel without kexec is fine
+		return fmt.Errorf("refuse another kernel: %w", err)
+	}
+	return nil
+}
+
 // Link is the interface with the given MAC.
 func Link(mac string) (netlink.Link, error) {
 	want, err := net.ParseMAC(mac)

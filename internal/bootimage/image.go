@@ -15,12 +15,13 @@ import (
 var loaderModules = []string{"virtio_pci", "virtio_net", "virtio_console", "qemu_fw_cfg"}
 
 // guestModules are what foothold-guest needs, in the order of its steps: network
-// and its own filter; disks, encryption and verity; the OS's root; the tunnel. The
-// kernel would ask modprobe for algorithms, which an initramfs lacks, so they are named.
+// and its own filter; disks, encryption and verity; the OS's root; the tunnel; telling
+// the host of a panic. The kernel would ask modprobe for algorithms, which an
+// initramfs lacks, so they are named.
 var guestModules = []string{
 	"virtio_pci", "virtio_net", "nf_tables", "nft_ct", "nft_limit", "nft_reject_inet", "nft_log",
 	"virtio_blk", "aesni_intel", "xts", "sha256_ssse3", "dm_crypt", "dm_verity",
-	"erofs", "overlay", "ext4", "wireguard",
+	"erofs", "overlay", "ext4", "wireguard", "pvpanic_pci",
 }
 
 // authenticatedModules are what a VM with an authenticated volume needs besides: tags
@@ -83,7 +84,7 @@ type Image struct {
 // BuildLoader writes the provider's loader image into dir: KernelFile and
 // InitramfsFile, each replaced whole. init is the path of foothold-loader.
 func BuildLoader(k *Kernel, init, dir string) (Image, error) {
-	return build(dir, Spec{Init: init, Kernel: k, Modules: loaderModules})
+	return build(dir, Spec{Init: init, Kernel: k, Modules: loaderModules}, 0o644)
 }
 
 // BuildGuest writes the tenant's guest image into dir. init is the path of
@@ -95,10 +96,11 @@ func BuildGuest(k *Kernel, init, root, dir string, authenticatedVolume bool) (Im
 	if authenticatedVolume {
 		modules = append(modules, authenticatedModules...)
 	}
-	return build(dir, Spec{Init: init, Kernel: k, Modules: modules, Root: root, Programs: guestPrograms, Copies: guestCopies})
+	return build(dir, Spec{Init: init, Kernel: k, Modules: modules, Root: root, Programs: guestPrograms, Copies: guestCopies}, 0o644)
 }
 
-func build(dir string, spec Spec) (Image, error) {
+// build writes an image, its initramfs with the mode perm.
+func build(dir string, spec Spec, perm os.FileMode) (Image, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return Image{}, fmt.Errorf("make image folder: %w", err)
 	}
@@ -110,7 +112,7 @@ func build(dir string, spec Spec) (Image, error) {
 	if err := durable.WriteFile(img.Kernel.Path, kernel, 0o644); err != nil {
 		return Image{}, err
 	}
-	if err := durable.Write(img.Initramfs.Path, 0o644, func(f *os.File) error { return spec.Write(f) }); err != nil {
+	if err := durable.Write(img.Initramfs.Path, perm, func(f *os.File) error { return spec.Write(f) }); err != nil {
 		return Image{}, err
 	}
 	for _, part := range []*Part{&img.Kernel, &img.Initramfs} {

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"sync"
 	"time"
 )
 
@@ -35,6 +36,8 @@ func HTTPS(ctx context.Context, l net.Listener, conf *tls.Config, h http.Handler
 	for _, f := range adjust {
 		f(srv)
 	}
+	var silent silent
+	silent.watch(srv)
 	failed := make(chan error, 1)
 	go func() { failed <- srv.Serve(tls.NewListener(l, conf)) }()
 	select {
@@ -42,10 +45,54 @@ func HTTPS(ctx context.Context, l net.Listener, conf *tls.Config, h http.Handler
 		return fmt.Errorf("serve %s: %w", l.Addr(), err)
 	case <-ctx.Done():
 	}
+	silent.end()
 	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownPeriod)
 	defer cancel()
 	if err := srv.Shutdown(stop); err != nil && !errors.Is(err, context.DeadlineExceeded) {
 		return fmt.Errorf("shut down %s: %w", l.Addr(), err)
 	}
 	return srv.Close()
+}
+
+// silent holds the connections on which nothing was asked yet: clients open some ahead
+// of need, and a Server's Shutdown waits five seconds for the first call of each.
+type silent struct {
+	mu    sync.Mutex
+	conns map[net.Conn]bool // guarded by mu; nil from end on
+}
+
+// watch keeps track of srv's connections, which has not begun to serve.
+func (s *silent) watch(srv *http.Server) {
+	s.conns = map[net.Conn]bool{}
+	next := srv.ConnState
+	srv.ConnState = func(c net.Conn, state http.ConnState) {
+		s.moved(c, state)
+		if next != nil {
+			next(c, state)
+		}
+	}
+}
+
+func (s *silent) moved(c net.Conn, state http.ConnState) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case state != http.StateNew:
+		delete(s.conns, c)
+	case s.conns == nil:
+		c.Close()
+	default:
+		s.conns[c] = true
+	}
+}
+
+// end closes them, and those that are still to come.
+func (s *silent) end() {
+	s.mu.Lock()
+	conns := s.conns
+	s.conns = nil
+	s.mu.Unlock()
+	for c := range conns {
+		c.Close()
+	}
 }

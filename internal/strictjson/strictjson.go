@@ -13,7 +13,6 @@ import (
 	"fmt"
 	"io"
 	"strings"
-	"unicode/utf8"
 )
 
 // maxDepth bounds nesting; the protocol's deepest document nests six.
@@ -25,6 +24,7 @@ var ErrTooLarge = errors.New("document is larger than its limit")
 // Read decodes at most limit bytes of r into v.
 func Read(r io.Reader, limit int64, v any) error {
 	data, err := io.ReadAll(io.LimitReader(r, limit+1))
+	defer clear(data) // it may hold secrets; what is decoded is copied
 	if err != nil {
 		return fmt.Errorf("read document: %w", err)
 	}
@@ -43,9 +43,6 @@ func Unmarshal(data []byte, v any) error {
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(v); err != nil {
 		return describe(err)
-	}
-	if _, err := dec.Token(); err != io.EOF {
-		return errors.New("trailing data after the document")
 	}
 	return nil
 }
@@ -69,81 +66,87 @@ func describe(err error) error {
 	return errors.New("document does not fit its type")
 }
 
-// checkKeys walks the document once and refuses two keys of one object that differ at
-// most in case. It looks for nothing else but depth: of a document that the decoder then
-// takes it sees every key, and what it makes of any other does not matter.
+// checkKeys refuses two keys of one object that differ at most in case, excess depth, and
+// what is no JSON text or more than one. It walks the bytes once: in a JSON text, brackets,
+// colons and quotes outside of strings are what they look like.
 func checkKeys(data []byte) error {
-	type frame struct {
-		keys    map[string]bool // nil in an array
-		wantKey bool
+	if !json.Valid(data) {
+		return invalid(data)
 	}
-	var stack []frame
+	var stack []map[string]bool // keys of each open object; nil for an array
 	for i := 0; i < len(data); i++ {
-		top := len(stack) - 1
 		switch data[i] {
+		case '{', '[':
+			if len(stack) == maxDepth {
+				return errors.New("document nests too deep")
+			}
+			stack = append(stack, nil)
+			if data[i] == '{' {
+				stack[len(stack)-1] = map[string]bool{}
+			}
+		case '}', ']':
+			stack = stack[:len(stack)-1]
 		case '"':
 			end := stringEnd(data, i)
-			if end < 0 {
-				return nil // the decoder says what is wrong
-			}
-			if top >= 0 && stack[top].wantKey {
-				key, ok := unquote(data[i : end+1])
-				if !ok {
-					return nil
+			if isKey(data[end:]) {
+				if err := addKey(stack[len(stack)-1], data[i:end]); err != nil {
+					return err
 				}
-				folded := strings.ToLower(key)
-				if stack[top].keys[folded] {
-					return fmt.Errorf("duplicate key %q", key)
-				}
-				stack[top].keys[folded] = true
-				stack[top].wantKey = false
 			}
-			i = end
-		case '{':
-			stack = append(stack, frame{keys: map[string]bool{}, wantKey: true})
-		case '[':
-			stack = append(stack, frame{})
-		case '}', ']':
-			if top < 0 {
-				return nil
-			}
-			stack = stack[:top]
-		case ',':
-			if top >= 0 && stack[top].keys != nil {
-				stack[top].wantKey = true
-			}
-		}
-		if len(stack) > maxDepth {
-			return errors.New("document nests too deep")
+			i = end - 1
 		}
 	}
 	return nil
 }
 
-// stringEnd is where the string that begins at i has its closing quote, or -1.
+// stringEnd is behind the closing quote of the string that begins at i.
 func stringEnd(data []byte, i int) int {
-	for at := i + 1; ; at++ {
-		n := bytes.IndexByte(data[at:], '"')
-		if n < 0 {
-			return -1
-		}
-		at += n
-		escapes := 0
-		for data[at-1-escapes] == '\\' { // it ends at the opening quote
-			escapes++
-		}
-		if escapes%2 == 0 {
-			return at
+	for i++; data[i] != '"'; i++ {
+		if data[i] == '\\' {
+			i++
 		}
 	}
+	return i + 1
 }
 
-// unquote decodes a string with its quotes, as the decoder will.
-func unquote(quoted []byte) (s string, ok bool) {
-	for _, c := range quoted {
-		if c == '\\' || c < ' ' || c >= utf8.RuneSelf {
-			return s, json.Unmarshal(quoted, &s) == nil
+// isKey reports whether a colon comes next behind a string.
+func isKey(rest []byte) bool {
+	rest = bytes.TrimLeft(rest, " \t\r\n")
+	return len(rest) > 0 && rest[0] == ':'
+}
+
+// addKey refuses a key that is there already.
+func addKey(keys map[string]bool, quoted []byte) error {
+	var key string
+	if plain := quoted[1 : len(quoted)-1]; isPlain(plain) {
+		key = string(plain)
+	} else if err := json.Unmarshal(quoted, &key); err != nil {
+		return describe(err)
+	}
+	folded := strings.ToLower(key)
+	if keys[folded] {
+		return fmt.Errorf("duplicate key %q", key)
+	}
+	keys[folded] = true
+	return nil
+}
+
+// isPlain reports whether a string means its own bytes.
+func isPlain(s []byte) bool {
+	for _, c := range s {
+		if c == '\\' || c >= 0x80 {
+			return false
 		}
 	}
-	return string(quoted[1 : len(quoted)-1]), true
+	return true
+}
+
+// invalid says what is wrong with what is no single JSON text.
+func invalid(data []byte) error {
+	var all json.RawMessage
+	dec := json.NewDecoder(bytes.NewReader(data))
+	if err := dec.Decode(&all); err != nil {
+		return describe(err)
+	}
+	return errors.New("trailing data after the document")
 }

@@ -77,7 +77,7 @@ func (m *maker) orchestratorConfig() orchestrator.Config {
 		HostTLS:     tls("host", m.Tenant("tls", "provider-ca.crt")),
 
 		Inventory: m.Tenant("inventory.json"), InventoryKey: signingkey.Public(m.inventoryKey), TPMRoots: m.Tenant("tpm-roots.pem"),
-		Platform: m.Tenant("platform.json"), PlatformKey: signingkey.Public(m.platformKey),
+		Platform: m.Tenant("platform.json"), PlatformKey: signingkey.Public(m.platformKey), HostLost: "close",
 		ComponentKey: signingkey.Public(m.componentKey),
 
 		Boot: orchestrator.Boot{Address: at(lab.BootServer, lab.DMZLAN, bootPort), ServerName: bootDNS, CA: ca(authority.Boot)},
@@ -93,7 +93,7 @@ func (m *maker) orchestratorConfig() orchestrator.Config {
 		Limits: orchestrator.Limits{
 			Reserved: m.limit(30 * time.Second), Booting: m.limit(bootLimit), Unlocking: m.limit(60 * time.Second),
 			Connecting: m.limit(90 * time.Second), Lease: m.limit(60 * time.Second), VMs: 64, MemoryMiB: 65536,
-			BootsAtOnce: bootsAtOnce(),
+			BootsAtOnce: bootsAtOnce(), AttestEvery: time.Minute, AttestWithin: 5 * time.Minute,
 		},
 		Standing:        standing(self, storeAddress),
 		Destinations:    []orchestrator.Destination{{Prefix: single(lab.Address(lab.Intranet, lab.TenantLAN)), Proto: "tcp", Port: 80}},

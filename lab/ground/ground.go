@@ -35,6 +35,7 @@ import (
 const (
 	TenantName   = "example"
 	HostName     = "host-1"
+	HostAsset    = "LAB-0001" // asset tag, also of its chassis
 	ProviderName = "lab-provider"
 
 	orchestratorDNS = "orchestrator.foothold.internal"

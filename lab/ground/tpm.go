@@ -121,7 +121,7 @@ func (m *maker) entry(ctx context.Context) (inventory.Host, error) {
 	if !errors.Is(err, fs.ErrNotExist) {
 		return entry, fmt.Errorf("read enrolment: %w", err)
 	}
-	entry = inventory.Host{Name: HostName, API: hostAddress(), Location: "lab, rack 1, unit 1", Asset: "LAB-0001"}
+	entry = inventory.Host{Name: HostName, API: hostAddress(), Location: "lab, rack 1, unit 1", Asset: HostAsset}
 	if entry, err = m.enrol(ctx, entry); err != nil {
 		return entry, err
 	}

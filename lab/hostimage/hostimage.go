@@ -116,11 +116,11 @@ func (o *Options) writeUKI(kernel *bootimage.Kernel, stubFile, path string) erro
 	if err := spec.Write(&initramfs); err != nil {
 		return err
 	}
-	uki, err := unify(stub, []section{
-		{".osrel", []byte(osRelease)},
-		{".cmdline", []byte(strings.TrimSpace(Cmdline + " " + o.Cmdline))},
-		{".linux", linux},
-		{".initrd", []byte(initramfs.String())},
+	uki, err := bootimage.Unify(stub, []bootimage.Section{
+		{Name: ".osrel", Data: []byte(osRelease)},
+		{Name: ".cmdline", Data: []byte(strings.TrimSpace(Cmdline + " " + o.Cmdline))},
+		{Name: ".linux", Data: linux},
+		{Name: ".initrd", Data: []byte(initramfs.String())},
 	})
 	if err != nil {
 		return err

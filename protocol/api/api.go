@@ -10,6 +10,9 @@
 //	POST   /v1/vms/NAME/restart       → VM               stop, then start
 //	PUT    /v1/vms/NAME/workload      Workload → VM    without another start
 //	GET    /v1/vms/NAME/explain       → Explanation
+//	POST   /v1/vms/NAME/attest        → Verdict          its host is quoted now
+//	GET    /v1/vms/NAME/evidence      → Evidence         ?start=N: verdicts of a start, the latest without it
+//	GET    /v1/vms/NAME/evidence/SHA256 bytes            one verdict's evidence bundle, as `foothold verify` reads it
 //	GET    /v1/vms/NAME/rules         → []zone.Live      the VM's rules, read back from the kernels
 //	GET    /v1/vms/NAME/console       text               what the VM wrote to its console
 //	GET    /v1/events                 → []JournalEntry   ?vm=NAME ?after=N ?limit=N; ?follow=true streams one JSON object a line
@@ -19,6 +22,13 @@
 //	DELETE /v1/templates/NAME         → {}
 //	PUT    /v1/objects/SHA256         bytes              workloads, kernels, initramfs: checked, passed on to the DMZ's store
 //	GET    /v1/hosts                  → []Host
+//	POST   /v1/hosts/NAME/readmit     → Host             one whose quote was refused may get VMs again
+//	GET    /v1/inventories            → []Inventory      every version that was imported, newest first
+//	POST   /v1/inventories            ImportDocument → InventoryImport
+//	GET    /v1/inventories/VERSION    → Inventory        with its hosts; 0 is the one that counts
+//	GET    /v1/platforms              → []Platform       reference values that were imported, newest first
+//	POST   /v1/platforms              ImportDocument → Platform
+//	POST   /v1/platforms/SHA256/withdraw WithdrawPlatform → Platform
 //	GET    /v1/status                 → Status
 //	GET    /v1/fsck                   → Fsck             everything held against everything; takes seconds
 //
@@ -65,8 +75,10 @@ type VM struct {
 	Ready       bool         `json:"ready"`
 	Reason      event.Reason `json:"reason,omitempty"` // why it ended, or, while it computes, why it is not ready any more
 	Explanation string       `json:"explanation,omitempty"`
-	Cleanup     string       `json:"cleanup,omitempty"` // of an ended VM: CleanupPending, CleanupDone
-	Template    string       `json:"template"`
+	// Findings are all checks that failed, of a VM that was ended for what it or its host showed.
+	Findings []event.FailedCheck `json:"findings"`
+	Cleanup  string              `json:"cleanup,omitempty"` // of an ended VM: CleanupPending, CleanupDone
+	Template string              `json:"template"`
 	// TemplateVersion is the version that the latest start is of, 0 before the first, and
 	// NextVersion a newer one that its next start takes, 0 if there is none.
 	TemplateVersion int                 `json:"template_version,omitempty"`
@@ -89,6 +101,8 @@ type VM struct {
 	Creating        float64             `json:"create_seconds,omitempty"` // part of booting: until the host reported the VM running
 	Components      []bootmsg.Component `json:"components"`               // what was delivered and runs
 	TPMHeld         float64             `json:"tpm_held_seconds,omitempty"`
+	Attested        time.Time           `json:"attested,omitzero"` // last accepted quote of the latest start
+	Verdict         digest.SHA256       `json:"verdict,omitzero"`  // on it: the newest link of the start's evidence
 }
 
 // Whether an ended VM is gone from its host.
@@ -121,14 +135,35 @@ func (p Phase) MarshalJSON() ([]byte, error) {
 
 // Explanation says where a VM stands, for people.
 type Explanation struct {
-	Name     string       `json:"name"`
-	Phase    string       `json:"phase"`
-	Until    time.Time    `json:"until,omitzero"`
-	Awaited  string       `json:"awaited,omitempty"` // what has to happen next
-	Reason   event.Reason `json:"reason,omitempty"`
-	What     string       `json:"what"`           // what is or went wrong, or "as it should be"
-	Findings []string     `json:"findings"`       // each check that failed
-	Next     string       `json:"next,omitempty"` // what the reader can do
+	Name    string       `json:"name"`
+	Phase   string       `json:"phase"`
+	Until   time.Time    `json:"until,omitzero"`
+	Awaited string       `json:"awaited,omitempty"` // what has to happen next
+	Reason  event.Reason `json:"reason,omitempty"`
+	What    string       `json:"what"` // what is or went wrong, or "as it should be"
+	// Findings are all checks that failed.
+	Findings []event.FailedCheck `json:"findings"`
+	Next     string              `json:"next,omitempty"` // what the reader can do
+}
+
+// Evidence is the verdicts of one start: one chain, oldest first.
+type Evidence struct {
+	Name     string    `json:"name"`
+	ID       string    `json:"id"` // reservation
+	Start    int       `json:"start"`
+	Verdicts []Verdict `json:"verdicts"`
+}
+
+// Verdict is a decision on one quote.
+type Verdict struct {
+	Role     string        `json:"role"`
+	Host     string        `json:"host"`
+	At       time.Time     `json:"at"`
+	Accepted bool          `json:"accepted"`
+	Previous digest.SHA256 `json:"previous"` // verdict, empty for a boot's
+	Record   digest.SHA256 `json:"record"`   // SHA-256 of what it rests on
+	Digest   digest.SHA256 `json:"digest"`   // names it
+	Kept     bool          `json:"kept"`     // its bundle is there; of a VM that computes for long, older ones of role watch are not
 }
 
 // JournalEntry is one entry of the hash-chained journal.
@@ -189,6 +224,104 @@ type Host struct {
 	Standing string         `json:"standing"` // "good", or why not
 	VMs      int            `json:"vms"`
 	Quoted   time.Time      `json:"quoted,omitzero"` // last accepted quote
+}
+
+// MaxDocument bounds a signed inventory or signed reference values in bytes.
+const MaxDocument = 16 << 20
+
+// ImportDocument takes a signed document into use.
+type ImportDocument struct {
+	Document []byte `json:"document"` // the file, byte for byte
+	// SHA256 is what the signer published over another way; absent: it is not compared.
+	SHA256 *digest.SHA256 `json:"sha256,omitempty"`
+}
+
+// Inventory is one version of the provider's inventory that was imported.
+type Inventory struct {
+	Version    int           `json:"version"`
+	SHA256     digest.SHA256 `json:"sha256"` // of the signed payload
+	Provider   string        `json:"provider"`
+	Issued     time.Time     `json:"issued"`
+	Expires    time.Time     `json:"expires"`
+	Imported   time.Time     `json:"imported"`
+	ImportedBy string        `json:"imported_by"` // "configuration", or whose certificate
+	Current    bool          `json:"current"`     // the one that counts
+	HostCount  int           `json:"host_count"`
+	Hosts      []HostEntry   `json:"hosts,omitempty"`
+}
+
+// States of a host's keys.
+const (
+	KeysUnproved  = "unproved"  // its TPM has not proved yet that it holds them; it does before its first VM
+	KeysValidated = "validated" // it has
+	KeysFailed    = "failed"    // a check failed: the host gets no VM
+)
+
+// HostEntry is one host of an inventory, with what the tenant's own checks found.
+type HostEntry struct {
+	Name     string         `json:"name"`
+	API      netip.AddrPort `json:"api"`
+	Location string         `json:"location"`
+	Asset    string         `json:"asset"`
+	Software string         `json:"software"` // platform release
+	EK       digest.SHA256  `json:"ek"`       // of the endorsement certificate
+	AIK      digest.SHA256  `json:"aik"`      // of the attestation key
+	Session  digest.SHA256  `json:"session"`  // of the session key
+	Keys     string         `json:"keys,omitempty"`
+	Reason   string         `json:"reason,omitempty"` // why they are not validated
+	Checked  time.Time      `json:"checked,omitzero"`
+}
+
+// InventoryImport is what an import found and did.
+type InventoryImport struct {
+	Inventory
+	Before  int          `json:"before"`  // version that counted until now; the same again changes nothing
+	Changes []HostChange `json:"changes"` // against that version
+	Alerts  []Alert      `json:"alerts"`  // VMs that run on hosts that lost their good standing
+}
+
+// HostChange is one host in which two versions differ.
+type HostChange struct {
+	Host string `json:"host"`
+	What string `json:"what"` // "new", "gone", "keys" or "facts"
+}
+
+// Alert is one running VM that no longer stands on what it was admitted by.
+type Alert struct {
+	VM     string       `json:"vm"`
+	Host   string       `json:"host"`
+	Reason event.Reason `json:"reason"`
+	Detail string       `json:"detail"`
+	Action string       `json:"action"`
+}
+
+// What was done about a VM that an alert is of.
+const (
+	ActionNone       = "none"       // it runs on; its host's next quote decides
+	ActionClosed     = "closed"     // its network and its instance are gone, its volume is kept for the next start
+	ActionTerminated = "terminated" // it has ended
+)
+
+// Platform is reference values that were imported.
+type Platform struct {
+	SHA256      digest.SHA256 `json:"sha256"` // of the signed payload
+	Release     string        `json:"release"`
+	Profile     string        `json:"profile"`
+	ValidFrom   time.Time     `json:"valid_from"`
+	ValidUntil  time.Time     `json:"valid_until"`
+	Imported    time.Time     `json:"imported"`
+	ImportedBy  string        `json:"imported_by"`
+	Withdrawn   time.Time     `json:"withdrawn,omitzero"`
+	WithdrawnBy string        `json:"withdrawn_by,omitempty"`
+	Why         string        `json:"why,omitempty"` // it was withdrawn
+	Counts      bool          `json:"counts"`        // now
+	VMs         int           `json:"vms"`           // that run, and whose last accepted quote was judged by it
+	Alerts      []Alert       `json:"alerts,omitempty"`
+}
+
+// WithdrawPlatform says why reference values shall count no more.
+type WithdrawPlatform struct {
+	Why string `json:"why"`
 }
 
 // Status is the installation at a glance.
@@ -253,7 +386,39 @@ type Finding struct {
 
 // Problem is the body of every refusal: thing, reason, next step.
 type Problem struct {
-	Reason event.Reason `json:"reason"`
-	Detail string       `json:"detail"`
-	Next   string       `json:"next,omitempty"`
+	Reason   event.Reason        `json:"reason"`
+	Detail   string              `json:"detail"`
+	Findings []event.FailedCheck `json:"findings,omitempty"` // all checks that failed
+	Next     string              `json:"next,omitempty"`
+}
+
+// OrderHostAudit asks for an order to audit a host's TPM. Key is the public half, Ed25519,
+// of the key that the medium will sign its report with.
+type OrderHostAudit struct {
+	Key []byte `json:"key"`
+}
+
+// HostAudit is an audit of a host's TPM from trusted media.
+type HostAudit struct {
+	Number  string    `json:"number"`
+	Host    string    `json:"host"`
+	Expires time.Time `json:"expires"`          // of the order
+	Judged  time.Time `json:"judged,omitzero"`  // no report yet: zero
+	Good    bool      `json:"good"`             // every check held
+	Checks  []Check   `json:"checks,omitempty"` // those that failed
+	// What the machine's firmware states of it, and the asset tag of the inventory beside it:
+	// for people, since neither is proved.
+	Asset     string `json:"asset,omitempty"`
+	Serial    string `json:"serial,omitempty"`
+	Inventory string `json:"inventory_asset,omitempty"`
+}
+
+// Check is one that failed.
+type Check struct {
+	Check     string `json:"check"`
+	Detail    string `json:"detail"`
+	Component string `json:"component,omitempty"`
+	Expected  string `json:"expected,omitempty"`
+	Seen      string `json:"seen,omitempty"`
+	Do        string `json:"do,omitempty"`
 }

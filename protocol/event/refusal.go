@@ -12,8 +12,21 @@ import (
 type Refusal struct {
 	Reason   Reason
 	Detail   string
-	Findings []string // each check that failed, when several were made
+	Findings []FailedCheck // each check that failed, when several were made
 }
+
+// FailedCheck is one check that failed: what it is about, what was expected of it and seen
+// instead, and what to do. Detail says the same in one sentence.
+type FailedCheck struct {
+	Check     string `json:"check"`
+	Component string `json:"component"`
+	Expected  string `json:"expected"`
+	Seen      string `json:"seen"`
+	Do        string `json:"do"`
+	Detail    string `json:"detail"`
+}
+
+func (f FailedCheck) String() string { return f.Check + ": " + f.Detail }
 
 func (r *Refusal) Error() string {
 	text := string(r.Reason)
@@ -21,9 +34,18 @@ func (r *Refusal) Error() string {
 		text += ": " + r.Detail
 	}
 	if len(r.Findings) > 0 {
-		text += ": " + strings.Join(r.Findings, "; ")
+		text += ": " + Join(r.Findings)
 	}
 	return text
+}
+
+// Join is findings in one line.
+func Join(findings []FailedCheck) string {
+	list := make([]string, len(findings))
+	for i, f := range findings {
+		list[i] = f.String()
+	}
+	return strings.Join(list, "; ")
 }
 
 // Refuse makes a refusal of a formatted detail.

@@ -8,8 +8,8 @@ import (
 
 func TestReasonOf(t *testing.T) {
 	refusal := Refuse(QuoteRefused, "host %s", "h1")
-	refusal.Findings = []string{"PCR 16 differs", "nonce is old"}
-	if got, want := refusal.Error(), "quote-refused: host h1: PCR 16 differs; nonce is old"; got != want {
+	refusal.Findings = []FailedCheck{{Check: "registers", Detail: "PCR 16 differs"}, {Check: "input", Detail: "nonce is old"}}
+	if got, want := refusal.Error(), "quote-refused: host h1: registers: PCR 16 differs; input: nonce is old"; got != want {
 		t.Errorf("Error() = %q, want %q", got, want)
 	}
 	for _, c := range []struct {

@@ -22,7 +22,10 @@ func Write(w io.Writer, limit int, v any) error {
 		return fmt.Errorf("frame of %d bytes is over its limit of %d", len(data), limit)
 	}
 	out := binary.BigEndian.AppendUint32(make([]byte, 0, 4+len(data)), uint32(len(data)))
-	if _, err := w.Write(append(out, data...)); err != nil {
+	out = append(out, data...)
+	clear(data) // it may hold secrets
+	defer clear(out)
+	if _, err := w.Write(out); err != nil {
 		return fmt.Errorf("write frame: %w", err)
 	}
 	return nil
@@ -43,6 +46,7 @@ func Read(r io.Reader, limit int, v any) error {
 		return fmt.Errorf("frame of %d bytes is over its limit of %d", n, limit)
 	}
 	data := make([]byte, n)
+	defer clear(data) // it may hold secrets; what is decoded is copied
 	if _, err := io.ReadFull(r, data); err != nil {
 		return fmt.Errorf("read frame: %w", err)
 	}

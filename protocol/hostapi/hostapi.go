@@ -13,7 +13,8 @@
 //	POST   /v1/quote            QuoteRequest → QuoteResponse
 //	POST   /v1/activate         ActivateRequest → ActivateResponse
 //	GET    /v1/platform         → evidence.Platform
-//	GET    /v1/inventory        signed.Envelope
+//	GET    /v1/inventory        signed.Envelope        the newest that the provider published
+//	GET    /v1/inventory/digest → InventoryDigest      of the same, to compare over another way
 //	PUT    /v1/templates/SHA256 bytes                  refused unless the bytes hash to the name
 //	GET    /v1/templates        → []Template
 //	DELETE /v1/templates/SHA256 → {}
@@ -83,6 +84,13 @@ type QuoteRequest struct {
 type QuoteResponse struct {
 	Quote    evidence.Quote    `json:"quote"`
 	Platform evidence.Platform `json:"platform"`
+}
+
+// InventoryDigest names the inventory that a host serves. It is the host's word: the
+// provider's signature is on the inventory itself.
+type InventoryDigest struct {
+	Version int           `json:"version"`
+	SHA256  digest.SHA256 `json:"sha256"` // of the envelope's payload
 }
 
 // ActivateRequest challenges the host's TPM to prove that it holds the inventory's AIK

@@ -1,5 +1,6 @@
 // Package signed is the envelope of every signed document: inventory, platform
-// reference values, component release, VM manifest, zone document, reports of a VM.
+// reference values, component release, VM manifest, zone document, reports of a VM, report
+// of a host audit.
 //
 // The signature is Ed25519 (RFC 8032) over transcript(label, payload), so a document
 // of one kind can never pass for another. The payload is the exact bytes signed;
@@ -24,6 +25,7 @@ const (
 	Report     = "foothold/ready-report/v1"
 	AgentUp    = "foothold/agent-up/v1"
 	AgentDown  = "foothold/agent-down/v1"
+	HostAudit  = "foothold/host-audit/v1"
 )
 
 // ErrSignature is returned for a payload that the key did not sign under the label.

@@ -17,6 +17,8 @@ import (
 	"foothold/protocol/event"
 	"foothold/protocol/evidence"
 	"foothold/protocol/hostapi"
+	"foothold/protocol/inventory"
+	"foothold/protocol/signed"
 	"foothold/protocol/vmspec"
 	"foothold/provider/broker"
 )
@@ -55,6 +57,7 @@ func (a *Agent) handler() http.Handler {
 		"PUT /v1/session-key":        a.callPutSessionKey,
 		"GET /v1/platform":           a.callPlatform,
 		"GET /v1/inventory":          a.callInventory,
+		"GET /v1/inventory/digest":   a.callInventoryDigest,
 		"PUT /v1/templates/{sha}":    a.callPutTemplate,
 		"GET /v1/templates":          a.callTemplates,
 		"DELETE /v1/templates/{sha}": a.callDeleteTemplate,
@@ -264,12 +267,26 @@ func (a *Agent) callPlatform(*http.Request, string) (any, error) {
 
 func (a *Agent) callInventory(*http.Request, string) (any, error) {
 	data, err := a.readInventory()
+	return raw{"application/json", data}, err
+}
+
+func (a *Agent) callInventoryDigest(*http.Request, string) (any, error) {
+	data, err := a.readInventory()
 	if err != nil {
 		return nil, err
 	}
-	return raw{"application/json", data}, nil
+	var env signed.Envelope
+	var doc inventory.Inventory
+	if err := strictjson.Unmarshal(data, &env); err != nil {
+		return nil, fmt.Errorf("read inventory: %w", err)
+	}
+	if err := strictjson.Unmarshal(env.Payload, &doc); err != nil {
+		return nil, fmt.Errorf("read inventory: %w", err)
+	}
+	return hostapi.InventoryDigest{Version: doc.Version, SHA256: digest.Of(env.Payload)}, nil
 }
 
+// readInventory reads the file anew, since the provider replaces it with each version.
 func (a *Agent) readInventory() ([]byte, error) {
 	data, err := readUpTo(a.conf.Inventory, maxInventory)
 	if err != nil {
@@ -278,14 +295,18 @@ func (a *Agent) readInventory() ([]byte, error) {
 	return data, nil
 }
 
-// readUpTo reads a file's first bytes.
+// readUpTo reads a file that has no more bytes than most.
 func readUpTo(path string, most int64) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	return io.ReadAll(io.LimitReader(f, most))
+	data, err := io.ReadAll(io.LimitReader(f, most+1))
+	if err == nil && int64(len(data)) > most {
+		err = strictjson.ErrTooLarge
+	}
+	return data, err
 }
 
 // template is the digest that the path names.

@@ -6,10 +6,12 @@ import (
 	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/x509"
+	"encoding/json"
 	"os"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"foothold/internal/mtls"
 	"foothold/internal/tpm"
@@ -18,8 +20,10 @@ import (
 	"foothold/protocol/hostapi"
 	"foothold/protocol/inventory"
 	"foothold/protocol/pcr"
+	"foothold/protocol/signed"
 	"foothold/protocol/token"
 	"foothold/provider/broker"
+	"foothold/provider/enroll"
 
 	"github.com/google/go-tpm/tpm2"
 )
@@ -224,6 +228,41 @@ func TestStaticQuoteComesWithItsLog(t *testing.T) {
 	}
 	c.refused("POST", "/v1/quote", hostapi.QuoteRequest{}, "bad-request")
 	c.ok("GET", "/v1/inventory", nil, nil)
+}
+
+// TestInventoryIsServedWithItsDigest: of the file as it is now, though the provider
+// replaced it while the agent runs.
+func TestInventoryIsServedWithItsDigest(t *testing.T) {
+	w := newWorld(t, nil)
+	w.run()
+	c := w.client("acme-orchestrator")
+	_, key, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for version := 1; version <= 2; version++ {
+		env, err := enroll.Publish(key, "hall", version, time.Now(), time.Hour, []inventory.Host{w.entry})
+		if err != nil {
+			t.Fatal(err)
+		}
+		data, err := json.Marshal(env)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(w.conf.Inventory, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		var got hostapi.InventoryDigest
+		c.ok("GET", "/v1/inventory/digest", nil, &got)
+		if got.Version != version || got.SHA256 != digest.Of(env.Payload) {
+			t.Errorf("%+v of version %d", got, version)
+		}
+		var served signed.Envelope
+		c.ok("GET", "/v1/inventory", nil, &served)
+		if digest.Of(served.Payload) != got.SHA256 {
+			t.Error("the inventory served is not the one of the digest")
+		}
+	}
 }
 
 func TestActivationProvesTheAIK(t *testing.T) {

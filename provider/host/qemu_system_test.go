@@ -20,6 +20,7 @@ import (
 	"foothold/internal/command"
 	"foothold/internal/nstest"
 	"foothold/protocol/digest"
+	"foothold/protocol/event"
 	"foothold/protocol/hostapi"
 	"foothold/protocol/inventory"
 	"foothold/protocol/pcr"
@@ -68,8 +69,8 @@ func buildImage(t *testing.T) (kernelFile, initramfs string) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	// A loader's image, and disks, which the loader itself has no business with.
-	spec := bootimage.Spec{Init: probe, Kernel: kernel, Modules: []string{"virtio_pci", "virtio_net", "virtio_console", "qemu_fw_cfg", "virtio_blk"}}
+	// A loader's image, and disks and panics, which the loader itself has no business with.
+	spec := bootimage.Spec{Init: probe, Kernel: kernel, Modules: []string{"virtio_pci", "virtio_net", "virtio_console", "qemu_fw_cfg", "virtio_blk", "pvpanic_pci"}}
 	if err := spec.Write(f); err != nil {
 		t.Fatal(err)
 	}
@@ -305,6 +306,27 @@ func TestVMsThatMisbehaveAreStopped(t *testing.T) {
 		}
 		again := request(try.name, 2)
 		c.ok("POST", "/v1/vms", again, nil)
+		c.ok("DELETE", path, nil, nil)
+	}
+}
+
+// TestAVMsOwnEnd: what a delivered system does to its own VM ends it at once, and the
+// host tells which it was.
+func TestAVMsOwnEnd(t *testing.T) {
+	w := realWorld(t)
+	w.run()
+	c := w.client("acme-orchestrator")
+	c.putTemplate()
+	for name, reason := range map[string]event.Reason{"powers-off": event.GuestPoweredOff, "reboots": event.GuestReset, "crashes": event.GuestCrashed} {
+		req := request(name, 1)
+		path := c.start(req)
+		vm := c.await(path, hostapi.Stopped)
+		if vm.Reason != reason || vm.Boot != hostapi.Delivered || vm.Ended.IsZero() {
+			t.Errorf("%s: %+v\n%s", name, vm, c.console(path))
+		}
+		if n := running(t, req.Spec.Network.MAC); n != 0 {
+			t.Errorf("%s: %d QEMU processes are left", name, n)
+		}
 		c.ok("DELETE", path, nil, nil)
 	}
 }

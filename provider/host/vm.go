@@ -234,7 +234,8 @@ func (v *vm) supervise(ctx context.Context, end context.CancelCauseFunc, proc *q
 }
 
 // endedAs is what a VM's own end means: of one that runs the delivered system, what that
-// system did, as far as QEMU saw it (QAPI, ShutdownCause). A panic resets, too.
+// system did, as far as QEMU saw it (QAPI, ShutdownCause). A kernel that fails without
+// saying so, as by a triple fault, resets.
 func (v *vm) endedAs(guest string) event.Reason {
 	if v.describe().Boot == hostapi.Delivered {
 		switch guest {
@@ -242,6 +243,8 @@ func (v *vm) endedAs(guest string) event.Reason {
 			return event.GuestReset
 		case "guest-shutdown":
 			return event.GuestPoweredOff
+		case "guest-panic":
+			return event.GuestCrashed
 		}
 	}
 	return event.VMStopped

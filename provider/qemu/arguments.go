@@ -71,7 +71,7 @@ func (m *Machine) arguments() ([]string, []*os.File) {
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
 		"-machine", "q35,usb=off,vmport=off,smm=off,mem-merge=off,dump-guest-core=off", "-accel", accel,
 		"-cpu", cpu, "-smp", strconv.Itoa(m.VCPUs), "-m", strconv.Itoa(m.MemoryMiB) + "M",
-		"-action", "reboot=shutdown,shutdown=poweroff", // a VM that leaves its story by a reset has ended
+		"-action", "reboot=shutdown,shutdown=poweroff,panic=shutdown", // a VM that leaves its story by a reset or a panic has ended
 
 		"-bios", l.path(m.BIOS.File), "-kernel", l.path(m.Kernel.File), "-initrd", l.path(m.Initrd.File), "-append", m.Cmdline,
 		"-fw_cfg", "name=" + vmspec.FwCfgSettings + ",file=" + l.path(m.Settings.File),
@@ -87,6 +87,9 @@ func (m *Machine) arguments() ([]string, []*os.File) {
 	}
 	args = append(args, disk(&l, 2, m.Template, TemplateSerial, "on")...)
 	args = append(args, disk(&l, 3, m.Volume, VolumeSerial, "off")...)
+	// Where the guest's kernel says that it panics (QEMU, docs/specs/pvpanic). Without it a
+	// panic looks like a reboot. It comes last: no other device changes its place.
+	args = append(args, "-device", "pvpanic-pci,events=1")
 	return args, l
 }
 

@@ -13,12 +13,14 @@ import (
 const (
 	maxLine        = 256 << 10        // of QEMU's monitor, in bytes
 	monitorTimeout = 10 * time.Second // of one command; TCG on a busy machine is slow to begin
+	maxCrashLoads  = 8                // times that a guest may say that it goes on in a crash kernel, which none of ours has
 )
 
 var errMonitor = errors.New("QEMU's monitor has ended")
 
 // monitor speaks QMP, QEMU's JSON protocol, one command at a time. Of its events only
-// the reason of a shutdown is kept.
+// the reason of a shutdown is kept. What it cannot make sense of ends the connection,
+// and with it the VM.
 type monitor struct {
 	conn    net.Conn
 	replies chan reply // closed when the connection has ended
@@ -68,6 +70,7 @@ func (m *monitor) read() {
 	defer close(m.replies)
 	lines := bufio.NewScanner(m.conn)
 	lines.Buffer(nil, maxLine)
+	crashLoads := 0
 	for lines.Scan() {
 		var r reply
 		if json.Unmarshal(lines.Bytes(), &r) != nil {
@@ -85,6 +88,10 @@ func (m *monitor) read() {
 			m.state.Lock()
 			m.shutdown = r.Data.Reason
 			m.state.Unlock()
+		case "GUEST_CRASHLOADED": // the one event of a device that a guest can cause without end
+			if crashLoads++; crashLoads > maxCrashLoads {
+				return
+			}
 		}
 	}
 }

@@ -71,7 +71,18 @@ func Start(m Machine) (*Process, error) {
 		channel.Close()
 		return nil, fmt.Errorf("start QEMU: %w: %s", err, p.complaints.Bytes())
 	}
+	go p.leash()
 	return p, nil
+}
+
+// leash ends a VM whose monitor has ended: nobody would know how it fares, nor reach it.
+func (p *Process) leash() {
+	<-p.mon.ended // of a VM that ends, a moment before it
+	select {
+	case <-p.done:
+	case <-time.After(killGrace):
+		p.Kill()
+	}
 }
 
 // Close closes what belongs to this one VM; what is absent is passed over.
@@ -191,8 +202,8 @@ func (p *Process) Complaints() string { return string(p.complaints.Bytes()) }
 // Done is closed when QEMU has ended, however it did.
 func (p *Process) Done() <-chan struct{} { return p.done }
 
-// Ending says why QEMU ended: the guest's part, such as "guest-shutdown", "guest-reset",
-// or "" if it was killed; and how the process ended. Only valid once Done is closed.
+// Ending says why QEMU ended: the guest's part, such as "guest-shutdown",
+// "guest-reset", "guest-panic", or "" if it was killed; and how the process ended. Only valid once Done is closed.
 func (p *Process) Ending() (guest string, err error) { return p.mon.reason(), p.err }
 
 // Kill ends QEMU at once and waits for its end.

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"slices"
 	"strings"
 	"testing"
@@ -86,11 +87,12 @@ func TestArguments(t *testing.T) {
 	for _, want := range []string{
 		"-nodefaults -no-user-config -display none",
 		"-sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
-		"-accel tcg,thread=multi -cpu " + EmulatedCPU + " -smp 2 -m 512M", "-action reboot=shutdown,shutdown=poweroff",
+		"-accel tcg,thread=multi -cpu " + EmulatedCPU + " -smp 2 -m 512M", "-action reboot=shutdown,shutdown=poweroff,panic=shutdown",
 		"-bios /proc/self/fd/3 -kernel /proc/self/fd/4 -initrd /proc/self/fd/5 -append quiet",
 		"name=opt/foothold/settings,file=/proc/self/fd/6", "name=opt/foothold/token,file=/proc/self/fd/7",
 		"mac=02:f0:00:00:00:01", "name=foothold.channel.0",
 		"node-name=template,filename=/dev/fdset/2,read-only=on", "node-name=volume,filename=/dev/fdset/3,read-only=off",
+		"-device pvpanic-pci",
 	} {
 		if !strings.Contains(line, want) {
 			t.Errorf("arguments lack %q:\n%s", want, line)
@@ -197,6 +199,7 @@ func TestMonitorRefusesNonsense(t *testing.T) {
 		"error":              {greeting, `{"error": {"class":"GenericError","desc":"no"}}` + "\n"},
 		"replies unasked":    {greeting + strings.Repeat(`{"return": {}}`+"\n", 10)},
 		"ends in the middle": {greeting, `{"return"`},
+		"crashes on and on":  {greeting, strings.Repeat(`{"event":"GUEST_CRASHLOADED"}`+"\n", maxCrashLoads+1) + `{"return": {}}` + "\n"},
 	} {
 		m, err := newMonitor(fakeMonitor(t, lines...))
 		if err == nil {
@@ -205,5 +208,26 @@ func TestMonitorRefusesNonsense(t *testing.T) {
 		if err == nil {
 			t.Errorf("%s: accepted", name)
 		}
+	}
+}
+
+// TestNoVMWithoutAMonitor: a VM whose monitor ends is ended.
+func TestNoVMWithoutAMonitor(t *testing.T) {
+	m, err := newMonitor(fakeMonitor(t, greeting, `{"event":"SHUTDOWN","data":{"guest":true,"reason":"guest-panic"}}`+"\n"+`{"return": {}}`+"\n"+"nonsense\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &Process{cmd: exec.Command("sleep", "1000"), mon: m, done: make(chan struct{})}
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		p.err = p.cmd.Wait()
+		close(p.done)
+	}()
+	go p.leash()
+	<-p.Done()
+	if guest, err := p.Ending(); guest != "guest-panic" || err == nil {
+		t.Errorf("ended by %q, %v", guest, err)
 	}
 }

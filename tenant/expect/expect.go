@@ -84,7 +84,8 @@ func Err(findings []Finding) error {
 	}
 	refusal := event.Refuse(event.AuditFailed, "the audited machine is not as expected")
 	for _, f := range findings {
-		refusal.Findings = append(refusal.Findings, f.String())
+		refusal.Findings = append(refusal.Findings, event.FailedCheck{Check: f.Check, Component: f.Check, Expected: "what the template's expectations and this start's settings say",
+			Seen: f.Detail, Do: event.Explain(event.AuditFailed).Next, Detail: f.Detail})
 	}
 	return refusal
 }

@@ -111,11 +111,14 @@ func Check(s Snapshot) Report {
 }
 
 // Confirm keeps of the second report's findings those that the first one has too. The
-// others came up in between; what the first one alone has is gone.
+// others came up in between; what the first one alone has is gone. A zone's document that
+// was made in between follows from the ledger of then: what it lacks came up later.
 func Confirm(first, second Report) Report {
 	var kept []api.Finding
 	for _, f := range second.Findings {
-		same := func(x api.Finding) bool { return x.Code == f.Code && x.Thing == f.Thing }
+		same := func(x api.Finding) bool {
+			return x.Code == f.Code && x.Thing == f.Thing && (f.Code != string(ZoneOutdated) || x.Found == f.Found)
+		}
 		if slices.ContainsFunc(first.Findings, same) {
 			kept = append(kept, f)
 		} else {

@@ -378,6 +378,16 @@ func TestConfirm(t *testing.T) {
 	if !slices.Equal(r.Findings, []api.Finding{stays}) || !slices.Equal(r.Motion, []api.Finding{came}) {
 		t.Errorf("%+v", r)
 	}
+	first, second := world(), world()
+	for _, s := range []*Snapshot{&first, &second} {
+		s.Zones[0].Outdated, s.Zones[1].Outdated = true, true
+	}
+	second.Zones[0].Document.Revision++ // made anew in between
+	second.Zones[0].Report.Revision++
+	r = Confirm(Check(first), Check(second))
+	if len(r.Findings) != 1 || r.Findings[0].Thing != "zone internal" || !slices.ContainsFunc(r.Motion, func(f api.Finding) bool { return f.Code == string(ZoneOutdated) && f.Thing == "zone external" }) {
+		t.Errorf("outdated documents: %+v", r)
+	}
 }
 
 // TestBounds: a host that lists a million VMs with long names fills no memory.

@@ -35,6 +35,7 @@ const (
 	callTimeout  = 20 * time.Second // an answer to a small call; a quote queues for the TPM
 	waitTimeout  = 45 * time.Second // a long poll, which the host holds up to 30 s
 	imageTimeout = 10 * time.Minute // a template's upload
+	maxIdleConns = 32               // two for each VM that is judged at the same time
 	maxList      = 16 << 20         // bytes of a list
 	maxConsole   = 2 << 20
 	maxLog       = 2 << 20 // of a platform's measurement log: MaxEvents entries
@@ -49,6 +50,7 @@ func ServerName(host string) string { return host + nameSuffix }
 // Client calls one host. It is safe for concurrent use.
 type Client struct {
 	name string
+	addr netip.AddrPort
 	base string
 	http *http.Client
 }
@@ -67,17 +69,20 @@ func New(name string, addr netip.AddrPort, cert tls.Certificate, servers *x509.C
 		}
 		return err
 	}
-	return &Client{name: name, base: "https://" + addr.String(), http: &http.Client{
+	return &Client{name: name, addr: addr, base: "https://" + addr.String(), http: &http.Client{
 		Transport: &http.Transport{
 			TLSClientConfig:     conf,
 			DialContext:         (&net.Dialer{Timeout: 5 * time.Second}).DialContext,
 			TLSHandshakeTimeout: 10 * time.Second,
-			MaxIdleConnsPerHost: 8,
+			MaxIdleConnsPerHost: maxIdleConns,
 			IdleConnTimeout:     time.Minute,
 		},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}}
 }
+
+// Address is where the host's API is.
+func (c *Client) Address() netip.AddrPort { return c.addr }
 
 // Create makes the VM's disks and settings.
 func (c *Client) Create(ctx context.Context, req hostapi.CreateRequest) (vm hostapi.VM, err error) {
@@ -106,6 +111,11 @@ func (c *Client) VMs(ctx context.Context) (list []hostapi.VM, err error) {
 // Destroy stops and removes it; absent already is success.
 func (c *Client) Destroy(ctx context.Context, id string) error {
 	return c.call(ctx, callTimeout, http.MethodDelete, "/v1/vms/"+id, nil, nil, hostapi.MaxMessage)
+}
+
+// InventoryDigest names the inventory that the host serves.
+func (c *Client) InventoryDigest(ctx context.Context) (d hostapi.InventoryDigest, err error) {
+	return d, c.call(ctx, callTimeout, http.MethodGet, "/v1/inventory/digest", nil, &d, hostapi.MaxMessage)
 }
 
 // Volumes lists this tenant's.

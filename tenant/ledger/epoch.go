@@ -12,7 +12,7 @@ const strangers = "strangers"
 // seconds, so that two ledgers put back from one copy do not begin the same epoch.
 func (t *Tx) NewEpoch() (int64, error) {
 	var epoch int64
-	err := t.tx.QueryRowContext(t.ctx, `UPDATE meta SET value = max(value + 1, $1) WHERE name = 'epoch' RETURNING value`, t.Now.Unix()).Scan(&epoch)
+	err := t.tx.queryRow(`UPDATE meta SET value = max(value + 1, $1) WHERE name = 'epoch' RETURNING value`, t.Now.Unix()).Scan(&epoch)
 	if err != nil {
 		return 0, fmt.Errorf("begin epoch: %w", err)
 	}
@@ -36,7 +36,7 @@ func (t *Tx) NewEpoch() (int64, error) {
 // Strangers reports whether hosts may run what this ledger does not know.
 func (t *Tx) Strangers() (bool, error) {
 	var n int
-	if err := t.tx.QueryRowContext(t.ctx, `SELECT count(*) FROM meta WHERE name = $1 AND value = 1`, strangers).Scan(&n); err != nil {
+	if err := t.tx.queryRow(`SELECT count(*) FROM meta WHERE name = $1 AND value = 1`, strangers).Scan(&n); err != nil {
 		return false, fmt.Errorf("look for strangers: %w", err)
 	}
 	return n == 1, nil

@@ -14,10 +14,17 @@ import (
 	"crypto/rand"
 )
 
+// nonceKept is how long nonces are remembered: far longer than any is fresh. One that is
+// forgotten is refused for being unknown, as it was for its age.
+const nonceKept = 24 * time.Hour
+
 // NewNonce makes a fresh nonce for one quote.
 func (t *Tx) NewNonce(id string, start int, role string) ([]byte, error) {
 	nonce := make([]byte, evidence.NonceLen)
 	rand.Read(nonce)
+	if _, err := t.change("forget nonces", `DELETE FROM nonces WHERE reservation = $1 AND issued < $2`, id, nanos(t.Now.Add(-nonceKept))); err != nil {
+		return nil, err
+	}
 	return nonce, t.one("store nonce", `INSERT INTO nonces (digest, reservation, start, role, issued, used) VALUES ($1,$2,$3,$4,$5,0)`,
 		digest.Of(nonce).String(), id, start, role, nanos(t.Now))
 }
@@ -31,45 +38,6 @@ func (t *Tx) UseNonce(nonce []byte, id string, start int, role string, maxAge ti
 		err = event.Refuse(event.QuoteRefused, "the nonce is not ours, not fresh or was used before")
 	}
 	return err
-}
-
-// Verdict is an accepted quote with the evidence that it rests on.
-type Verdict struct {
-	Digest   digest.SHA256
-	Role     string
-	Host     string
-	Evidence []byte
-	Made     time.Time
-}
-
-// AddVerdict stores one.
-func (t *Tx) AddVerdict(id string, start int, v Verdict) error {
-	return t.one("store verdict", `INSERT INTO verdicts (digest, reservation, start, role, host, evidence, made) VALUES ($1,$2,$3,$4,$5,$6,$7)`,
-		v.Digest.String(), id, start, v.Role, v.Host, v.Evidence, nanos(t.Now))
-}
-
-// Verdicts lists a start's, oldest first.
-func (t *Tx) Verdicts(id string, start int) ([]Verdict, error) {
-	rows, err := t.tx.QueryContext(t.ctx, `SELECT digest, role, host, evidence, made FROM verdicts WHERE reservation = $1 AND start = $2 ORDER BY made, rowid`, id, start)
-	if err != nil {
-		return nil, fmt.Errorf("list verdicts: %w", err)
-	}
-	defer rows.Close()
-	var list []Verdict
-	for rows.Next() {
-		var v Verdict
-		var text string
-		var made int64
-		if err := rows.Scan(&text, &v.Role, &v.Host, &v.Evidence, &made); err != nil {
-			return nil, fmt.Errorf("list verdicts: %w", err)
-		}
-		if err := v.Digest.UnmarshalText([]byte(text)); err != nil {
-			return nil, fmt.Errorf("list verdicts: %w", err)
-		}
-		v.Made = instant(made)
-		list = append(list, v)
-	}
-	return list, rows.Err()
 }
 
 // Certificate is one that was issued to a VM.
@@ -118,7 +86,7 @@ func (t *Tx) Holder(serial string) (id string, start int, err error) {
 func (t *Tx) certificate(serial string) (Certificate, error) {
 	var c Certificate
 	var expires, revoked int64
-	err := t.tx.QueryRowContext(t.ctx, `SELECT serial, reservation, start, der, expires, revoked FROM certificates WHERE serial = $1`, serial).
+	err := t.tx.queryRow(`SELECT serial, reservation, start, der, expires, revoked FROM certificates WHERE serial = $1`, serial).
 		Scan(&c.Serial, &c.Reservation, &c.Start, &c.DER, &expires, &revoked)
 	if errors.Is(err, sql.ErrNoRows) {
 		return c, ErrNotFound
@@ -135,8 +103,12 @@ type HostState struct {
 	Clock    []byte // JSON of the verifier's clock state; empty: never quoted
 	Standing string // empty: good
 	Quoted   time.Time
-	// Activated is the SHA-256 of the attestation key that the host's TPM has proved to hold.
+	// Activated is the digest of the keys (verify.Standing.Keys) that the host's TPM has proved to hold.
 	Activated digest.SHA256
+	Barred    string // why it gets no VM until an operator readmits it; empty: nothing
+	// AuditFailed says why the host's last audit from trusted media failed; empty: none has,
+	// or a later one was good. [Tx.JudgeHostAudit] alone changes it.
+	AuditFailed string
 }
 
 // Host reads a host's state; an unknown one has the zero state.
@@ -144,8 +116,8 @@ func (t *Tx) Host(name string) (HostState, error) {
 	var h HostState
 	var quoted int64
 	var activated string
-	err := t.tx.QueryRowContext(t.ctx, `SELECT clock, standing, quoted, activated FROM hosts WHERE name = $1`, name).
-		Scan(&h.Clock, &h.Standing, &quoted, &activated)
+	err := t.tx.queryRow(`SELECT clock, standing, quoted, activated, barred, audit_failed FROM hosts WHERE name = $1`, name).
+		Scan(&h.Clock, &h.Standing, &quoted, &activated, &h.Barred, &h.AuditFailed)
 	if err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return h, fmt.Errorf("read host: %w", err)
 	}
@@ -162,16 +134,17 @@ func (t *Tx) PutHost(name string, h HostState) error {
 	if err != nil {
 		return fmt.Errorf("store host: %w", err)
 	}
-	return t.one("store host", `INSERT INTO hosts (name, clock, standing, quoted, activated) VALUES ($1,$2,$3,$4,$5)
-		ON CONFLICT (name) DO UPDATE SET clock = excluded.clock, standing = excluded.standing, quoted = excluded.quoted, activated = excluded.activated`,
-		name, append([]byte{}, h.Clock...), h.Standing, nanos(h.Quoted), string(activated))
+	return t.one("store host", `INSERT INTO hosts (name, clock, standing, quoted, activated, barred) VALUES ($1,$2,$3,$4,$5,$6)
+		ON CONFLICT (name) DO UPDATE SET clock = excluded.clock, standing = excluded.standing, quoted = excluded.quoted, activated = excluded.activated,
+		barred = excluded.barred`,
+		name, append([]byte{}, h.Clock...), h.Standing, nanos(h.Quoted), string(activated), h.Barred)
 }
 
 // NextRevision counts a zone's document and returns its number, durably, before the
 // document is signed: a number is never used for two documents.
 func (t *Tx) NextRevision(zone string) (int64, error) {
 	var n int64
-	err := t.tx.QueryRowContext(t.ctx, `INSERT INTO zones (zone, revision) VALUES ($1, 1)
+	err := t.tx.queryRow(`INSERT INTO zones (zone, revision) VALUES ($1, 1)
 		ON CONFLICT (zone) DO UPDATE SET revision = revision + 1 RETURNING revision`, zone).Scan(&n)
 	if err != nil {
 		return 0, fmt.Errorf("count zone revision: %w", err)

@@ -1,6 +1,7 @@
 package ledger
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
@@ -16,33 +17,56 @@ var ErrFull = errors.New("the disk of the orchestrator's state is full")
 // statements runs those of one transaction. After some failures, of which a full disk
 // is one, SQLite rolls the transaction back by itself; a further statement would then
 // stand alone, and be kept (sqlite.org/lang_transaction.html, "Response To Errors Within
-// A Transaction"). So after the first failure none runs.
+// A Transaction"). So after the first failure none runs, nor after the end of ctx.
 type statements struct {
-	tx     *sql.Tx
-	failed error
+	conn   *connection
+	ctx    context.Context
+	failed error // of SQLite
+	ended  error // of ctx
 }
 
-func (s *statements) ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error) {
-	if s.failed != nil {
-		return nil, s.failed
+// run runs f, whose answer fails if one of the statements did.
+func (s *statements) run(f func(*statements) error) error {
+	err := f(s)
+	if err == nil {
+		err = cmp.Or(s.failed, s.ended) // of one whose error f took for an answer
 	}
-	res, err := s.tx.ExecContext(ctx, query, args...)
+	return err
+}
+
+// over is why no further statement may run.
+func (s *statements) over() error {
+	if s.ended == nil {
+		s.ended = s.ctx.Err()
+	}
+	return cmp.Or(s.failed, s.ended)
+}
+
+func (s *statements) exec(query string, args ...any) (sql.Result, error) {
+	if err := s.over(); err != nil {
+		return nil, err
+	}
+	res, err := s.conn.exec(query, args...)
 	return res, s.note(err)
 }
 
-func (s *statements) QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
-	if s.failed != nil {
-		return nil, s.failed
+func (s *statements) query(query string, args ...any) (*rows, error) {
+	if err := s.over(); err != nil {
+		return nil, err
 	}
-	rows, err := s.tx.QueryContext(ctx, query, args...)
-	return rows, s.note(err)
+	list, err := s.conn.query(query, args...)
+	return &rows{Rows: list, of: s}, s.note(err)
 }
 
-func (s *statements) QueryRowContext(ctx context.Context, query string, args ...any) *row {
-	if s.failed != nil {
-		return &row{of: s}
+func (s *statements) queryRow(query string, args ...any) *row {
+	if err := s.over(); err != nil {
+		return &row{err: err}
 	}
-	return &row{of: s, sql: s.tx.QueryRowContext(ctx, query, args...)}
+	stmt, err := s.conn.statement(query)
+	if err != nil {
+		return &row{err: s.note(err)}
+	}
+	return &row{of: s, sql: stmt.QueryRowContext(context.Background(), args...)}
 }
 
 // note keeps the first failure of SQLite itself; that there is no such row is none, and
@@ -58,15 +82,26 @@ func (s *statements) note(err error) error {
 // row is a sql.Row whose failure is noted.
 type row struct {
 	of  *statements
-	sql *sql.Row // nil: it was not asked for
+	sql *sql.Row
+	err error // why it was not asked for
 }
 
 func (r *row) Scan(into ...any) error {
-	if r.sql == nil {
-		return r.of.failed
+	if r.err != nil {
+		return r.err
 	}
 	return r.of.note(r.sql.Scan(into...))
 }
+
+// rows are sql.Rows that end with the transaction's context, and whose failure is noted.
+type rows struct {
+	*sql.Rows
+	of *statements
+}
+
+func (r *rows) Next() bool { return r.of.over() == nil && r.Rows.Next() }
+
+func (r *rows) Err() error { return cmp.Or(r.of.note(r.Rows.Err()), r.of.over()) }
 
 // told adds ErrFull to SQLite's ways of saying so: the one for its files, and the one for
 // the shared memory beside them, which it may be the first to miss.

@@ -7,12 +7,14 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"foothold/internal/nstest"
 	"foothold/protocol/digest"
 	"foothold/protocol/event"
 	"foothold/protocol/token"
 	"foothold/tenant/reservation"
+	"foothold/tenant/verify"
 )
 
 func TestMain(m *testing.M) { os.Exit(nstest.Main(m)) }
@@ -87,6 +89,12 @@ func TestDiskFull(t *testing.T) {
 	}
 }
 
+// largeEvidence is of VM 1, and more than SQLite keeps in memory.
+func largeEvidence(at time.Time) verify.Parts {
+	record := make([]byte, 4<<20)
+	return verify.Parts{Link: verify.Link{Role: "boot", Reservation: identifier(1), Start: 1, Host: "host-1", At: at, Record: digest.Of(record)}, Record: record}
+}
+
 // TestNoStatementAfterAFailedOne: SQLite ends a transaction whose statement finds no
 // room; what follows in it must not be kept on its own.
 func TestNoStatementAfterAFailedOne(t *testing.T) {
@@ -96,9 +104,9 @@ func TestNoStatementAfterAFailedOne(t *testing.T) {
 	reserve(t, l, c, 1)
 	disk.Fill(t)
 	before := entries(t, l)
-	large := Verdict{Digest: digest.Of([]byte("verdict")), Role: "boot", Host: "host-1", Evidence: make([]byte, 4<<20)} // more than SQLite keeps in memory
+	large := largeEvidence(c.Now())
 	err := l.Write(t.Context(), func(tx *Tx) error {
-		if err := tx.AddVerdict(identifier(1), 1, large); !errors.Is(told(err), ErrFull) {
+		if err := tx.AddBundle(large); !errors.Is(told(err), ErrFull) {
 			t.Errorf("the large statement: %v", err)
 		}
 		tx.Journal(event.Event{Kind: "test.entry"})
@@ -112,7 +120,7 @@ func TestNoStatementAfterAFailedOne(t *testing.T) {
 	}
 	disk.Free(t)
 	must(t, l, func(tx *Tx) error {
-		return errors.Join(tx.AddVerdict(identifier(1), 1, large), tx.Journal(event.Event{Kind: "test.entry"}))
+		return errors.Join(tx.AddBundle(large), tx.Journal(event.Event{Kind: "test.entry"}))
 	})
 	if after := entries(t, l); after != before+1 {
 		t.Errorf("with room the journal has %d entries, it had %d", after, before)

@@ -31,7 +31,7 @@ func (t *Tx) JournalFrom(e event.Event) error {
 	}
 	origin := digest.Of(data).String()
 	var seen int
-	err = t.tx.QueryRowContext(t.ctx, `SELECT 1 FROM journal WHERE origin = $1`, origin).Scan(&seen)
+	err = t.tx.queryRow(`SELECT 1 FROM journal WHERE origin = $1`, origin).Scan(&seen)
 	if err == nil {
 		return nil
 	}
@@ -46,7 +46,7 @@ func (t *Tx) JournalFrom(e event.Event) error {
 func (t *Tx) append(e event.Event, origin *string) error {
 	var seq int64
 	var text string
-	err := t.tx.QueryRowContext(t.ctx, `SELECT seq, hash FROM journal ORDER BY seq DESC LIMIT 1`).Scan(&seq, &text)
+	err := t.tx.queryRow(`SELECT seq, hash FROM journal ORDER BY seq DESC LIMIT 1`).Scan(&seq, &text)
 	if err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return fmt.Errorf("journal: %w", err)
 	}
@@ -76,7 +76,7 @@ func chain(seq int64, previous digest.SHA256, entry []byte) digest.SHA256 {
 // JournalAfter lists at most limit entries behind seq, of one reservation or, for "",
 // of all.
 func (t *Tx) JournalAfter(seq int64, reservation string, limit int) ([]api.JournalEntry, error) {
-	rows, err := t.tx.QueryContext(t.ctx, `SELECT j.seq, j.hash, j.entry, COALESCE(r.name, '') FROM journal j
+	rows, err := t.tx.query(`SELECT j.seq, j.hash, j.entry, COALESCE(r.name, '') FROM journal j
 		LEFT JOIN reservations r ON r.id = j.reservation
 		WHERE j.seq > $1 AND ($2 = '' OR j.reservation = $2) ORDER BY j.seq LIMIT $3`, seq, reservation, limit)
 	if err != nil {
@@ -105,7 +105,7 @@ var ErrBroken = errors.New("does not continue the chain")
 // VerifyJournal walks the whole chain and names the first entry that does not fit, with
 // [ErrBroken].
 func (t *Tx) VerifyJournal() error {
-	rows, err := t.tx.QueryContext(t.ctx, `SELECT seq, hash, entry FROM journal ORDER BY seq`)
+	rows, err := t.tx.query(`SELECT seq, hash, entry FROM journal ORDER BY seq`)
 	if err != nil {
 		return fmt.Errorf("read journal: %w", err)
 	}

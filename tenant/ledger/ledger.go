@@ -45,8 +45,8 @@ const (
 
 // Ledger is an open ledger. It is safe for concurrent use.
 type Ledger struct {
-	write *sql.DB // one connection
-	read  *sql.DB
+	write *writer
+	read  *pool
 	now   func() time.Time
 }
 
@@ -56,7 +56,7 @@ func Open(ctx context.Context, file string, now func() time.Time) (*Ledger, erro
 	if err := closeToOthers(file); err != nil {
 		return nil, fmt.Errorf("open ledger: %w", err)
 	}
-	write, err := open(file, "immediate", 1)
+	write, err := open(file, 1)
 	if err != nil {
 		return nil, err
 	}
@@ -64,12 +64,17 @@ func Open(ctx context.Context, file string, now func() time.Time) (*Ledger, erro
 		write.Close()
 		return nil, err
 	}
-	read, err := open(file, "deferred", readers)
+	w, err := newWriter(ctx, write)
 	if err != nil {
 		write.Close()
+		return nil, fmt.Errorf("open ledger: %w", err)
+	}
+	read, err := open(file, readers)
+	if err != nil {
+		w.close()
 		return nil, err
 	}
-	return &Ledger{write: write, read: read, now: now}, nil
+	return &Ledger{write: w, read: newPool(read, readers), now: now}, nil
 }
 
 // closeToOthers makes the file where it is missing, and takes it and what SQLite keeps
@@ -91,8 +96,8 @@ func closeToOthers(file string) error {
 	return nil
 }
 
-func open(file, lock string, conns int) (*sql.DB, error) {
-	q := url.Values{"_txlock": {lock}, "_pragma": {
+func open(file string, conns int) (*sql.DB, error) {
+	q := url.Values{"_txlock": {"immediate"}, "_pragma": {
 		fmt.Sprintf("busy_timeout(%d)", busyTimeout.Milliseconds()),
 		"journal_mode(WAL)", "synchronous(FULL)", "secure_delete(ON)", "foreign_keys(ON)",
 	}}
@@ -124,54 +129,42 @@ func migrate(ctx context.Context, db *sql.DB) error {
 	return nil
 }
 
-// Close closes the database and truncates its write-ahead log.
+// Close waits for the transactions that have begun, closes the database and truncates its
+// write-ahead log.
 func (l *Ledger) Close() error {
-	l.read.Close()
-	_, err := l.write.Exec("PRAGMA wal_checkpoint(TRUNCATE)")
-	return errors.Join(err, l.write.Close())
+	return errors.Join(l.read.close(), l.write.close())
 }
 
 // Tx is one transaction. It is valid only inside the function that got it.
 type Tx struct {
-	tx  *statements
-	ctx context.Context
+	tx *statements
 	// Now is the transaction's time: deadlines are checked against it, history shows it.
 	Now time.Time
 }
 
-// Write runs f in a write transaction and commits it durably if f returns nil.
+// Write runs f in a write transaction, which it commits durably if f returns nil. f sees
+// what all writes before it did. It runs once at most, and not if ctx ends before its
+// turn; once it has returned, its outcome is waited for. An error, or a panic, of f
+// undoes what f did and nothing else.
+//
+// Writes that come together share a commit: f must not wait for what another writer does
+// after its own Write.
 func (l *Ledger) Write(ctx context.Context, f func(*Tx) error) error {
-	return run(ctx, l.write, l.now, f)
+	return told(l.write.write(ctx, l.tx(f)))
 }
 
 // Read runs f in a read transaction: everything it reads is of one moment.
 func (l *Ledger) Read(ctx context.Context, f func(*Tx) error) error {
-	return run(ctx, l.read, l.now, f)
+	return told(l.read.read(ctx, l.tx(f)))
 }
 
-func run(ctx context.Context, db *sql.DB, now func() time.Time, f func(*Tx) error) error {
-	tx, err := db.BeginTx(ctx, nil)
-	if err != nil {
-		return told(fmt.Errorf("begin transaction: %w", err))
-	}
-	s := &statements{tx: tx}
-	err = f(&Tx{tx: s, ctx: ctx, Now: now()})
-	if err == nil {
-		err = s.failed // of one whose error f took for an answer
-	}
-	if err != nil {
-		tx.Rollback()
-		return told(err)
-	}
-	if err := tx.Commit(); err != nil {
-		return told(fmt.Errorf("commit: %w", err))
-	}
-	return nil
+func (l *Ledger) tx(f func(*Tx) error) func(*statements) error {
+	return func(s *statements) error { return f(&Tx{tx: s, Now: l.now()}) }
 }
 
 // change runs a statement and returns how many rows it changed.
 func (t *Tx) change(what, query string, args ...any) (int64, error) {
-	res, err := t.tx.ExecContext(t.ctx, query, args...)
+	res, err := t.tx.exec(query, args...)
 	if err != nil {
 		return 0, fmt.Errorf("%s: %w", what, err)
 	}
@@ -200,7 +193,7 @@ func instant(n int64) time.Time {
 // into use again.
 func (t *Tx) Epoch() (int64, error) {
 	var e int64
-	if err := t.tx.QueryRowContext(t.ctx, "SELECT value FROM meta WHERE name = 'epoch'").Scan(&e); err != nil {
+	if err := t.tx.queryRow("SELECT value FROM meta WHERE name = 'epoch'").Scan(&e); err != nil {
 		return 0, fmt.Errorf("read epoch: %w", err)
 	}
 	return e, nil
@@ -209,7 +202,7 @@ func (t *Tx) Epoch() (int64, error) {
 // Rise records a number that must never fall, and refuses one below the highest seen.
 func (t *Tx) Rise(name string, value int64) error {
 	var highest int64
-	err := t.tx.QueryRowContext(t.ctx, `INSERT INTO meta (name, value) VALUES ($1, $2)
+	err := t.tx.queryRow(`INSERT INTO meta (name, value) VALUES ($1, $2)
 		ON CONFLICT (name) DO UPDATE SET value = max(value, excluded.value) RETURNING value`, name, value).Scan(&highest)
 	if err != nil {
 		return fmt.Errorf("record %s: %w", name, err)

@@ -276,7 +276,7 @@ func TestEndHappensOnceAndWithdraws(t *testing.T) {
 	must(t, l, func(tx *Tx) error { return tx.CheckCertificate("7", []byte("der"), identifier(1), 1) })
 	for i, want := range []bool{true, false} {
 		must(t, l, func(tx *Tx) error {
-			won, err := tx.End(identifier(1), reservation.Aborted, event.Refusal{Reason: event.AuditFailed, Findings: []string{"one too many"}})
+			won, err := tx.End(identifier(1), reservation.Aborted, event.Refusal{Reason: event.AuditFailed, Findings: []event.FailedCheck{{Check: "process", Detail: "one too many"}}})
 			if won != want {
 				t.Errorf("call %d ended it: %v", i, won)
 			}

@@ -50,7 +50,7 @@ func (t *Tx) End(id string, to reservation.Phase, why event.Refusal) (bool, erro
 	if !to.Terminal() {
 		return false, fmt.Errorf("%s does not end a reservation", to)
 	}
-	findings, err := json.Marshal(append([]string{}, why.Findings...))
+	findings, err := json.Marshal(append([]event.FailedCheck{}, why.Findings...))
 	if err != nil {
 		return false, fmt.Errorf("end reservation: %w", err)
 	}
@@ -109,7 +109,7 @@ func (t *Tx) endPhases(id string) error {
 
 // Phases lists the phases and parts of a start in order.
 func (t *Tx) Phases(id string, start int) ([]PhaseTime, error) {
-	rows, err := t.tx.QueryContext(t.ctx, `SELECT name, began, ended FROM phases WHERE reservation = $1 AND start = $2 ORDER BY began, rowid`, id, start)
+	rows, err := t.tx.query(`SELECT name, began, ended FROM phases WHERE reservation = $1 AND start = $2 ORDER BY began, rowid`, id, start)
 	if err != nil {
 		return nil, fmt.Errorf("list phases: %w", err)
 	}

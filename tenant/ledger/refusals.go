@@ -30,7 +30,7 @@ func (t *Tx) count(e event.Event) error {
 		return err
 	}
 	var known int
-	if err := t.tx.QueryRowContext(t.ctx, `SELECT count(*) FROM meta WHERE substr(name, 1, length($1)) = $1`, source).Scan(&known); err != nil {
+	if err := t.tx.queryRow(`SELECT count(*) FROM meta WHERE substr(name, 1, length($1)) = $1`, source).Scan(&known); err != nil {
 		return fmt.Errorf("count refusal: %w", err)
 	}
 	if known >= maxCounts {
@@ -41,7 +41,7 @@ func (t *Tx) count(e event.Event) error {
 
 // Refusals lists how many entries of the journal carry which reason, by source and kind.
 func (t *Tx) Refusals() ([]api.Refusals, error) {
-	rows, err := t.tx.QueryContext(t.ctx, `SELECT name, value FROM meta WHERE substr(name, 1, length($1)) = $1 ORDER BY name`, countPrefix)
+	rows, err := t.tx.query(`SELECT name, value FROM meta WHERE substr(name, 1, length($1)) = $1 ORDER BY name`, countPrefix)
 	if err != nil {
 		return nil, fmt.Errorf("list refusals: %w", err)
 	}

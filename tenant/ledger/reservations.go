@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 	"time"
 
 	"foothold/protocol/api"
@@ -37,7 +38,7 @@ type Reservation struct {
 	Deadline  time.Time // of the phase; zero once ended; of a stopped VM when its next start is due, or zero
 	Reason    event.Reason
 	Detail    string
-	Findings  []string
+	Findings  []event.FailedCheck
 	Host      string
 	Address   netip.Addr
 	MAC       string
@@ -87,6 +88,8 @@ type Start struct {
 	Verdict     digest.SHA256   `json:"verdict"`           // last of this start's chain
 	Clock       json.RawMessage `json:"clock,omitempty"`   // verify.Clock of that verdict
 	Attested    time.Time       `json:"attested,omitzero"` // when it was made
+	Manifest    digest.SHA256   `json:"manifest"`          // the reference values that it was judged by; zero: of before they were kept
+	HostKeys    digest.SHA256   `json:"host_keys"`         // verify.Standing.Keys of its host when it was begun; zero, likewise
 
 	Account    string              `json:"account,omitempty"` // that may log in
 	Components []bootmsg.Component `json:"components,omitempty"`
@@ -132,10 +135,35 @@ func scanReservation(row scanner) (Reservation, error) {
 	if r.Address, err = netip.ParseAddr(address); err != nil {
 		return r, fmt.Errorf("read reservation: %w", err)
 	}
-	if err := errors.Join(json.Unmarshal(workload, &r.Workload), json.Unmarshal(findings, &r.Findings)); err != nil {
+	if r.Findings, err = readFindings(findings); err == nil {
+		err = json.Unmarshal(workload, &r.Workload)
+	}
+	if err != nil {
 		return r, fmt.Errorf("read reservation: %w", err)
 	}
 	return r, nil
+}
+
+// readFindings also reads what was stored when findings were lines of text.
+func readFindings(data []byte) ([]event.FailedCheck, error) {
+	var list []event.FailedCheck
+	err := json.Unmarshal(data, &list)
+	if err == nil {
+		return list, nil
+	}
+	var lines []string
+	if json.Unmarshal(data, &lines) != nil {
+		return nil, err
+	}
+	list = make([]event.FailedCheck, len(lines))
+	for i, line := range lines {
+		check, detail, ok := strings.Cut(line, ": ")
+		if !ok {
+			check, detail = "", line
+		}
+		list[i] = event.FailedCheck{Check: check, Component: check, Seen: detail, Detail: detail}
+	}
+	return list, nil
 }
 
 // AddReservation stores a new one in phase reserved with its first start.
@@ -156,12 +184,12 @@ func (t *Tx) AddReservation(r Reservation) error {
 
 // Reservation reads one by id.
 func (t *Tx) Reservation(id string) (Reservation, error) {
-	return scanReservation(t.tx.QueryRowContext(t.ctx, `SELECT `+reservationColumns+` FROM reservations WHERE id = $1`, id))
+	return scanReservation(t.tx.queryRow(`SELECT `+reservationColumns+` FROM reservations WHERE id = $1`, id))
 }
 
 // Find reads one by id, or by the name of one that is not deleted.
 func (t *Tx) Find(nameOrID string) (Reservation, error) {
-	return scanReservation(t.tx.QueryRowContext(t.ctx, `SELECT `+reservationColumns+` FROM reservations
+	return scanReservation(t.tx.queryRow(`SELECT `+reservationColumns+` FROM reservations
 		WHERE id = $1 OR (name = $1 AND deleted = 0) ORDER BY deleted LIMIT 1`, nameOrID))
 }
 
@@ -203,7 +231,7 @@ func (t *Tx) Holding() ([]Reservation, error) {
 }
 
 func (t *Tx) reservations(where string, args ...any) ([]Reservation, error) {
-	rows, err := t.tx.QueryContext(t.ctx, `SELECT `+reservationColumns+` FROM reservations `+where, args...)
+	rows, err := t.tx.query(`SELECT `+reservationColumns+` FROM reservations `+where, args...)
 	if err != nil {
 		return nil, fmt.Errorf("list reservations: %w", err)
 	}
@@ -260,7 +288,7 @@ func (t *Tx) one(what, query string, args ...any) error {
 func (t *Tx) Start(id string, start int) (Start, error) {
 	var s Start
 	var facts []byte
-	err := t.tx.QueryRowContext(t.ctx, `SELECT facts FROM starts WHERE reservation = $1 AND start = $2`, id, start).Scan(&facts)
+	err := t.tx.queryRow(`SELECT facts FROM starts WHERE reservation = $1 AND start = $2`, id, start).Scan(&facts)
 	if errors.Is(err, sql.ErrNoRows) {
 		return s, ErrNotFound
 	}
@@ -296,7 +324,7 @@ func (t *Tx) ChangeStart(id string, start int, f func(*Start)) error {
 // LastAddress is the address of the newest reservation, deleted ones too.
 func (t *Tx) LastAddress() (netip.Addr, error) {
 	var text string
-	err := t.tx.QueryRowContext(t.ctx, `SELECT address FROM reservations ORDER BY created DESC, rowid DESC LIMIT 1`).Scan(&text)
+	err := t.tx.queryRow(`SELECT address FROM reservations ORDER BY created DESC, rowid DESC LIMIT 1`).Scan(&text)
 	if errors.Is(err, sql.ErrNoRows) {
 		return netip.Addr{}, nil
 	}

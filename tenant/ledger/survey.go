@@ -76,7 +76,7 @@ func (t *Tx) Survey() (Survey, error) {
 
 // each runs a query and hands each row to f.
 func (t *Tx) each(what, query string, f func(scanner) error, args ...any) error {
-	rows, err := t.tx.QueryContext(t.ctx, query, args...)
+	rows, err := t.tx.query(query, args...)
 	if err != nil {
 		return fmt.Errorf("list %s: %w", what, err)
 	}
@@ -157,7 +157,7 @@ func (t *Tx) surveyObjects(s *Survey) error {
 // LastEntry is when the newest of the orchestrator's own entries of one of these kinds
 // was made about a reservation; zero if there is none.
 func (t *Tx) LastEntry(id string, kinds ...string) (time.Time, error) {
-	rows, err := t.tx.QueryContext(t.ctx, `SELECT entry FROM journal WHERE reservation = $1 AND origin IS NULL ORDER BY seq DESC`, id)
+	rows, err := t.tx.query(`SELECT entry FROM journal WHERE reservation = $1 AND origin IS NULL ORDER BY seq DESC`, id)
 	if err != nil {
 		return time.Time{}, fmt.Errorf("read journal: %w", err)
 	}

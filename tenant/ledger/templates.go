@@ -84,7 +84,7 @@ func scanTemplate(row scanner) (Template, error) {
 
 // Template reads the newest version by name; "" means the template that was made last.
 func (t *Tx) Template(name string) (Template, error) {
-	return scanTemplate(t.tx.QueryRowContext(t.ctx, `SELECT `+templateColumns+` FROM templates
+	return scanTemplate(t.tx.queryRow(`SELECT `+templateColumns+` FROM templates
 		WHERE name = CASE $1 WHEN '' THEN (SELECT name FROM templates WHERE withdrawn = 0 ORDER BY created DESC, name LIMIT 1) ELSE $1 END
 		AND withdrawn = 0 ORDER BY version DESC LIMIT 1`, name))
 }
@@ -95,13 +95,13 @@ func (t *Tx) TemplateOf(r Reservation) (Template, error) {
 	if r.Version == 0 {
 		return t.Template(r.Template)
 	}
-	return scanTemplate(t.tx.QueryRowContext(t.ctx, `SELECT `+templateColumns+` FROM templates WHERE name = $1 AND version = $2`, r.Template, r.Version))
+	return scanTemplate(t.tx.queryRow(`SELECT `+templateColumns+` FROM templates WHERE name = $1 AND version = $2`, r.Template, r.Version))
 }
 
 // TemplateAt reads the newest version whose ciphertext lies at a host: what a VM that
 // starts there next gets.
 func (t *Tx) TemplateAt(name, host string) (Template, error) {
-	return scanTemplate(t.tx.QueryRowContext(t.ctx, `SELECT `+templateColumns+` FROM templates
+	return scanTemplate(t.tx.queryRow(`SELECT `+templateColumns+` FROM templates
 		WHERE name = $1 AND withdrawn = 0 AND EXISTS (SELECT 1 FROM template_hosts h WHERE h.template = templates.name AND h.version = templates.version AND h.host = $2)
 		ORDER BY version DESC LIMIT 1`, name, host))
 }
@@ -191,7 +191,7 @@ func (t *Tx) DeleteTemplate(name string) error {
 }
 
 func (t *Tx) number(query string, args ...any) (n int, err error) {
-	if err := t.tx.QueryRowContext(t.ctx, query, args...).Scan(&n); err != nil {
+	if err := t.tx.queryRow(query, args...).Scan(&n); err != nil {
 		return 0, fmt.Errorf("count: %w", err)
 	}
 	return n, nil
@@ -206,7 +206,7 @@ func (t *Tx) AddObject(sum digest.SHA256, size int64) error {
 // Object returns an object's size.
 func (t *Tx) Object(sum digest.SHA256) (int64, error) {
 	var size int64
-	err := t.tx.QueryRowContext(t.ctx, `SELECT size FROM objects WHERE sha256 = $1`, sum.String()).Scan(&size)
+	err := t.tx.queryRow(`SELECT size FROM objects WHERE sha256 = $1`, sum.String()).Scan(&size)
 	if errors.Is(err, sql.ErrNoRows) {
 		return 0, ErrNotFound
 	}

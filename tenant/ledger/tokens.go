@@ -82,7 +82,7 @@ func (l *Ledger) Spend(ctx context.Context, p Presentation, accept func(*Tx, Res
 func (t *Tx) spend(p Presentation) (r Reservation, won bool, err error) {
 	var id, phase, source string
 	var start int
-	err = t.tx.QueryRowContext(t.ctx, `UPDATE tokens SET state = 'spent', spent = $3, spent_by = $4
+	err = t.tx.queryRow(`UPDATE tokens SET state = 'spent', spent = $3, spent_by = $4
 		WHERE digest = $1 AND kind = $2 AND state = 'open' RETURNING reservation, start, phase, source`,
 		p.Digest.String(), int(p.Kind), nanos(t.Now), p.Source.String()).Scan(&id, &start, &phase, &source)
 	if errors.Is(err, sql.ErrNoRows) {
@@ -107,7 +107,7 @@ func (t *Tx) spend(p Presentation) (r Reservation, won bool, err error) {
 
 func (t *Tx) whyNotOpen(p Presentation) error {
 	var state string
-	err := t.tx.QueryRowContext(t.ctx, `SELECT state FROM tokens WHERE digest = $1 AND kind = $2`, p.Digest.String(), int(p.Kind)).Scan(&state)
+	err := t.tx.queryRow(`SELECT state FROM tokens WHERE digest = $1 AND kind = $2`, p.Digest.String(), int(p.Kind)).Scan(&state)
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
 		return event.Refuse(event.TokenUnknown, "%s from %s", p.Kind, p.Source)
@@ -133,7 +133,7 @@ func (t *Tx) journalSpend(p Presentation, r Reservation, refused *event.Refusal)
 
 func (t *Tx) tokenOwner(d digest.SHA256) string {
 	var id string
-	if t.tx.QueryRowContext(t.ctx, `SELECT reservation FROM tokens WHERE digest = $1`, d.String()).Scan(&id) != nil {
+	if t.tx.queryRow(`SELECT reservation FROM tokens WHERE digest = $1`, d.String()).Scan(&id) != nil {
 		return ""
 	}
 	return id

@@ -56,7 +56,7 @@ func (o *Orchestrator) beginAnew(ctx context.Context, r ledger.Reservation, t1 d
 		out.Spec = s.Spec
 		out.TokenDigest = t1
 		return errors.Join(
-			t.PutStart(r.ID, r.Start, ledger.Start{Spec: out.Spec}),
+			t.PutStart(r.ID, r.Start, ledger.Start{Spec: out.Spec, HostKeys: s.HostKeys}),
 			t.AddToken(ledger.Token{Digest: t1, Kind: token.T1, Reservation: r.ID, Start: r.Start, Phase: reservation.Booting, Source: r.Address}),
 			t.RestartPart(r.ID, r.Start, partCreating),
 			t.Journal(event.Event{Kind: "vm.create-asked-again", Reservation: r.ID, Detail: map[string]string{

@@ -19,6 +19,7 @@ func TestRestartWhileCreating(t *testing.T) {
 	for _, pattern := range []string{"POST /v1/vms", "POST /v1/vms/{id}/start"} {
 		for _, done := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s done=%v", pattern, done), func(t *testing.T) {
+				t.Parallel()
 				w := newWorld(t)
 				w.template("debian")
 				came := w.host.muteNext(pattern, done)
@@ -48,6 +49,7 @@ func TestRestartWhileCreating(t *testing.T) {
 
 // TestRestartWithAWish: a wish that was stored right before a crash is carried out.
 func TestRestartWithAWish(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.template("debian")
 	g := w.take(w.create(api.CreateVM{Name: "web"}).ID)

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"net/http"
 	"reflect"
-	"strings"
 
 	"foothold/internal/mtls"
 	"foothold/internal/secret"
@@ -37,8 +36,11 @@ func (o *Orchestrator) operatorAPI() http.Handler {
 	conf.Components.Schemas.RegisterTypeAlias(reflect.TypeFor[secret.Bytes](), reflect.TypeFor[[]byte]())
 	a := humago.New(mux, conf)
 	o.vmOperations(a)
+	o.evidenceOperations(a)
 	o.otherOperations(a)
+	o.documentOperations(a)
 	o.templateOperations(a, mux)
+	o.hostAuditOperations(a)
 	return o.allow(requestRefused, mux, mtls.Operator)
 }
 
@@ -148,6 +150,10 @@ func (o *Orchestrator) console(ctx context.Context, in *byName) (*huma.StreamRes
 func (o *Orchestrator) otherOperations(a huma.API) {
 	huma.Register(a, operation("GET", "/v1/hosts", "list-hosts", "List inventoried hosts", http.StatusOK),
 		func(ctx context.Context, _ *struct{}) (*body[[]api.Host], error) { return answer(o.hostList(ctx)) })
+	huma.Register(a, operation("POST", "/v1/hosts/{name}/readmit", "readmit-host", "Let a host get VMs again after its quote was refused", http.StatusOK),
+		func(ctx context.Context, in *byName) (*body[api.Host], error) {
+			return answer(o.Readmit(ctx, in.Name, caller(ctx)))
+		})
 	huma.Register(a, operation("GET", "/v1/status", "status", "The installation at a glance", http.StatusOK),
 		func(ctx context.Context, _ *struct{}) (*body[api.Status], error) { return answer(o.status(ctx)) })
 	huma.Register(a, operation("GET", "/v1/fsck", "fsck", "Hold everything against everything", http.StatusOK),
@@ -256,20 +262,16 @@ func (r *refused) GetStatus() int { return r.status }
 // it is not shown.
 func problem(err error) error {
 	why := shown(err)
-	detail := why.Detail
-	if len(why.Findings) > 0 {
-		detail = strings.TrimPrefix(why.Error(), string(why.Reason)+": ")
-	}
-	return &refused{statusOf(why.Reason), api.Problem{Reason: why.Reason, Detail: detail, Next: event.Explain(why.Reason).Next}}
+	return &refused{statusOf(why.Reason), api.Problem{Reason: why.Reason, Detail: why.Detail, Findings: why.Findings, Next: event.Explain(why.Reason).Next}}
 }
 
 func statusOf(r event.Reason) int {
 	switch r {
 	case event.BadRequest, event.UnknownSize:
 		return http.StatusBadRequest
-	case event.UnknownVM, event.UnknownTemplate, event.UnknownWorkload:
+	case event.UnknownVM, event.UnknownEvidence, event.UnknownTemplate, event.UnknownWorkload, event.UnknownDocument:
 		return http.StatusNotFound
-	case event.NameTaken, event.TemplateTaken, event.PoolEmpty, event.QuotaExceeded, event.InUse, event.NoHost, event.WrongPhase:
+	case event.NameTaken, event.TemplateTaken, event.PoolEmpty, event.QuotaExceeded, event.InUse, event.NoHost, event.WrongPhase, event.DocumentRefused:
 		return http.StatusConflict
 	case event.NotPermitted:
 		return http.StatusForbidden

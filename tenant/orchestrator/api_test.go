@@ -28,6 +28,7 @@ import (
 // TestOperatorRefusals: what operators send is refused with its own reason, and never
 // sent back.
 func TestOperatorRefusals(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, func(c *Config) { c.Limits.VMs = 3; c.Network.Last = c.Network.First.Next() })
 	const marker = "fht1_should-not-come-back"
 	refused := func(name, method, path, in string, status int, want event.Reason) {
@@ -82,6 +83,7 @@ func TestOperatorRefusals(t *testing.T) {
 }
 
 func TestQuota(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, func(c *Config) { c.Limits.VMs = 1 })
 	w.template("debian")
 	w.create(api.CreateVM{Name: "a"})
@@ -93,6 +95,7 @@ func TestQuota(t *testing.T) {
 // TestTemplateIsRenewed: a template that was built anew around the same image counts from
 // then on, unless a VM has the old one.
 func TestTemplateIsRenewed(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.template("debian")
 	reg, _ := w.registration("debian")
@@ -176,6 +179,7 @@ func (w *world) signedComponents(initramfs, release string) signed.Envelope {
 // TestTemplateOfAnotherKey: after a change of the organisation's component key the list
 // still answers, says what is wrong, and the template is mended by registering it again.
 func TestTemplateOfAnotherKey(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.template("debian")
 	_, w.component, _ = ed25519.GenerateKey(rand.Reader)
@@ -198,6 +202,7 @@ func TestTemplateOfAnotherKey(t *testing.T) {
 // TestTemplates: a template counts only with both signed components in the store and
 // its very image at a host.
 func TestTemplates(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	reg, image := w.registration("debian")
 	post := func(r api.RegisterTemplate) (int, api.Problem) {
@@ -249,6 +254,7 @@ func TestTemplates(t *testing.T) {
 
 // TestOpenAPI: the description is served, without links elsewhere.
 func TestOpenAPI(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	resp := must[*http.Response](t)(w.operator.Get(w.api + "/openapi.json"))
 	defer resp.Body.Close()
@@ -276,6 +282,7 @@ func TestOpenAPI(t *testing.T) {
 // TestWhoMayCallWhat: each upstream call is for its one role, and no daemon reaches the
 // operators' API.
 func TestWhoMayCallWhat(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	may := map[string][]string{
 		upstream.PathBootOpen: {"bootserver"}, upstream.PathBootVerdict: {"bootserver"}, upstream.PathBootDone: {"bootserver"}, upstream.PathBootReady: {"bootserver"},
@@ -334,6 +341,7 @@ func TestWhoMayCallWhat(t *testing.T) {
 // TestUnknownToken: a guess ends the VM that is still booting at that address, and no
 // other.
 func TestUnknownToken(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.template("debian")
 	g, other := w.take(w.create(api.CreateVM{Name: "a"}).ID), w.take(w.create(api.CreateVM{Name: "b"}).ID)
@@ -351,6 +359,7 @@ func TestUnknownToken(t *testing.T) {
 // TestHostFails: a host that refuses to create or to start ends the reservation; a host
 // that only says that it destroyed a VM keeps its address taken.
 func TestHostFails(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.template("debian")
 	for _, call := range []string{"POST /v1/vms", "POST /v1/vms/{id}/start"} {
@@ -401,6 +410,7 @@ func TestHostFails(t *testing.T) {
 
 // TestRulesNotLive: nothing is tried over a path that a firewall has not opened.
 func TestRulesNotLive(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, func(c *Config) { c.Limits.Unlocking = liveWait * 2 })
 	w.template("debian")
 	g := w.take(w.create(api.CreateVM{Name: "a"}).ID)
@@ -425,6 +435,7 @@ func TestRulesNotLive(t *testing.T) {
 // TestKeyNotInTheTPM: a host whose TPM does not prove that it holds the inventoried
 // attestation key gets no VM.
 func TestKeyNotInTheTPM(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.template("debian")
 	w.host.tpmMu.Lock()

@@ -1,16 +1,21 @@
 package orchestrator
 
 import (
+	"cmp"
 	"context"
 	"crypto/subtle"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
+	"strconv"
+	"sync"
+	"time"
 
 	"foothold/internal/mtls"
 	"foothold/protocol/event"
 	"foothold/protocol/evidence"
+	"foothold/protocol/hostapi"
 	"foothold/protocol/upstream"
 	"foothold/tenant/hostclient"
 	"foothold/tenant/ledger"
@@ -48,89 +53,153 @@ func (o *Orchestrator) judgeBoot(ctx context.Context, r ledger.Reservation, s le
 	if err != nil {
 		return none, err
 	}
-	platform, err := h.Platform(ctx)
+	platform, vm, err := hearHost(ctx, h, r.ID)
 	if err != nil {
 		return none, err
 	}
-	claim, err := o.claim(ctx, h, r)
-	if err != nil {
+	expect := verify.BootExpectation{Reservation: r.ID, Start: r.Start, Host: r.Host, Settings: s.Spec, Nonce: s.BootNonce,
+		Claim: &verify.Claim{Settings: vm.Settings, Firmware: vm.Firmware}}
+	if expect.Clock, err = o.useBootNonce(ctx, r, s.BootNonce, vm.TPMHeld); err != nil {
 		return none, err
 	}
-	expect := verify.BootExpectation{Reservation: r.ID, Start: r.Start, Host: r.Host, Settings: s.Spec, Nonce: s.BootNonce, Claim: claim}
-	if err := o.useNonce(ctx, r, s.BootNonce, evidence.RoleBoot, &expect.Clock); err != nil {
-		return none, err
-	}
-	admitted, verdict := o.verifier.Boot(expect, verify.BootEvidence{ExporterHash: in.ExporterHash, ServerLeaf: in.ServerLeaf,
-		LoaderLeaf: in.LoaderLeaf, VMKey: in.VMKey, Quote: in.Quote, Platform: platform})
-	if err := o.keepVerdict(ctx, r, verdict); err != nil {
-		return none, err
-	}
-	return o.releaseComponents(ctx, admitted, r, verdict.Tunnel)
+	var out upstream.VerdictResponse
+	err = o.judge(func(v *verify.Verifier) (*verify.Admitted, verify.Verdict) {
+		return v.Boot(expect, verify.BootEvidence{ExporterHash: in.ExporterHash, ServerLeaf: in.ServerLeaf,
+			LoaderLeaf: in.LoaderLeaf, VMKey: in.VMKey, Quote: in.Quote, Platform: platform})
+	}, func(b *basis, admitted *verify.Admitted, verdict verify.Verdict) (err error) {
+		if admitted == nil {
+			return o.keepVerdict(ctx, r, b, verdict, nil)
+		}
+		out, err = o.releaseComponents(ctx, b, admitted, r, verdict)
+		return err
+	})
+	return out, err
 }
 
-// claim is what the host says it started, and how long its TPM was held. It only
-// explains.
-func (o *Orchestrator) claim(ctx context.Context, h *hostclient.Client, r ledger.Reservation) (*verify.Claim, error) {
-	vm, err := h.VM(ctx, r.ID, "")
-	if err != nil {
-		return nil, err
-	}
-	if vm.TPMHeld > 0 {
-		o.recordHold(ctx, r.ID, r.Start, vm.TPMHeld)
-	}
-	return &verify.Claim{Settings: vm.Settings, Firmware: vm.Firmware}, nil
+// hearHost asks at once for the host's log and for what it says it started and how long
+// its TPM was held. The latter only explains.
+func hearHost(ctx context.Context, h *hostclient.Client, id string) (platform evidence.Platform, vm hostapi.VM, err error) {
+	var failed error
+	var asking sync.WaitGroup
+	asking.Go(func() { vm, failed = h.VM(ctx, id, "") })
+	platform, err = h.Platform(ctx)
+	asking.Wait()
+	return platform, vm, cmp.Or(err, failed)
 }
 
-// useNonce uses up a nonce in one swap and reads the host's clock state.
-func (o *Orchestrator) useNonce(ctx context.Context, r ledger.Reservation, nonce []byte, role string, clock *verify.Clock) error {
-	return o.ledger.Write(ctx, func(t *ledger.Tx) error {
-		if err := t.UseNonce(nonce, r.ID, r.Start, role, o.limits.Of(r.Phase)); err != nil {
+// useBootNonce uses up a nonce in one swap, records how long the TPM was held, and reads
+// the host's clock state.
+func (o *Orchestrator) useBootNonce(ctx context.Context, r ledger.Reservation, nonce []byte, held time.Duration) (clock verify.Clock, err error) {
+	err = o.ledger.Write(ctx, func(t *ledger.Tx) error {
+		if err := t.UseNonce(nonce, r.ID, r.Start, evidence.RoleBoot, o.limits.Of(r.Phase)); err != nil {
 			return err
 		}
-		if role != evidence.RoleBoot {
-			return nil
+		if held > 0 {
+			if err := t.ChangeStart(r.ID, r.Start, func(s *ledger.Start) { s.TPMHeld = held }); err != nil {
+				return err
+			}
 		}
 		state, err := t.Host(r.Host)
 		if err != nil || len(state.Clock) == 0 {
 			return err
 		}
-		return json.Unmarshal(state.Clock, clock)
+		return json.Unmarshal(state.Clock, &clock)
 	})
+	return clock, err
 }
 
-// keepVerdict stores a good verdict with its evidence, or a host's standing, and
-// returns the refusal of a bad one.
-func (o *Orchestrator) keepVerdict(ctx context.Context, r ledger.Reservation, v verify.Verdict) error {
+// errRebased says that another basis came while a quote was judged.
+var errRebased = errors.New("the inventory or the reference values have changed")
+
+// judge has a quote judged by the documents that count, and the verdict kept, by keepVerdict.
+// One that was reached while an import or a withdrawal went on is reached again: what counts
+// when it is stored decides. The nonce was used up before, once.
+func (o *Orchestrator) judge(by func(*verify.Verifier) (*verify.Admitted, verify.Verdict), keep func(*basis, *verify.Admitted, verify.Verdict) error) error {
+	for {
+		b := o.basis()
+		admitted, verdict := by(b.verifier)
+		if err := keep(b, admitted, verdict); !errors.Is(err, errRebased) {
+			return err
+		}
+	}
+}
+
+// keepVerdict stores a verdict's evidence bundle and what follows from it for its host, and
+// returns the refusal of a bad one. It stores nothing of a basis that is not the current one.
+// release, unless nil, is what a good one permits: it
+// is in the same transaction, so that nothing leaves whose evidence is not kept. It must
+// refuse before it changes anything: the verdict is kept then, and the refusal returned.
+// Another error undoes everything.
+func (o *Orchestrator) keepVerdict(ctx context.Context, r ledger.Reservation, b *basis, v verify.Verdict, release func(*ledger.Tx, *ledger.Start) error) error {
 	refused := v.Err()
 	err := o.ledger.Write(ctx, func(t *ledger.Tx) error {
+		if o.basis() != b {
+			return errRebased
+		}
 		state, err := t.Host(r.Host)
 		if err != nil {
 			return err
 		}
+		if err := keepBundle(t, v); err != nil {
+			return err
+		}
 		if refused != nil {
 			state.Standing = fmt.Sprintf("its %s quote was refused at %s", v.Role, v.At.UTC().Format("2006-01-02T15:04:05Z"))
-			return t.PutHost(r.Host, state)
-		}
-		clock, err := json.Marshal(v.Clock)
-		if err != nil {
-			return err
+			if !barring(v) {
+				return t.PutHost(r.Host, state)
+			}
+			state.Barred = state.Standing
+			return errors.Join(t.PutHost(r.Host, state), tellNeighbours(t, r, "host "+r.Host+": "+state.Barred))
 		}
 		state.Standing, state.Quoted = "", v.At
 		if state.Clock, err = laterClock(state.Clock, v.Clock); err != nil {
 			return err
 		}
-		return errors.Join(
+		s, err := t.Start(r.ID, r.Start)
+		if err != nil {
+			return err
+		}
+		if s.Clock, err = json.Marshal(v.Clock); err != nil {
+			return err
+		}
+		s.Verdict, s.Attested, s.Manifest = v.Digest, v.At, v.Manifest
+		if err := errors.Join(
 			t.PutHost(r.Host, state),
-			t.AddVerdict(r.ID, r.Start, ledger.Verdict{Digest: v.Digest, Role: v.Role, Host: v.Host, Evidence: v.Evidence}),
-			t.ChangeStart(r.ID, r.Start, func(s *ledger.Start) { s.Verdict, s.Clock, s.Attested = v.Digest, clock, v.At }),
 			t.Journal(event.Event{Kind: "quote.accepted", Reservation: r.ID, Detail: map[string]string{
-				"role": v.Role, "host": v.Host, "verdict": v.Digest.String()}}))
+				"role": v.Role, "host": v.Host, "verdict": v.Digest.String(), "manifest": v.Manifest.String()}})); err != nil {
+			return err
+		}
+		if release != nil {
+			var refusal *event.Refusal
+			if err := release(t, &s); errors.As(err, &refusal) {
+				refused = err
+			} else if err != nil {
+				return err
+			}
+		}
+		return t.PutStart(r.ID, r.Start, s)
 	})
 	if err != nil {
 		return fmt.Errorf("keep verdict: %w", err)
 	}
 	o.zones.journalled()
 	return refused
+}
+
+// keepBundle keeps the evidence of a verdict. A refusal that is too large to be kept leaves
+// its findings alone.
+func keepBundle(t *ledger.Tx, v verify.Verdict) error {
+	if len(v.Parts.Record) == 0 {
+		if v.Good() {
+			return errors.New("an accepted quote has no evidence to keep")
+		}
+		return nil
+	}
+	if err := t.AddBundle(v.Parts); err != nil || v.Good() {
+		return err
+	}
+	return t.Journal(event.Event{Kind: "evidence.kept", Reservation: v.Reservation, Detail: map[string]string{
+		"role": v.Role, "host": v.Host, "verdict": v.Digest.String(), "findings": strconv.Itoa(len(v.Findings))}})
 }
 
 // permitted is asked in the transaction that releases something: the quote has admitted
@@ -163,37 +232,53 @@ func laterClock(stored []byte, c verify.Clock) ([]byte, error) {
 // attestAgain asks the host of a live VM again what it runs: a static quote, chained to
 // the last verdict of this start. One at a time for each VM, because of the chain.
 func (o *Orchestrator) attestAgain(ctx context.Context, id, role string) (*verify.Admitted, error) {
+	admitted, _, err := o.attestNow(ctx, id, role)
+	return admitted, err
+}
+
+// attestNow is attestAgain with the verdict, which has a digest only if one was reached.
+func (o *Orchestrator) attestNow(ctx context.Context, id, role string) (*verify.Admitted, verify.Verdict, error) {
+	var none verify.Verdict
 	run := o.run(id)
 	run.quotes.Lock()
 	defer run.quotes.Unlock()
 	r, s, err := o.row(ctx, id)
 	if err != nil {
-		return nil, err
+		return nil, none, err
 	}
 	h, err := o.host(r.Host)
 	if err != nil {
-		return nil, err
+		return nil, none, err
 	}
 	x := verify.StaticExpectation{Role: role, Reservation: id, Start: r.Start, Host: r.Host, Previous: s.Verdict}
 	if len(s.Clock) > 0 {
 		if err := json.Unmarshal(s.Clock, &x.Clock); err != nil {
-			return nil, fmt.Errorf("stored clock: %w", err)
+			return nil, none, fmt.Errorf("stored clock: %w", err)
 		}
 	}
 	if err := o.ledger.Write(ctx, func(t *ledger.Tx) (err error) { x.Nonce, err = t.NewNonce(id, r.Start, role); return err }); err != nil {
-		return nil, err
+		return nil, none, err
 	}
 	q, err := h.Quote(ctx, evidence.StaticBinding(role, id, s.Verdict, x.Nonce))
 	if err != nil {
-		return nil, err
+		return nil, none, err
 	}
-	if err := o.useNonce(ctx, r, x.Nonce, role, &x.Clock); err != nil {
-		return nil, err
+	if err := o.ledger.Write(ctx, func(t *ledger.Tx) error {
+		return t.UseNonce(x.Nonce, id, r.Start, role, o.limits.Of(r.Phase))
+	}); err != nil {
+		return nil, none, err
 	}
-	admitted, verdict := o.verifier.Static(x, verify.StaticEvidence{Quote: q.Quote, Platform: q.Platform})
-	if err := o.keepVerdict(ctx, r, verdict); err != nil {
-		return nil, err
+	var admitted *verify.Admitted
+	var verdict verify.Verdict
+	err = o.judge(func(v *verify.Verifier) (*verify.Admitted, verify.Verdict) {
+		return v.Static(x, verify.StaticEvidence{Quote: q.Quote, Platform: q.Platform})
+	}, func(b *basis, a *verify.Admitted, v verify.Verdict) error {
+		admitted, verdict = a, v
+		return o.keepVerdict(ctx, r, b, v, nil)
+	})
+	if err != nil {
+		return nil, verdict, err
 	}
 	slog.Info("host attested again", "reservation", id, "role", role)
-	return admitted, nil
+	return admitted, verdict, nil
 }

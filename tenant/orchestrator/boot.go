@@ -24,7 +24,7 @@ func (o *Orchestrator) bootOpen(ctx context.Context, _ mtls.Identity, in upstrea
 		if len(in.VMKey) != ed25519.PublicKeySize {
 			return event.Refuse(event.BadRequest, "the VM's key has %d bytes", len(in.VMKey))
 		}
-		host, ok := o.inventory.Host(r.Host)
+		host, ok := o.basis().inventory.Host(r.Host)
 		if !ok || len(host.Problems) > 0 {
 			return event.Refuse(event.NoHost, "host %s is not in the inventory in good standing", r.Host)
 		}

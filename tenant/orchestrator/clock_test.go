@@ -11,6 +11,7 @@ import (
 // TestClockOff: with the orchestrator's clock ten minutes off, everybody else's being
 // right, VMs come up and stay up.
 func TestClockOff(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.template("debian")
 	tunnel := netip.MustParseAddr("10.84.0.2")

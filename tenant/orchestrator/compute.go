@@ -13,7 +13,6 @@ import (
 	"foothold/protocol/agentmsg"
 	"foothold/protocol/api"
 	"foothold/protocol/event"
-	"foothold/protocol/evidence"
 	"foothold/protocol/zone"
 	"foothold/tenant/expect"
 	"foothold/tenant/ledger"
@@ -26,7 +25,7 @@ const (
 	probeTimeout  = 3 * time.Second        // one try
 	workloadLimit = 3 * time.Minute        // from computing to the workload's first answer
 	auditEvery    = time.Minute            // audits of a computing VM's OS
-	watchEvery    = time.Minute            // static quotes of a computing VM's host
+	watchRetry    = 5 * time.Second        // after a try at which the host gave no quote
 )
 
 // States of a workload, as guests report them; the last two end it.
@@ -92,6 +91,7 @@ func (o *Orchestrator) compute(ctx context.Context, r ledger.Reservation) error 
 // keepComputing starts what goes on beside the heartbeats.
 func (o *Orchestrator) keepComputing(r ledger.Reservation) {
 	o.drive(r.ID, r.Start, "watch host", func(ctx context.Context) error { return o.watchHost(ctx, r.ID) })
+	o.drive(r.ID, r.Start, "limit attestation", func(ctx context.Context) error { return o.limitAttestation(ctx, r.ID) })
 	if r.Workload != nil {
 		o.drive(r.ID, r.Start, "workload", func(ctx context.Context) error { return o.awaitWorkload(ctx, r.ID) })
 	}
@@ -267,20 +267,32 @@ func (o *Orchestrator) ready(ctx context.Context, r ledger.Reservation) error {
 	return err
 }
 
-// watchHost has the host of a computing VM quoted again and again. A refused quote ends
-// the VM; a host that does not answer does not, since heartbeats and leases go on and
-// a provider's management network may be down for a while.
+// watchHost has the host of a computing VM quoted again and again, each time so long after
+// the last good quote, also one that an operator asked for. A refused quote ends the VM; a
+// host that gives none does not yet: a provider's management network may be down for a
+// while. How long that is borne is for limitAttestation.
 func (o *Orchestrator) watchHost(ctx context.Context, id string) error {
+	told, wait := "", o.watchEvery
 	for {
-		if err := pause(ctx, o.watchEvery); err != nil {
+		if err := pause(ctx, wait); err != nil {
 			return err
 		}
-		_, err := o.attestAgain(ctx, id, evidence.RoleWatch)
-		if err != nil && event.ReasonOf(err) != event.HostUnreachable {
-			return err
-		}
+		_, s, err := o.row(ctx, id)
 		if err != nil {
-			o.journal(ctx, event.Event{Kind: "host.unreachable", Reservation: id, Reason: event.HostUnreachable})
+			return err
+		}
+		if wait = s.Attested.Add(o.watchEvery).Sub(o.now()); wait > 0 {
+			continue
+		}
+		wait = o.watchEvery
+		err = o.attestWatched(ctx, id, &told)
+		if err != nil && !silent(err) {
+			return err
+		}
+		if err != nil && ctx.Err() == nil {
+			why := refusalOf(err)
+			o.journal(ctx, event.Event{Kind: "host.silent", Reservation: id, Reason: why.Reason, Detail: map[string]string{"detail": clip(why.Detail, maxText)}})
+			wait = min(watchRetry, o.watchEvery)
 		}
 	}
 }

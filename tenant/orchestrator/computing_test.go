@@ -32,6 +32,7 @@ func TestHostChangesAfterBoot(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			w := newWorld(t)
 			w.template("debian")
 			g := w.take(w.create(api.CreateVM{Name: "web"}).ID)
@@ -54,6 +55,7 @@ func TestHostChangesAfterBoot(t *testing.T) {
 // TestHostChangesWhileComputing: the host is quoted again and again; the first quote
 // that shows other software ends the VM, its tunnel and its rules.
 func TestHostChangesWhileComputing(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.template("debian")
 	w.watchEvery = 300 * time.Millisecond
@@ -79,6 +81,7 @@ func TestHostChangesWhileComputing(t *testing.T) {
 // TestWorkloadThatEnds: a VM whose workload ends after its first answer goes on, is no
 // longer ready, and says why.
 func TestWorkloadThatEnds(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.template("debian")
 	object := w.putObject([]byte("workload"))

@@ -30,6 +30,7 @@ type Config struct {
 	Tenant string `yaml:"tenant"`
 
 	// Inventory is the provider's signed inventory, InventoryKey the provider's public key (hex).
+	// The file is the first one: `foothold inventory import` takes later versions, which count from then on.
 	Inventory    string `yaml:"inventory"`
 	InventoryKey string `yaml:"inventory_key"`
 	// TPMRoots is a PEM file of the authorities of TPM manufacturers; every host's endorsement
@@ -39,8 +40,13 @@ type Config struct {
 	// own, which each TPM takes from us, and not to the inventory's session key [false].
 	OwnSessionKey bool `yaml:"own_session_key,omitempty"`
 	// Platform is the signed reference values, PlatformKey the public key that signs them (hex).
+	// The file is the first one, too: see `foothold platform manifest import`.
 	Platform    string `yaml:"platform"`
 	PlatformKey string `yaml:"platform_key"`
+	// HostLost is what becomes of VMs that run on a host which lost its good standing, because it left
+	// the inventory, has other keys, or its release has no reference values left: alert, close or
+	// terminate [close]. A refused quote ends a VM whatever this says, and so does limits.attest_within.
+	HostLost string `yaml:"host_lost"`
 	// ComponentKey is the organisation's off-line component key, public part (hex).
 	ComponentKey string `yaml:"component_key"`
 
@@ -103,6 +109,10 @@ type Limits struct {
 	// BootsAtOnce is how many VMs may be in phase booting at one host [16]; others wait
 	// their turn while they are reserved.
 	BootsAtOnce int `yaml:"boots_at_once"`
+	// AttestEvery lies between two quotes of a computing VM's host [1m]. A host that gives no
+	// good one for AttestWithin [5m] loses the VM: its rules and its tunnel are closed.
+	AttestEvery  time.Duration `yaml:"attest_every"`
+	AttestWithin time.Duration `yaml:"attest_within"`
 }
 
 // Standing is a flow between daemons in the document of one firewall.

@@ -66,7 +66,7 @@ func (o *Orchestrator) consoleText(ctx context.Context, r ledger.Reservation) ([
 			return text, nil
 		}
 	}
-	h, err := o.host(r.Host)
+	h, err := o.reach(r.Host)
 	if err != nil {
 		return nil, err
 	}

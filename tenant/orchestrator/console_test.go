@@ -16,6 +16,7 @@ import (
 // TestConsoleOutlivesTheVM: what a failed VM wrote can be read after its host has
 // forgotten it, until its user deletes it.
 func TestConsoleOutlivesTheVM(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.template("debian")
 	vm := w.create(api.CreateVM{Name: "a"})

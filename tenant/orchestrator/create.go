@@ -152,7 +152,7 @@ func (o *Orchestrator) begin(ctx context.Context, r ledger.Reservation, t1 diges
 		}
 		return errors.Join(
 			t.SetPlace(r.ID, out.host, tpl.Version),
-			t.PutStart(r.ID, r.Start, ledger.Start{Spec: out.Spec}),
+			t.PutStart(r.ID, r.Start, ledger.Start{Spec: out.Spec, HostKeys: o.basis().keys(out.host)}),
 			t.AddToken(ledger.Token{Digest: t1, Kind: token.T1, Reservation: r.ID, Start: r.Start, Phase: reservation.Booting, Source: r.Address}),
 			t.BeginPart(r.ID, r.Start, partCreating),
 			t.Journal(event.Event{Kind: "vm.create-asked", Reservation: r.ID, Detail: map[string]string{
@@ -176,13 +176,16 @@ func (o *Orchestrator) place(t *ledger.Tx, r ledger.Reservation) (placed, error)
 		return placed{}, err
 	}
 	p := placed{host: r.Host}
+	b := o.basis()
 	switch {
 	case len(holding) == 0:
 		return p, event.Refuse(event.UnknownTemplate, "template %s is gone", r.Template)
 	case r.Phase != reservation.Stopped:
-		p.host, err = o.chooseHost(t, r, holding)
+		p.host, err = o.chooseHost(t, b, r, holding)
 	case !slices.Contains(holding, r.Host):
 		err = event.Refuse(event.NoHost, "host %s has the VM's volume, but not template %s", r.Host, r.Template)
+	default:
+		err = b.mayHost(t, r.Host)
 	}
 	if err != nil {
 		return p, err
@@ -209,16 +212,19 @@ func (o *Orchestrator) spec(r ledger.Reservation, template, t1 digest.SHA256) vm
 	}
 }
 
-// chooseHost takes, among the hosts that hold the template and whose keys are in order,
-// one whose last quote was accepted and that has room for another boot, with the fewest
-// VMs. Where there is none, one whose last quote was refused gets another chance:
+// chooseHost takes, among the hosts that hold the template and are in good standing, one
+// whose last quote was accepted and that has room for another boot, with the fewest VMs. Where there is none, one whose last quote was refused gets another chance:
 // nothing is released to its VMs without a new quote, and a boot server that spoils
 // quotes cannot shut a host out.
-func (o *Orchestrator) chooseHost(t *ledger.Tx, r ledger.Reservation, holding []string) (string, error) {
+func (o *Orchestrator) chooseHost(t *ledger.Tx, b *basis, r ledger.Reservation, holding []string) (string, error) {
 	var good, poor []string
+	var why error
 	for _, name := range holding {
-		if standing, ok := o.inventory.Host(name); !ok || len(standing.Problems) > 0 {
+		if err := b.mayHost(t, name); unfit(err) {
+			why = err
 			continue
+		} else if err != nil {
+			return "", err
 		}
 		h, err := t.Host(name)
 		if err != nil {
@@ -234,7 +240,7 @@ func (o *Orchestrator) chooseHost(t *ledger.Tx, r ledger.Reservation, holding []
 		good = poor
 	}
 	if len(good) == 0 {
-		return "", event.Refuse(event.NoHost, "of %d hosts that hold the template none is in the inventory with its keys in order", len(holding))
+		return "", event.Refuse(event.NoHost, "of %d hosts that hold the template none is in good standing: %s", len(holding), detailOf(why))
 	}
 	live, err := t.Live()
 	if err != nil {
@@ -368,7 +374,9 @@ func (o *Orchestrator) recordHold(ctx context.Context, id string, start int, hel
 // taken if it is one that a host can know.
 func stopped(vm hostapi.VM) error {
 	switch vm.Reason {
-	case event.GuestReset, event.GuestPoweredOff, event.ChannelMisuse, event.TPMCommandRefused, event.TPMBusy, event.TPMLost, event.LoaderFailed, event.DigestMismatch,
+	case event.GuestReset, event.GuestCrashed, event.GuestPoweredOff:
+		return event.Refuse(vm.Reason, "as host %s saw it", vm.Host)
+	case event.ChannelMisuse, event.TPMCommandRefused, event.TPMBusy, event.TPMLost, event.LoaderFailed, event.DigestMismatch,
 		event.SignatureInvalid, event.QuoteRefused, event.DeadlinePassed, event.BootServerFailed, event.ServerUntrusted:
 		return event.Refuse(vm.Reason, "host %s ended the VM in boot stage %q: %q", vm.Host, vm.Boot, vm.Detail[:min(len(vm.Detail), hostapi.MaxDetail)])
 	}

@@ -31,7 +31,7 @@ const (
 func crowdConfig(c *Config) {
 	c.Network.Last = netip.MustParseAddr("10.82.0.200")
 	c.Limits = Limits{Reserved: crowdPatience, Booting: crowdPatience, Unlocking: crowdPatience, Connecting: crowdPatience, Lease: crowdPatience,
-		VMs: 100, MemoryMiB: 100 << 10, BootsAtOnce: crowdBoots}
+		VMs: 100, MemoryMiB: 100 << 10, BootsAtOnce: crowdBoots, AttestEvery: time.Minute, AttestWithin: 5 * time.Minute}
 }
 
 // TestCrowd: of fifty creations at once on one host, those within the limit all come to
@@ -41,15 +41,15 @@ func crowdConfig(c *Config) {
 func TestCrowd(t *testing.T) {
 	w := newWorld(t, crowdConfig, func(c *Config) { c.Limits.VMs = crowdVMs })
 	w.template("debian")
-	most := w.watchBooting()
+	look := w.lookOn()
 	reserved := w.rush(event.QuotaExceeded, "40 of 40 VMs")
 	w.fits("just reserved")
 	var guests sync.WaitGroup
 	for i, id := range reserved {
-		guests.Go(func() { w.passInTurn(id, netip.AddrFrom4([4]byte{10, 84, 1, byte(i + 1)})) })
+		guests.Go(func() { w.passInTurn(look, id, netip.AddrFrom4([4]byte{10, 84, 1, byte(i + 1)})) })
 	}
 	guests.Wait()
-	if n := most(); n != crowdBoots {
+	if n := look.most(); n != crowdBoots {
 		t.Errorf("%d VMs booted at once, want %d", n, crowdBoots)
 	}
 	w.inOrder()
@@ -77,8 +77,8 @@ func TestCrowdPastTheCapacity(t *testing.T) {
 }
 
 // passInTurn takes a VM to computing, when its turn comes.
-func (w *world) passInTurn(id string, tunnel netip.Addr) {
-	w.await(id, func(r ledger.Reservation, s ledger.Start) bool { return !s.HostStarted.IsZero() })
+func (w *world) passInTurn(look *onlooker, id string, tunnel netip.Addr) {
+	look.await(id, func(_ ledger.Reservation, started bool) bool { return started })
 	g := w.take(id)
 	g.tunnel = tunnel
 	did := func(what string, why event.Reason) {
@@ -89,29 +89,13 @@ func (w *world) passInTurn(id string, tunnel netip.Addr) {
 	did("boot", g.boot())
 	g.door()
 	did("ready", g.ready())
-	w.await(id, func(r ledger.Reservation, _ ledger.Start) bool { return r.Phase == reservation.Connecting })
+	look.await(id, func(r ledger.Reservation, _ bool) bool { return r.Phase == reservation.Connecting })
 	did("admit", g.admit())
 	_, why := g.say()
 	did("first message", why)
 	_, why = g.say(g.withAudit)
 	did("audit", why)
-	w.await(id, func(r ledger.Reservation, _ ledger.Start) bool { return r.Phase == reservation.Computing })
-}
-
-// await looks at the ledger until a VM is as wanted: forty that ask the API each
-// hundredth of a second would be the load that they wait for.
-func (w *world) await(id string, ok func(ledger.Reservation, ledger.Start) bool) {
-	w.t.Helper()
-	for end := time.Now().Add(crowdPatience); ; {
-		r, s, err := w.o.row(context.Background(), id)
-		if err == nil && ok(r, s) {
-			return
-		}
-		if err != nil || !r.Live() || time.Now().After(end) {
-			w.t.Fatalf("VM %s is %s %s: %v", r.Name, r.Phase, r.Reason, err)
-		}
-		pause(w.t.Context(), 50*time.Millisecond)
-	}
+	look.await(id, func(r ledger.Reservation, _ bool) bool { return r.Phase == reservation.Computing })
 }
 
 // rush creates a crowd of VMs at once and returns the ids of those within the limit.
@@ -149,32 +133,87 @@ func (w *world) rush(want event.Reason, names string) (ids []string) {
 	return ids
 }
 
-// watchBooting counts the VMs in phase booting until most is called, which returns the
-// highest count.
-func (w *world) watchBooting() (most func() int) {
+// onlooker looks at the ledger for all who wait for a VM: forty that look for themselves
+// would be the load that they wait for.
+type onlooker struct {
+	w      *world
+	stop   func()
+	ended  chan struct{}
+	mu     sync.Mutex
+	live   map[string]ledger.Reservation // guarded by mu
+	waits  map[string]bool               // guarded by mu; those booting that the host has not started yet
+	high   int                           // guarded by mu; most in phase booting at once
+	looked chan struct{}                 // guarded by mu; closed and replaced with each look
+}
+
+func (w *world) lookOn() *onlooker {
 	ctx, stop := context.WithCancel(w.t.Context())
-	result := make(chan int)
+	o := &onlooker{w: w, stop: stop, ended: make(chan struct{}), looked: make(chan struct{})}
 	go func() {
-		high := 0
+		defer close(o.ended)
 		for pause(ctx, 10*time.Millisecond) == nil {
-			w.o.ledger.Read(ctx, func(tx *ledger.Tx) error {
-				live, err := tx.Live()
-				n := 0
-				for _, r := range live {
-					if r.Phase == reservation.Booting {
-						n++
-					}
-				}
-				high = max(high, n)
-				return err
-			})
+			w.o.ledger.Read(ctx, o.look)
 		}
-		result <- high
 	}()
-	return func() int {
-		stop()
-		return <-result
+	return o
+}
+
+func (o *onlooker) look(tx *ledger.Tx) error {
+	rows, err := tx.Live()
+	if err != nil {
+		return err
 	}
+	live, waits, booting := map[string]ledger.Reservation{}, map[string]bool{}, 0
+	for _, r := range rows {
+		live[r.ID] = r
+		if r.Phase == reservation.Booting {
+			booting++
+			s, err := tx.Start(r.ID, r.Start)
+			if err != nil {
+				return err
+			}
+			waits[r.ID] = s.HostStarted.IsZero()
+		}
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.live, o.waits, o.high = live, waits, max(o.high, booting)
+	close(o.looked)
+	o.looked = make(chan struct{})
+	return nil
+}
+
+// await returns when a VM, which has been reserved, is as wanted.
+func (o *onlooker) await(id string, ok func(r ledger.Reservation, started bool) bool) {
+	o.w.t.Helper()
+	late := time.After(crowdPatience)
+	for looks := 0; ; looks++ {
+		o.mu.Lock()
+		r, live := o.live[id]
+		started := r.Phase != reservation.Reserved && !o.waits[id]
+		looked := o.looked
+		o.mu.Unlock()
+		switch {
+		case live && ok(r, started):
+			return
+		case !live && looks > 1: // an earlier look may be older than the VM
+			o.w.t.Fatalf("VM %s is not live any more: %+v", id, o.w.vm(id))
+		}
+		select {
+		case <-looked:
+		case <-late:
+			o.w.t.Fatalf("VM %s is still %s", id, r.Phase)
+		}
+	}
+}
+
+// most ends the looking and returns how many were in phase booting at once.
+func (o *onlooker) most() int {
+	o.stop()
+	<-o.ended
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.high
 }
 
 // inOrder wants that hosts were asked for VMs in the order of the reservations, but for
@@ -205,7 +244,8 @@ func (w *world) inOrder() {
 // TestTurnThatDoesNotCome: a VM that waits for its turn longer than it may be reserved
 // ends then, and says what it waited for; one whose turn comes within that goes on.
 func TestTurnThatDoesNotCome(t *testing.T) {
-	w := newWorld(t, func(c *Config) { c.Limits.BootsAtOnce, c.Limits.Reserved = 1, 3*time.Second })
+	t.Parallel()
+	w := newWorld(t, func(c *Config) { c.Limits.BootsAtOnce, c.Limits.Reserved = 1, 6*time.Second })
 	w.template("debian")
 	first := w.take(w.create(api.CreateVM{Name: "first"}).ID)
 	second := w.create(api.CreateVM{Name: "second"})

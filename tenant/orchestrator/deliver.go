@@ -27,46 +27,47 @@ import (
 )
 
 // releaseComponents is the orchestrator's half of act 6: it makes T2 and this start's
-// unique part, signs its manifest, and stores what was released before it answers. T2
-// leaves inside the answer alone; after a crash it is lost and the boot runs out.
-func (o *Orchestrator) releaseComponents(ctx context.Context, admitted *verify.Admitted, r ledger.Reservation, tunnel digest.SHA256) (upstream.VerdictResponse, error) {
+// unique part, signs its manifest, and stores the verdict and what was released upon it
+// before it answers. T2 leaves inside the answer alone; after a crash it is lost and the
+// boot runs out.
+func (o *Orchestrator) releaseComponents(ctx context.Context, b *basis, admitted *verify.Admitted, r ledger.Reservation, v verify.Verdict) (upstream.VerdictResponse, error) {
 	var out upstream.VerdictResponse
-	tpl, err := o.templateOf(ctx, r)
+	tpl, shared, err := o.componentsOf(ctx, r)
 	if err != nil {
-		return out, err
-	}
-	shared, err := o.components(tpl.Components)
-	if err != nil {
-		return out, err
+		return out, errors.Join(err, o.keepVerdict(ctx, r, b, v, nil))
 	}
 	t2, account := token.New(token.T2), newAccount()
 	login, err := o.loginKey(r.ID, r.Start)
 	if err != nil {
-		return out, err
+		return out, errors.Join(err, o.keepVerdict(ctx, r, b, v, nil))
 	}
-	err = o.ledger.Write(ctx, func(t *ledger.Tx) error {
+	err = o.keepVerdict(ctx, r, b, v, func(t *ledger.Tx, s *ledger.Start) error {
 		if _, err := permitted(t, admitted, r, reservation.Booting); err != nil {
 			return err
 		}
-		s, err := t.Start(r.ID, r.Start)
-		if err != nil {
-			return err
-		}
-		if out, err = o.delivery(r, s, tpl, shared, unique{t2: t2, account: account, login: login.PublicKey().Marshal()}, tunnel); err != nil {
+		var err error
+		if out, err = o.delivery(r, *s, tpl, shared, unique{t2: t2, account: account, login: login.PublicKey().Marshal()}, v.Tunnel); err != nil {
 			return err
 		}
 		s.Account, s.Cmdline = account, bootimage.GuestCmdline
 		s.Components = []bootmsg.Component{shared.Kernel, shared.Initramfs, uniqueComponent(out.Unique)}
 		return errors.Join(
-			t.PutStart(r.ID, r.Start, s),
 			t.AddToken(ledger.Token{Digest: t2.Digest(), Kind: token.T2, Reservation: r.ID, Start: r.Start, Phase: reservation.Booting, Source: r.Address}),
 			t.Journal(event.Event{Kind: "components.released", Reservation: r.ID, Detail: componentDetail(s.Components)}))
 	})
 	if err != nil {
 		return upstream.VerdictResponse{}, err
 	}
-	o.zones.journalled()
 	return out, nil
+}
+
+// componentsOf reads the start's template and its shared components, whose signature it
+// checks.
+func (o *Orchestrator) componentsOf(ctx context.Context, r ledger.Reservation) (tpl ledger.Template, shared bootmsg.Components, err error) {
+	if tpl, err = o.templateOf(ctx, r); err == nil {
+		shared, err = o.components(tpl.Components)
+	}
+	return tpl, shared, err
 }
 
 // unique is what the unique part holds of this start's own.

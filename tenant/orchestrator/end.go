@@ -127,7 +127,8 @@ func (o *Orchestrator) fail(ctx context.Context, id string, start int, why event
 		if r.Phase != reservation.Computing && (why.Reason == event.GuestPoweredOff || why.Reason == event.GuestReset) {
 			why.Reason = event.VMStopped // its agent gave up: nothing in it was asked to
 		}
-		if r.Wish != ledger.WishNone && reservation.Outage(why.Reason) || reservation.EndsStart(why.Reason, r.Phase, r.Start) {
+		closed := why.Reason == event.HostLost && o.conf.HostLost != lostTerminate && reservation.MayStop(r.Phase, r.Start)
+		if closed || r.Wish != ledger.WishNone && reservation.Outage(why.Reason) || reservation.EndsStart(why.Reason, r.Phase, r.Start) {
 			to = reservation.Stopped
 			won, err = halt(t, r, why)
 			return err
@@ -167,7 +168,7 @@ func end(t *ledger.Tx, r ledger.Reservation, to reservation.Phase, why event.Ref
 	}
 	e := event.Event{Kind: kind, Reservation: r.ID, Reason: why.Reason, Detail: map[string]string{"phase": string(r.Phase), "detail": why.Detail}}
 	for i, f := range why.Findings {
-		e.Detail[fmt.Sprintf("finding-%02d", i+1)] = f
+		e.Detail[fmt.Sprintf("finding-%02d", i+1)] = f.String()
 	}
 	return true, t.Journal(e)
 }
@@ -239,7 +240,7 @@ func (o *Orchestrator) destroy(ctx context.Context, r ledger.Reservation) error 
 	if r.Host == "" {
 		return nil
 	}
-	h, err := o.host(r.Host)
+	h, err := o.reach(r.Host)
 	if err != nil {
 		return err
 	}
@@ -281,6 +282,7 @@ func (o *Orchestrator) sweep(ctx context.Context) {
 		if o.now().Sub(lastCleanup) > 10*time.Second {
 			lastCleanup = o.now()
 			o.repeatCleanups(ctx)
+			o.tellExpiry(ctx)
 			o.task(func() { o.withdrawSuperseded(ctx) })
 		}
 	}

@@ -16,7 +16,7 @@ import (
 // the reader can do.
 func (o *Orchestrator) explain(ctx context.Context, r ledger.Reservation) (api.Explanation, error) {
 	e := api.Explanation{Name: r.Name, Phase: string(r.Phase), Until: r.Deadline, Awaited: reservation.Awaited(r.Phase),
-		Reason: r.Reason, Findings: append([]string{}, r.Findings...)}
+		Reason: r.Reason, Findings: append([]event.FailedCheck{}, r.Findings...)}
 	_, s, err := o.row(ctx, r.ID)
 	if err != nil {
 		return e, err
@@ -60,13 +60,28 @@ func (o *Orchestrator) explain(ctx context.Context, r ledger.Reservation) (api.E
 			e.Reason, e.Awaited = event.WorkloadFailed, "nothing: the VM goes on computing without its workload"
 			e.What, e.Next = known.Cause, known.Next
 		}
+		if l := o.basis().lost(r, s); l != nil && r.Phase.Running() {
+			known := event.Explain(l.why.Reason)
+			e.Reason, e.What, e.Next = l.why.Reason, known.Cause+": "+l.why.Detail, known.Next
+		}
 		for _, z := range o.zones.states() {
 			if z.Live < z.Wanted || z.Error != "" {
-				e.Findings = append(e.Findings, fmt.Sprintf("zone %s: revision %d is wanted, %d is live %s", z.Zone, z.Wanted, z.Live, z.Error))
+				e.Findings = append(e.Findings, zoneBehind(z))
 			}
 		}
 	}
 	return e, nil
+}
+
+// zoneBehind is the finding about a daemon that has not made its document so.
+func zoneBehind(z api.ZoneState) event.FailedCheck {
+	f := event.FailedCheck{Check: "zone", Component: "zone " + z.Zone, Expected: fmt.Sprintf("revision %d is live", z.Wanted),
+		Seen: fmt.Sprintf("revision %d is live", z.Live), Do: event.Explain(event.ZoneNotApplied).Next}
+	if z.Error != "" {
+		f.Seen += ": " + z.Error
+	}
+	f.Detail = fmt.Sprintf("%s: %s, seen: %s", z.Zone, f.Expected, f.Seen)
+	return f
 }
 
 // workloadEnded reports whether a VM computes whose workload has ended after its first

@@ -1,6 +1,7 @@
 package orchestrator
 
 import (
+	"context"
 	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/tls"
@@ -57,9 +58,10 @@ type fakeHost struct {
 	volumes   map[string]int64 // size in bytes by id
 	templates map[digest.SHA256]int64
 	fail      map[string]int // guarded by mu: "METHOD path-prefix" → how many calls fail
-	undead    bool           // guarded by mu: destroys nothing but says so
-	mute      mute           // guarded by mu: one call that gets no answer
-	own       []byte         // guarded by mu: the tenant's own session key, which the TPM took
+	served    hostapi.InventoryDigest
+	undead    bool   // guarded by mu: destroys nothing but says so
+	mute      mute   // guarded by mu: one call that gets no answer
+	own       []byte // guarded by mu: the tenant's own session key, which the TPM took
 	changed   *sync.Cond
 }
 
@@ -75,7 +77,7 @@ type hostedVM struct {
 	t1   token.Token
 }
 
-func newFakeHost(t *testing.T, files mtls.Files, clients string) *fakeHost {
+func newFakeHost(t *testing.T, files mtls.Files) *fakeHost {
 	t.Helper()
 	h := &fakeHost{t: t, vms: map[string]*hostedVM{}, volumes: map[string]int64{}, templates: map[digest.SHA256]int64{}, fail: map[string]int{}}
 	h.changed = sync.NewCond(&h.mu)
@@ -98,12 +100,24 @@ func newFakeHost(t *testing.T, files mtls.Files, clients string) *fakeHost {
 		AIK: tpm2.Marshal(h.aik.Public), Session: tpm2.Marshal(session.Public),
 		SessionCertify: rsp.CertifyInfo.Bytes(), SessionSignature: tpm2.Marshal(rsp.Signature)}
 	h.entry.EK, h.entry.EKChain = chip.Endorsement(h.dev)
-	files.CA = clients
 	cert, pool, err := files.Load()
 	check(t, err)
-	srv := &http.Server{Handler: mtls.Allow(h.handler(), mtls.Orchestrator)}
+	var calls sync.RWMutex // read by each while it lasts
+	closed, answer := false, h.handler()
+	srv := &http.Server{Handler: mtls.Allow(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		calls.RLock()
+		defer calls.RUnlock()
+		if !closed {
+			answer.ServeHTTP(w, r)
+		}
+	}), mtls.Orchestrator)}
 	go srv.Serve(tls.NewListener(l, mtls.ServerConfig(cert, pool, mtls.Orchestrator)))
-	t.Cleanup(func() { srv.Close() })
+	t.Cleanup(func() {
+		srv.Close()
+		calls.Lock() // before the TPM goes
+		closed = true
+		calls.Unlock()
+	})
 	return h
 }
 
@@ -247,6 +261,7 @@ func (h *fakeHost) handler() http.Handler {
 			}
 			if m.pattern != "" {
 				close(m.came)
+				io.Copy(io.Discard, r.Body) // only behind it the caller's going away is seen
 				<-r.Context().Done()
 				return
 			}
@@ -370,6 +385,11 @@ func (h *fakeHost) handler() http.Handler {
 		defer h.tpmMu.Unlock()
 		return evidence.Platform{Log: slices.Clone(h.log)}, ""
 	})
+	on("GET /v1/inventory/digest", func(*http.Request) (any, event.Reason) {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		return h.served, ""
+	})
 	on("PUT /v1/templates/{sum}", func(r *http.Request) (any, event.Reason) {
 		data, _ := io.ReadAll(r.Body)
 		if digest.Of(data).String() != r.PathValue("sum") {
@@ -407,7 +427,7 @@ func (h *fakeHost) create(r *http.Request) (any, event.Reason) {
 		return nil, event.InUse
 	}
 	h.volumes[in.Spec.Volume.ID] = int64(in.Spec.Volume.SizeMiB) << 20
-	v := &hostedVM{VM: hostapi.VM{ID: in.Spec.Reservation, Start: in.Spec.Start, Name: in.Spec.Name, Host: "host-1", State: hostapi.Created,
+	v := &hostedVM{VM: hostapi.VM{ID: in.Spec.Reservation, Start: in.Spec.Start, Name: in.Spec.Name, Host: h.entry.Name, State: hostapi.Created,
 		Settings: in.Spec.Digest(), Firmware: h.firmware, Created: time.Now()}, spec: in.Spec, t1: in.Token}
 	h.vms[v.ID] = v
 	return v.VM, ""
@@ -429,13 +449,18 @@ func (h *fakeHost) show(r *http.Request) (any, event.Reason) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	defer time.AfterFunc(1100*time.Millisecond, h.changed.Broadcast).Stop()
+	defer context.AfterFunc(r.Context(), func() {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		h.changed.Broadcast()
+	})()
 	for end := time.Now().Add(time.Second); ; {
 		v := h.vms[r.PathValue("id")]
 		if v == nil {
 			return nil, event.UnknownVM
 		}
 		want := r.URL.Query().Get("wait")
-		if want == "" || v.State == want || !time.Now().Before(end) {
+		if want == "" || v.State == want || !time.Now().Before(end) || r.Context().Err() != nil {
 			return v.VM, ""
 		}
 		h.changed.Wait()

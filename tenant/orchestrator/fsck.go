@@ -27,7 +27,8 @@ const (
 )
 
 // fsck reads everything and compares it. What a first look finds is looked for a second
-// time, so that what merely moved in between is not named.
+// time, so that what merely moved in between is not named; before that the documents that
+// are being made are waited for, however long the line is.
 func (o *Orchestrator) fsck(ctx context.Context) (api.Fsck, error) {
 	s, err := o.snapshot(ctx)
 	if err != nil {
@@ -36,6 +37,9 @@ func (o *Orchestrator) fsck(ctx context.Context) (api.Fsck, error) {
 	report := fsck.Check(s)
 	if len(report.Findings) > 0 {
 		if err := pause(ctx, secondLook); err != nil {
+			return api.Fsck{}, err
+		}
+		if err := o.zones.settle(ctx); err != nil {
 			return api.Fsck{}, err
 		}
 		if s, err = o.snapshot(ctx); err != nil {
@@ -144,13 +148,13 @@ func readEnds(t *ledger.Tx, s *fsck.Snapshot) error {
 // askHosts asks all inventoried hosts at once.
 func (o *Orchestrator) askHosts(ctx context.Context) []fsck.Host {
 	var asked sync.WaitGroup
-	list := []fsck.Host{}
-	for _, h := range o.inventory.Hosts() {
+	list, b := []fsck.Host{}, o.basis()
+	for _, h := range b.inventory.Hosts() {
 		list = append(list, fsck.Host{Name: h.Host.Name})
 	}
 	for i := range list {
 		asked.Go(func() {
-			if err := askHost(ctx, o.hosts[list[i].Name], &list[i]); err != nil {
+			if err := askHost(ctx, b.hosts[list[i].Name], &list[i]); err != nil {
 				list[i] = fsck.Host{Name: list[i].Name, Problem: err.Error()}
 			}
 		})

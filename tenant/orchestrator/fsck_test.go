@@ -1,10 +1,12 @@
 package orchestrator
 
 import (
+	"bytes"
 	"database/sql"
 	"net/http"
 	"path/filepath"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -47,6 +49,7 @@ func (w *world) fits(when string) (motion []string) {
 // TestFsckFits: at no point of a VM's story, its stop, its end or its failure is there
 // anything that does not fit.
 func TestFsckFits(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.fits("before anything")
 	w.template("debian")
@@ -117,6 +120,7 @@ func TestFsckFits(t *testing.T) {
 // TestFsckNames plants one misfit after another in a world with a VM that computes and
 // one that is stopped, and wants each named, and nothing else.
 func TestFsckNames(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, func(c *Config) { c.Limits.Lease = 10 * time.Minute }) // nobody sends heartbeats
 	w.template("debian")
 	g := w.computing("web")
@@ -164,6 +168,7 @@ func TestFsckNames(t *testing.T) {
 		{"rule too many", "rule-unexpected",
 			func() { w.reportExternal(zone.Live{ID: "unexpected/x", Rule: "anywhere → anywhere tcp 22"}) },
 			func() { w.reportExternal() }},
+		{"document that was not made", "zone-outdated", func() { w.peerKey(g, 8) }, func() { w.peerKey(g, 7) }},
 		{"altered journal", "journal-broken",
 			func() { w.harm(`UPDATE journal SET hash = substr(hash, 2) || substr(hash, 1, 1) WHERE seq = 3`) },
 			func() { w.harm(`UPDATE journal SET hash = substr(hash, 64) || substr(hash, 1, 63) WHERE seq = 3`) }},
@@ -185,6 +190,41 @@ func TestFsckNames(t *testing.T) {
 			w.fits("mended")
 		})
 	}
+}
+
+// peerKey changes what a document should say, and publishes nothing.
+func (w *world) peerKey(g *guest, of byte) {
+	w.t.Helper()
+	check(w.t, w.o.ledger.Write(w.t.Context(), func(tx *ledger.Tx) error {
+		return tx.ChangeStart(g.id, g.vm.spec.Start, func(s *ledger.Start) { s.WireGuardKey = bytes.Repeat([]byte{of}, 32) })
+	}))
+}
+
+// TestFsckWaitsForDocuments: a document whose making takes its time, as under a crowd, is
+// waited for, and not named.
+func TestFsckWaitsForDocuments(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.template("debian")
+	g := w.computing("web")
+	w.o.zones.publishing.Lock()
+	var under sync.WaitGroup
+	under.Go(func() { w.peerKey(g, 8); w.o.publish(t.Context()) })
+	for asked := w.o.zones.asked.Load(); w.o.zones.asked.Load() == asked; {
+		check(t, pause(t.Context(), time.Millisecond))
+	}
+	answered := make(chan api.Fsck)
+	go func() { answered <- w.fsck() }()
+	select {
+	case f := <-answered:
+		t.Errorf("answered while a document was under way: %+v", f)
+	case <-time.After(2 * secondLook):
+	}
+	w.o.zones.publishing.Unlock()
+	if f := <-answered; !f.Clean {
+		t.Errorf("a document that was under way: %+v", f.Findings)
+	}
+	under.Wait()
 }
 
 // reportExternal reports the external firewall's newest document as it should be, with

@@ -3,6 +3,7 @@ package orchestrator
 import (
 	"encoding/json"
 	"errors"
+	"flag"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -19,7 +20,16 @@ import (
 	"foothold/tenant/reservation"
 )
 
-func TestMain(m *testing.M) { os.Exit(nstest.Main(m)) }
+// atOnce is how many tests run side by side where -parallel does not say: each waits
+// more than it computes.
+const atOnce = "6"
+
+func TestMain(m *testing.M) {
+	if err := flag.Set("test.parallel", atOnce); err != nil {
+		panic(err)
+	}
+	os.Exit(nstest.Main(m))
+}
 
 // ontoDisk moves the orchestrator's state to a small disk.
 func (w *world) ontoDisk() *nstest.Disk {
@@ -77,6 +87,7 @@ func (w *world) quotes(name string) (n int) {
 // and leaves nothing, no token is spent or honoured, and a VM that computes stays; with
 // room again everything goes on.
 func TestDiskFull(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, func(c *Config) { c.Limits.Booting, c.Limits.Lease = time.Minute, time.Minute })
 	w.template("debian")
 	w.watchEvery = 100 * time.Millisecond

@@ -14,6 +14,7 @@ import (
 // TestCallerThatIsGone: a gateway that is killed in the middle of its call does not end
 // the VM: what the call began is ended without it.
 func TestCallerThatIsGone(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.template("debian")
 	g := w.take(w.create(api.CreateVM{Name: "web"}).ID)

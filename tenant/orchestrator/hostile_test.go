@@ -3,6 +3,7 @@ package orchestrator
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"testing"
 	"time"
@@ -10,6 +11,7 @@ import (
 	"foothold/protocol/agentmsg"
 	"foothold/protocol/api"
 	"foothold/protocol/audit"
+	"foothold/protocol/digest"
 	"foothold/protocol/event"
 	"foothold/protocol/evidence"
 	"foothold/protocol/signed"
@@ -18,6 +20,7 @@ import (
 	"foothold/protocol/zone"
 	"foothold/tenant/ledger"
 	"foothold/tenant/reservation"
+	"foothold/tenant/verify"
 )
 
 // sealed is the guest's next message, for sending more than once.
@@ -40,6 +43,7 @@ func (w *world) auditIsDue(id string) {
 // TestRepeatedMessageIsNoHeartbeat: a VM or a gateway that sends the last message over
 // and over gets its answer, and neither a lease nor a passed audit.
 func TestRepeatedMessageIsNoHeartbeat(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.template("debian")
 	g := w.computing("web")
@@ -92,6 +96,7 @@ func TestRepeatedMessageIsNoHeartbeat(t *testing.T) {
 // TestAuditBeforeTheQuestion: an audit that was made before it was asked for counts for
 // nothing, however often it is sent.
 func TestAuditBeforeTheQuestion(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.template("debian")
 	g := w.take(w.create(api.CreateVM{Name: "web"}).ID)
@@ -119,6 +124,7 @@ func TestAuditBeforeTheQuestion(t *testing.T) {
 
 // TestNothingIsReleasedAfterTheEnd: the quote was accepted and the VM has ended since.
 func TestNothingIsReleasedAfterTheEnd(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.template("debian")
 	g := w.take(w.create(api.CreateVM{Name: "web"}).ID)
@@ -152,8 +158,70 @@ func TestNothingIsReleasedAfterTheEnd(t *testing.T) {
 	}
 }
 
+// TestVerdictAndReleaseAreOne: what a good verdict does not permit leaves the verdict
+// stored; what fails by a fault of ours leaves nothing of either.
+func TestVerdictAndReleaseAreOne(t *testing.T) {
+	w := newWorld(t)
+	w.template("debian")
+	g := w.take(w.create(api.CreateVM{Name: "web"}).ID)
+	g.boot()
+	quotes := &w.o.run(g.id).quotes // the quote of act 8 waits
+	quotes.Lock()
+	defer quotes.Unlock()
+	g.ready()
+	w.waitPhase("web", reservation.Unlocking)
+	r, before, err := w.o.row(t.Context(), g.id)
+	check(t, err)
+	x := verify.StaticExpectation{Role: evidence.RoleUnlock, Reservation: g.id, Start: 1, Host: r.Host, Previous: before.Verdict}
+	check(t, json.Unmarshal(before.Clock, &x.Clock))
+	check(t, w.o.ledger.Write(t.Context(), func(tx *ledger.Tx) (err error) { x.Nonce, err = tx.NewNonce(g.id, 1, x.Role); return err }))
+	h, err := w.o.host(r.Host)
+	check(t, err)
+	q, err := h.Quote(t.Context(), evidence.StaticBinding(x.Role, g.id, x.Previous, x.Nonce))
+	check(t, err)
+	admitted, verdict := w.o.basis().verifier.Static(x, verify.StaticEvidence{Quote: q.Quote, Platform: q.Platform})
+	check(t, verdict.Err())
+	kept := func() (newest digest.SHA256, s ledger.Start, released int) {
+		check(t, w.o.ledger.Read(t.Context(), func(tx *ledger.Tx) error {
+			list, err := tx.Bundles(g.id, 1)
+			if err == nil {
+				newest = list[len(list)-1].Digest
+				s, err = tx.Start(g.id, 1)
+			}
+			return err
+		}))
+		for _, kind := range w.events("web") {
+			if kind == "components.released" {
+				released++
+			}
+		}
+		return newest, s, released
+	}
+
+	fault := errors.New("fault")
+	err = w.o.keepVerdict(t.Context(), r, w.o.basis(), verdict, func(tx *ledger.Tx, s *ledger.Start) error {
+		s.Account = "somebody"
+		return errors.Join(tx.Journal(event.Event{Kind: "components.released", Reservation: g.id}), fault)
+	})
+	if !errors.Is(err, fault) {
+		t.Errorf("a fault: %v", err)
+	}
+	if newest, s, released := kept(); newest != before.Verdict || s.Verdict != before.Verdict || s.Account != before.Account || released != 1 {
+		t.Errorf("after a fault: verdict %s, %+v, released %d times", newest.Short(), s, released)
+	}
+
+	out, err := w.o.releaseComponents(t.Context(), w.o.basis(), admitted, r, verdict) // of another phase
+	if event.ReasonOf(err) != event.QuoteRefused || len(out.Unique) != 0 || len(out.Grant.Manifest.Payload) != 0 {
+		t.Errorf("components without a permission: %v, %+v", err, out)
+	}
+	if newest, s, released := kept(); newest != verdict.Digest || s.Verdict != verdict.Digest || s.Account != before.Account || released != 1 {
+		t.Errorf("after a refusal: verdict %s, %+v, released %d times", newest.Short(), s, released)
+	}
+}
+
 // TestTemplateKeyIsNotReplaced: a second registration of an image cannot take its key.
 func TestTemplateKeyIsNotReplaced(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.template("debian")
 	name := templateKeyName(ledger.Template{Name: "debian"})
@@ -173,6 +241,7 @@ func TestTemplateKeyIsNotReplaced(t *testing.T) {
 // TestGatewayBreaksOff: a gateway that goes away while the orchestrator acts on a VM's
 // message does not end the VM.
 func TestGatewayBreaksOff(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.template("debian")
 	g := w.take(w.create(api.CreateVM{Name: "web"}).ID)

@@ -34,6 +34,7 @@ func TestLimiter(t *testing.T) {
 // TestAFloodIsNotJournalled: a daemon that tells too much is told to come again later;
 // the others, and the orchestrator's own entries, go on.
 func TestAFloodIsNotJournalled(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.o.journalled.take("gateway/gateway", journalBurst, time.Now().Add(time.Minute))
 	entries := func() (list []api.JournalEntry) {

@@ -1,5 +1,8 @@
 // Package orchestrator decides. It takes a VM from wish to work, one file an act:
 //
+//	basis.go    0  take up the inventory and the reference values, and swap them
+//	imports.go  0  import an inventory; import and withdraw reference values
+//	standing.go 0  whether a host may have VMs, and what becomes of those it has
 //	ground.go   0  check that each host's attestation key lies in its TPM
 //	reserve.go  1  store a reservation
 //	create.go   2  ask the provider for the VM, and watch it there
@@ -14,6 +17,7 @@
 //	compute.go  10 open the network, workload, heartbeats
 //	restart.go  -  stop, and start again from act 2
 //	end.go      11 withdraw everything
+//	elsewhere.go -  end a VM that another host than its own lists
 //	fsck.go     -  hold everything against everything
 //
 // Acts 4 to 7, 9 and 10 answer calls of the DMZ's daemons; acts 2 and 8 are driven
@@ -37,19 +41,18 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"foothold/internal/mtls"
+	"foothold/protocol/digest"
 	"foothold/protocol/event"
 	"foothold/tenant/authority"
-	"foothold/tenant/hostclient"
 	"foothold/tenant/ledger"
 	"foothold/tenant/policy"
 	"foothold/tenant/reservation"
 	"foothold/tenant/vault"
-	"foothold/tenant/verify"
 )
 
 // dialVMTimeout bounds one try to reach a VM.
@@ -57,28 +60,31 @@ const dialVMTimeout = 3 * time.Second
 
 // Orchestrator is a running orchestrator.
 type Orchestrator struct {
-	conf      Config
-	letGo     func() // of the state directory
-	ledger    *ledger.Ledger
-	vault     *vault.Vault
-	ca        *authority.Set
-	limits    reservation.Limits
-	network   policy.Network
-	zones     *zones
-	inventory *verify.Inventory
-	own       *ownKey // nil: boot sessions are salted to the inventory's keys
-	verifier  *verify.Verifier
-	hosts     map[string]*hostclient.Client
-	ground    ground
-	store     *storeClient
-	now       func() time.Time
+	conf    Config
+	letGo   func() // of the state directory
+	ledger  *ledger.Ledger
+	vault   *vault.Vault
+	ca      *authority.Set
+	limits  reservation.Limits
+	network policy.Network
+	zones   *zones
+	trust   trust
+	current atomic.Pointer[basis]
+	own     *ownKey // nil: boot sessions are salted to the inventory's keys
+	ground  ground
+	store   *storeClient
+	now     func() time.Time
 	// dial reaches VMs: their SSH port, and their workload through the tunnel.
 	dial func(ctx context.Context, network, address string) (net.Conn, error)
-	// watchEvery lies between static quotes of a computing VM's host.
-	watchEvery time.Duration
+	// watchEvery lies between static quotes of a computing VM's host; without a good one for
+	// attestWithin, it ends.
+	watchEvery, attestWithin time.Duration
+	// listEvery lies between looks at what hosts list.
+	listEvery time.Duration
 
 	tasks sync.WaitGroup // goroutines that end with the context of Run
 
+	rebasing    sync.Mutex // one document at a time makes another basis
 	registering sync.Mutex // a template's row and key change together
 	cleaning    turns      // by reservation
 	places      bell       // rings when fewer VMs boot
@@ -89,6 +95,8 @@ type Orchestrator struct {
 	runs map[string]*run // guarded by mu; live reservations by id
 	// starting holds the stopped VMs whose next start is being begun.
 	starting map[string]bool // guarded by mu
+	// ending holds the documents that were told to end soon.
+	ending map[digest.SHA256]bool // guarded by mu
 }
 
 // run is the work on one live reservation. Its context ends with the reservation.
@@ -113,8 +121,8 @@ func New(ctx context.Context, conf Config) (*Orchestrator, error) {
 }
 
 func newAt(ctx context.Context, conf Config, now func() time.Time) (_ *Orchestrator, err error) {
-	o := &Orchestrator{conf: conf, limits: conf.phaseLimits(), network: conf.policyNetwork(), now: now, runs: map[string]*run{}, starting: map[string]bool{},
-		dial: (&net.Dialer{Timeout: dialVMTimeout}).DialContext, watchEvery: watchEvery}
+	o := &Orchestrator{conf: conf, limits: conf.phaseLimits(), network: conf.policyNetwork(), now: now, runs: map[string]*run{}, starting: map[string]bool{}, ending: map[digest.SHA256]bool{},
+		dial: (&net.Dialer{Timeout: dialVMTimeout}).DialContext, watchEvery: conf.Limits.AttestEvery, attestWithin: conf.Limits.AttestWithin, listEvery: listEvery}
 	if o.letGo, err = lockState(ctx, conf.State); err != nil {
 		return nil, err
 	}
@@ -129,13 +137,10 @@ func newAt(ctx context.Context, conf Config, now func() time.Time) (_ *Orchestra
 	if err := o.readGround(); err != nil {
 		return nil, err
 	}
-	if err := o.readEvidenceGround(); err != nil {
-		return nil, err
-	}
 	if err := o.readOwnKey(); err != nil {
 		return nil, err
 	}
-	if err := o.dialHosts(); err != nil {
+	if err := o.readTrust(); err != nil {
 		return nil, err
 	}
 	if o.store, err = newStoreClient(conf); err != nil {
@@ -145,7 +150,7 @@ func newAt(ctx context.Context, conf Config, now func() time.Time) (_ *Orchestra
 		return nil, err
 	}
 	if o.zones, err = o.newZones(ctx); err == nil {
-		err = o.keepInventory(ctx)
+		err = o.openBasis(ctx)
 	}
 	if err != nil {
 		o.ledger.Close()
@@ -166,65 +171,6 @@ func (o *Orchestrator) readGround() (err error) {
 	}
 	o.ground.manifestKey = o.ca.Signer(authority.ManifestKey)
 	return nil
-}
-
-// readEvidenceGround reads inventory and reference values, and makes the verifier.
-func (o *Orchestrator) readEvidenceGround() error {
-	provider, err := publicKey(o.conf.InventoryKey)
-	if err != nil {
-		return fmt.Errorf("inventory_key: %w", err)
-	}
-	signer, err := publicKey(o.conf.PlatformKey)
-	if err != nil {
-		return fmt.Errorf("platform_key: %w", err)
-	}
-	makers, err := verify.OpenManufacturers(o.conf.TPMRoots)
-	if err != nil {
-		return fmt.Errorf("tpm_roots: %w", err)
-	}
-	if o.inventory, err = verify.OpenInventory(o.conf.Inventory, provider, makers, o.now()); err != nil {
-		return err
-	}
-	reference, err := verify.OpenPlatform(o.conf.Platform, signer, o.conf.Profile, o.now())
-	if err != nil {
-		return err
-	}
-	o.verifier, err = verify.New(verify.Config{Inventory: o.inventory, Platforms: []*verify.Platform{reference}, Profile: o.conf.Profile, Now: o.now})
-	return err
-}
-
-// keepInventory remembers the newest inventory and refuses an older one: in it, a host
-// that was struck out would still stand.
-func (o *Orchestrator) keepInventory(ctx context.Context) error {
-	return o.ledger.Write(ctx, func(t *ledger.Tx) error {
-		if err := t.Rise("inventory", int64(o.inventory.Version())); err != nil {
-			return fmt.Errorf("inventory %s: %w", o.conf.Inventory, err)
-		}
-		return t.Journal(event.Event{Kind: "inventory.read", Detail: map[string]string{
-			"version": strconv.Itoa(o.inventory.Version()), "sha256": o.inventory.Digest().String()}})
-	})
-}
-
-// dialHosts makes a client for each inventoried host.
-func (o *Orchestrator) dialHosts() error {
-	cert, pool, err := o.conf.HostTLS.Load()
-	if err != nil {
-		return fmt.Errorf("host_tls: %w", err)
-	}
-	o.hosts = map[string]*hostclient.Client{}
-	for _, s := range o.inventory.Hosts() {
-		o.hosts[s.Host.Name] = hostclient.New(s.Host.Name, s.Host.API, cert, pool)
-	}
-	return nil
-}
-
-// host returns the client of an inventoried host.
-func (o *Orchestrator) host(name string) (*hostclient.Client, error) {
-	c, ok := o.hosts[name]
-	if !ok {
-		return nil, event.Refuse(event.NoHost, "host %q is not in the inventory", name)
-	}
-	return c, nil
 }
 
 // run returns the work on a live reservation, making it if need be.

@@ -58,7 +58,7 @@ func (o *Orchestrator) giveOwnKey(ctx context.Context, h *hostclient.Client, nam
 	if o.own == nil {
 		return nil
 	}
-	standing, ok := o.inventory.Host(name)
+	standing, ok := o.basis().inventory.Host(name)
 	if !ok || len(standing.Problems) > 0 {
 		return event.Refuse(event.NoHost, "host %s is not in the inventory with its keys in order", name)
 	}

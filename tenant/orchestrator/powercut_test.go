@@ -21,8 +21,11 @@ import (
 	"foothold/tenant/reservation"
 )
 
-// powerCutTime is how long orchestrators are started from copies: as many as fit.
-const powerCutTime = 45 * time.Second
+// Orchestrators are started from so many copies, or from as many as fit into the time.
+const (
+	powerCuts    = 40
+	powerCutTime = 45 * time.Second
+)
 
 // cut is the world at one moment between two transactions: the orchestrator's state, and
 // what its host and the DMZ's daemons have, which a power cut at the orchestrator leaves
@@ -167,7 +170,7 @@ func TestPowerCut(t *testing.T) {
 		seen[taken[i].phase]++
 	}
 	tried, restored := 0, 0
-	for end := time.Now().Add(powerCutTime); tried < len(taken) && time.Now().Before(end); tried++ {
+	for end := time.Now().Add(powerCutTime); tried < min(len(taken), powerCuts) && time.Now().Before(end); tried++ {
 		at := spread(tried, len(taken))
 		restore := tried%5 == 4
 		if restore {

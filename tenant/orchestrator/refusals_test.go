@@ -81,6 +81,7 @@ func (w *world) refusedOnce(what, kind string, r event.Reason, f func()) {
 // TestRefusedWishesLeaveNothing: what an operator is refused is named to him with a next
 // step, enters the journal under its reason, and leaves no row, key or VM.
 func TestRefusedWishesLeaveNothing(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, func(c *Config) {
 		c.Limits.VMs, c.Limits.MemoryMiB = 3, 4096
 		c.Network.Last = c.Network.First.Next()
@@ -153,6 +154,7 @@ func TestRefusedWishesLeaveNothing(t *testing.T) {
 // TestRefusedCallsAreJournalled: what a daemon sends and is refused before anything
 // changed enters the journal under its own reason and the daemon's name.
 func TestRefusedCallsAreJournalled(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	open := func(body string) func() {
 		return func() {
@@ -245,6 +247,7 @@ func (g *guest) next(kind token.Kind) {
 // and counted under its own reason; a VM whose token was burnt is ended and gone, any
 // other goes on.
 func TestEveryTokenInEveryWrongWay(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, roomy)
 	w.template("debian")
 	stranger := netip.MustParseAddr("10.82.0.99")
@@ -331,6 +334,7 @@ func TestEveryTokenInEveryWrongWay(t *testing.T) {
 // TestAHundredRacingPresentations: of a hundred uses of one token at once, by whoever,
 // one wins. T1's replay ends the VM that still boots there; T2's and T3's end nothing.
 func TestAHundredRacingPresentations(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, roomy)
 	w.template("debian")
 	for i, kind := range []token.Kind{token.T1, token.T2, token.T3} {
@@ -373,6 +377,7 @@ func TestAHundredRacingPresentations(t *testing.T) {
 // never issued - with a WireGuard key of somebody's choice -, and one that was revoked
 // since, admit nobody.
 func TestOnlyTheIssuedCertificateAdmits(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, roomy)
 	w.template("debian")
 	other := w.take(w.create(api.CreateVM{Name: "other"}).ID)
@@ -421,6 +426,7 @@ func TestOnlyTheIssuedCertificateAdmits(t *testing.T) {
 
 // TestEndDuringAdmission: T3 is spent and the host is being quoted when the VM ends.
 func TestEndDuringAdmission(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.template("debian")
 	g := w.take(w.create(api.CreateVM{Name: "web"}).ID)
@@ -446,6 +452,7 @@ func TestEndDuringAdmission(t *testing.T) {
 // TestForgedByTheBootServer: a boot server that has been taken over knows T1, T2 and all
 // that it relays, and no VM's key.
 func TestForgedByTheBootServer(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, roomy)
 	w.template("debian")
 	mine := w.stranger().key
@@ -508,6 +515,7 @@ func TestForgedByTheBootServer(t *testing.T) {
 // TestForgedByTheGateway: a gateway that has been taken over relays for a VM, and can
 // neither speak for it, nor have it admitted elsewhere, nor keep it alive.
 func TestForgedByTheGateway(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, roomy)
 	w.template("debian")
 	mine := w.stranger().key
@@ -587,6 +595,7 @@ func (g *guest) request() []byte {
 // TestRefusedCertificatesAreJournalled: a caller whose certificate does not get it
 // through the handshake has no name; where it called from, and why not, is kept.
 func TestRefusedCertificatesAreJournalled(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	before := w.counted(tlsRefused, event.NotPermitted)
 	if resp, err := w.daemons["gateway"].Get(w.api + "/v1/vms"); err == nil {
@@ -619,6 +628,7 @@ func TestRefusedCertificatesAreJournalled(t *testing.T) {
 // TestOneThingTooManyEndsTheVM: at the first audit it is handed no secret, at the second
 // and at each later one its tunnel and rules go. Package expect shows what else is found.
 func TestOneThingTooManyEndsTheVM(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, roomy)
 	w.template("debian")
 	evil := digest.Of([]byte("evil"))
@@ -643,7 +653,7 @@ func TestOneThingTooManyEndsTheVM(t *testing.T) {
 			got := w.waitPhase(g.id, reservation.Aborted)
 			var e api.Explanation
 			w.call("GET", "/v1/vms/"+g.id+"/explain", nil, &e)
-			if got.Reason != event.AuditFailed || len(e.Findings) != 1 || !strings.HasPrefix(e.Findings[0], c.check+": ") {
+			if got.Reason != event.AuditFailed || len(e.Findings) != 1 || e.Findings[0].Check != c.check || e.Findings[0].Do == "" {
 				t.Errorf("ended with %q and %q, want one finding of a %s", got.Reason, e.Findings, c.check)
 			}
 			w.waitGone(g.id)
@@ -687,6 +697,7 @@ func TestOneThingTooManyEndsTheVM(t *testing.T) {
 // TestTheHostsReasonIsKept: what a host ended a VM for is why it ended, if a host can know
 // it; anything else says no more than that it ended.
 func TestTheHostsReasonIsKept(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, roomy)
 	w.template("debian")
 	for said, want := range map[event.Reason]event.Reason{

@@ -79,6 +79,7 @@ func (r remains) left(t *testing.T, dir string) (found []string) {
 }
 
 func TestNothingRemainsOfAStart(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, func(c *Config) { c.Limits.VMs = 20 })
 	w.template("debian")
 	clean := func(when string, r remains) {

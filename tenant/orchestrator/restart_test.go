@@ -38,6 +38,7 @@ func (g *guest) passphrases() (template, volume secret.Bytes) {
 // TestRestartByWish: the VM is told through its tunnel, and its next start has nothing of
 // the last but its volume.
 func TestRestartByWish(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.template("debian")
 	old := w.computing("web")
@@ -97,6 +98,7 @@ func TestRestartByWish(t *testing.T) {
 
 // TestRestartByPolicy: what follows when a VM ends and nobody asked it to.
 func TestRestartByPolicy(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.template("debian")
 	for _, c := range []struct {
@@ -106,9 +108,12 @@ func TestRestartByPolicy(t *testing.T) {
 	}{
 		{reservation.Always, event.GuestPoweredOff, true},
 		{reservation.OnFailure, event.GuestReset, true},
+		{reservation.OnFailure, event.GuestCrashed, true},
 		{reservation.OnFailure, event.VMStopped, true},
 		{reservation.OnFailure, event.GuestPoweredOff, false},
 		{reservation.Never, event.VMStopped, false},
+		{reservation.Never, event.GuestReset, false},
+		{reservation.Never, event.GuestCrashed, false},
 	} {
 		g := w.take(w.create(api.CreateVM{Name: "web", Restart: string(c.policy)}).ID)
 		g.pass()
@@ -140,6 +145,7 @@ func TestRestartByPolicy(t *testing.T) {
 
 // TestRestartsBackOff: a VM that does not come to compute again is tried less and less.
 func TestRestartsBackOff(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.template("debian")
 	g := w.take(w.create(api.CreateVM{Name: "web"}).ID)
@@ -161,6 +167,7 @@ func TestRestartsBackOff(t *testing.T) {
 // TestNeverTwoInstances: no start begins before the host has confirmed that the last
 // instance is gone.
 func TestNeverTwoInstances(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.template("debian")
 	g := w.computing("web")
@@ -198,6 +205,7 @@ func (w *world) explained(name string) (e api.Explanation) {
 // TestStopAndStart: a VM may be stopped in any phase and started again; its volume is
 // formatted by order only as long as nothing was handed over.
 func TestStopAndStart(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.template("debian")
 	g := w.take(w.create(api.CreateVM{Name: "web", Restart: string(reservation.Always)}).ID)
@@ -240,6 +248,7 @@ func TestStopAndStart(t *testing.T) {
 // TestAFurtherStartIsHeldToTheSame: what is not as it must be ends the VM in its second
 // start as in its first, whatever its policy.
 func TestAFurtherStartIsHeldToTheSame(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.template("debian")
 	g := w.take(w.create(api.CreateVM{Name: "web", Restart: string(reservation.Always)}).ID)
@@ -262,6 +271,7 @@ func TestAFurtherStartIsHeldToTheSame(t *testing.T) {
 // TestStartThatCannotBegin: a host that refuses the next start is asked again later, and
 // a volume without its key is not started at all.
 func TestStartThatCannotBegin(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.template("debian")
 	g := w.take(w.create(api.CreateVM{Name: "web"}).ID)
@@ -285,6 +295,7 @@ func TestStartThatCannotBegin(t *testing.T) {
 // TestAnotherWorkload: a computing VM gets another workload without another start. Until
 // it runs the new one the old one is no surplus; one that nobody asked for always is.
 func TestAnotherWorkload(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.template("debian")
 	one, two := w.putObject([]byte("workload one")), w.putObject([]byte("workload two"))
@@ -375,6 +386,7 @@ func TestAnotherWorkload(t *testing.T) {
 // TestNobodyGetsPastAJudgement: a VM whose audit is judged while it resets, or is killed,
 // and even has begun its next start, is ended for good all the same.
 func TestNobodyGetsPastAJudgement(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.template("debian")
 	for _, next := range []bool{false, true} {
@@ -405,6 +417,7 @@ func TestNobodyGetsPastAJudgement(t *testing.T) {
 
 // TestWishesThatCross: the last thing that an operator asked for is what happens.
 func TestWishesThatCross(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.template("debian")
 	g := w.computing("web")

@@ -108,18 +108,20 @@ func (o *Orchestrator) removeStrangers(ctx context.Context) {
 		return
 	}
 	looked := map[string]bool{}
-	for len(looked) < len(o.hosts) {
-		for name, h := range o.hosts {
+	for left := true; left; {
+		left = false
+		for name, h := range o.basis().hosts {
 			if looked[name] {
 				continue
 			}
 			if err := o.removeStrangersAt(ctx, name, h); err != nil {
 				slog.Warn("look for strangers", "host", name, "error", err)
+				left = true
 				continue
 			}
 			looked[name] = true
 		}
-		if len(looked) < len(o.hosts) && pause(ctx, strangersPause) != nil {
+		if left && pause(ctx, strangersPause) != nil {
 			return
 		}
 	}

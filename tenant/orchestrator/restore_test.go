@@ -36,6 +36,7 @@ func (w *world) putBack(copy string) {
 // TestRestoredBackup: what a copy says is open, good or running may not be; what it does
 // not know may run. Nothing of either serves after a new epoch has begun.
 func TestRestoredBackup(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.template("debian")
 	kept := w.take(w.create(api.CreateVM{Name: "kept"}).ID)
@@ -128,6 +129,7 @@ func loginKeys(w *world, id string, start int) (same bool, err error) {
 // TestKeyOfAReleasedVM: a creation that is late makes no key for a volume that was
 // erased meanwhile.
 func TestKeyOfAReleasedVM(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.template("debian")
 	g := w.take(w.create(api.CreateVM{Name: "a"}).ID)

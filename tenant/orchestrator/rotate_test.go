@@ -69,6 +69,7 @@ func (w *world) hostHas(sum digest.SHA256) bool {
 // TestRotation: a VM that runs keeps its version, its next start takes the new one with
 // the volume's data, and then the old one is withdrawn: key, ciphertext and row.
 func TestRotation(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.template("debian")
 	old := w.computing("web")
@@ -126,6 +127,7 @@ func TestRotation(t *testing.T) {
 // TestWithdrawalGoesOn: whatever stops a withdrawal - a host that is away, a crash after
 // each step - it is finished later, and no start takes the version meanwhile.
 func TestWithdrawalGoesOn(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.template("debian")
 	first := w.versions()[1]
@@ -153,6 +155,7 @@ func TestWithdrawalGoesOn(t *testing.T) {
 // A version lies at no host until its image is there: VMs take the old one so long, and
 // it is not withdrawn.
 func TestRotationWithoutItsImage(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.template("debian")
 	first := w.versions()[1]
@@ -177,6 +180,7 @@ func TestRotationWithoutItsImage(t *testing.T) {
 }
 
 func TestRotationRefusals(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	req, _ := w.rotation("two")
 	if _, p, ok := w.register(req); ok || p.Reason != event.UnknownTemplate {
@@ -210,6 +214,7 @@ func TestRotationRefusals(t *testing.T) {
 
 // A version that was withdrawn does not come back: whoever kept its key could read it.
 func TestWithdrawnStaysWithdrawn(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.template("debian")
 	old, _ := w.registration("debian")
@@ -226,6 +231,7 @@ func TestWithdrawnStaysWithdrawn(t *testing.T) {
 
 // The newest version is the one with the highest number, whatever date its maker gives it.
 func TestNewestIsNotByDate(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.template("debian")
 	w.template("other")
@@ -241,6 +247,7 @@ func TestNewestIsNotByDate(t *testing.T) {
 // A host that still has the old ciphertext, and lost the new, gives no start: its word is
 // not taken for the other.
 func TestVersionThatItsHostLost(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.template("debian")
 	view, _ := w.rotate("two")

@@ -52,8 +52,9 @@ func (o *Orchestrator) serve(ctx context.Context, operators, dmz net.Listener) e
 		return fmt.Errorf("take up what was left: %w", err)
 	}
 	o.task(func() { o.keepZones(ctx) })
-	o.task(func() { o.activateAll(ctx) })
+	o.task(func() { o.keepProving(ctx) })
 	o.task(func() { o.removeStrangers(ctx) })
+	o.task(func() { o.watchListings(ctx) })
 	o.task(func() { o.sweep(ctx) })
 	failed := make(chan error, 2)
 	go func() {
@@ -109,6 +110,9 @@ func listenAPI(where string) (net.Listener, error) {
 // could come, so computing VMs get one lease more; the firewalls held what they had
 // until their own leases ended.
 func (o *Orchestrator) recover(ctx context.Context) error {
+	if _, err := o.review(ctx); err != nil {
+		return err
+	}
 	var live []ledger.Reservation
 	err := o.ledger.Write(ctx, func(t *ledger.Tx) (err error) {
 		if err := t.Grace(t.Now.Add(o.limits.Lease)); err != nil {
@@ -153,7 +157,7 @@ func (o *Orchestrator) resume(ctx context.Context, r ledger.Reservation) error {
 	if s.HostStarted.IsZero() {
 		return o.createAnew(ctx, r)
 	}
-	h, err := o.host(r.Host)
+	h, err := o.reach(r.Host)
 	if err != nil {
 		o.abort(ctx, r.ID, r.Start, err)
 		return nil

@@ -12,13 +12,13 @@ import (
 )
 
 func (o *Orchestrator) hostList(ctx context.Context) ([]api.Host, error) {
-	list := []api.Host{}
+	list, b := []api.Host{}, o.basis()
 	err := o.ledger.Read(ctx, func(t *ledger.Tx) error {
 		live, err := t.Live()
 		if err != nil {
 			return err
 		}
-		for _, known := range o.inventory.Hosts() {
+		for _, known := range b.inventory.Hosts() {
 			h := known.Host
 			state, err := t.Host(h.Name)
 			if err != nil {
@@ -28,8 +28,10 @@ func (o *Orchestrator) hostList(ctx context.Context) ([]api.Host, error) {
 			if state.Standing != "" {
 				out.Standing = state.Standing
 			}
-			if len(known.Problems) > 0 {
-				out.Standing = strings.Join(known.Problems, "; ")
+			if err := b.mayHost(t, h.Name); unfit(err) {
+				out.Standing = strings.TrimPrefix(detailOf(err), "host "+h.Name+": ")
+			} else if err != nil {
+				return err
 			}
 			for _, r := range live {
 				if r.Host == h.Name {

@@ -18,6 +18,7 @@ import (
 // TestStory takes one VM from wish to work and to its end, and looks at rules, phases
 // and what is left behind on the way.
 func TestStory(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.template("debian")
 	object := w.putObject([]byte("workload"))
@@ -112,6 +113,7 @@ func (w *world) endStory(g *guest, id string) {
 // TestRefusals makes one thing wrong in each act. The VM must end aborted with the
 // right reason, gone from the host, without any rule.
 func TestRefusals(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, func(c *Config) { c.Limits.VMs = 20; c.Network.Last = c.Network.Last.Next().Next() })
 	w.template("debian")
 	stranger := w.stranger()
@@ -195,6 +197,7 @@ func TestRefusals(t *testing.T) {
 
 // TestSecondPresentations: none of them harms a VM that has moved on.
 func TestSecondPresentations(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.template("debian")
 	vm := w.create(api.CreateVM{Name: "web"})
@@ -232,6 +235,7 @@ func TestSecondPresentations(t *testing.T) {
 // TestAgentMessages: the same message again is answered again; any other that does not
 // answer the last one is refused and ends nothing.
 func TestAgentMessages(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.template("debian")
 	g := w.computing("web")
@@ -289,34 +293,48 @@ func (g *guest) pass() {
 
 // TestDeadlines: each phase ends by its own limit, with what was awaited.
 func TestDeadlines(t *testing.T) {
-	w := newWorld(t, func(c *Config) {
-		c.Limits.Booting, c.Limits.Connecting, c.Limits.Lease = 2*time.Second, 2*time.Second, 2*time.Second
-	})
-	w.template("debian")
-	expect := func(id string, want event.Reason) {
-		t.Helper()
-		if got := w.waitPhase(id, reservation.Aborted); got.Reason != want {
-			t.Errorf("%s: ended with %q: %s", id, got.Reason, got.Explanation)
-		}
-		w.waitGone(id)
-		w.waitFlows(id)
+	const short = 2 * time.Second
+	for _, c := range []struct {
+		name  string
+		limit func(*Limits)
+		upTo  func(*world) (id string)
+		ends  reservation.Phase
+		why   event.Reason
+	}{
+		{"silent", func(l *Limits) { l.Booting = short }, func(w *world) string {
+			return w.create(api.CreateVM{Name: "silent"}).ID
+		}, reservation.Aborted, event.DeadlinePassed},
+		{"lost", func(l *Limits) { l.Connecting = short }, func(w *world) string {
+			g := w.take(w.create(api.CreateVM{Name: "lost"}).ID)
+			g.boot()
+			g.door()
+			g.ready()
+			return g.id
+		}, reservation.Aborted, event.DeadlinePassed},
+		{"mute", func(l *Limits) { l.Lease = 2 * short }, func(w *world) string {
+			return w.computing("mute").id
+		}, reservation.Stopped, event.HeartbeatMissed},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, func(conf *Config) { c.limit(&conf.Limits) })
+			w.template("debian")
+			id := c.upTo(w)
+			if got := w.waitPhase(id, c.ends); got.Reason != c.why {
+				t.Errorf("ended with %q: %s", got.Reason, got.Explanation)
+			}
+			if c.ends == reservation.Aborted {
+				w.waitGone(id)
+				w.waitFlows(id)
+			}
+		})
 	}
-	silent := w.create(api.CreateVM{Name: "silent"})
-	expect(silent.ID, event.DeadlinePassed)
-	g := w.computing("mute")
-	if got := w.waitPhase(g.id, reservation.Stopped); got.Reason != event.HeartbeatMissed {
-		t.Errorf("mute: stopped with %q: %s", got.Reason, got.Explanation)
-	}
-	g = w.take(w.create(api.CreateVM{Name: "lost"}).ID)
-	g.boot()
-	g.door()
-	g.ready()
-	expect(g.id, event.DeadlinePassed)
 }
 
 // TestRestart: a restarted orchestrator keeps a computing VM, ends one whose T1 may be
 // lost, and still refuses what was spent.
 func TestRestart(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.template("debian")
 	g := w.computing("web")

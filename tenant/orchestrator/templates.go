@@ -401,7 +401,7 @@ func (o *Orchestrator) putImage(ctx context.Context, name string, size int64, r 
 	defer os.Remove(file.Name())
 	defer file.Close()
 	var failed error
-	for host := range o.hosts {
+	for host := range o.basis().hosts {
 		if err := o.pushImage(ctx, host, tpl, file, by); err != nil {
 			slog.Warn("send template to host", "template", name, "host", host, "error", err)
 			failed = err

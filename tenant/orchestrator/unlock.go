@@ -216,19 +216,30 @@ func newUser() string {
 }
 
 // loginKey derives this start's SSH key from the vault's root, so that it is nowhere
-// stored and a restarted orchestrator has it again. The epoch is in it: a ledger that was
-// put back may count a start that there was before.
+// stored and a restarted orchestrator has it again.
 func (o *Orchestrator) loginKey(id string, start int) (ssh.Signer, error) {
 	root, err := o.vault.Get(loginRoot)
 	if err != nil {
 		return nil, fmt.Errorf("read login root: %w", err)
 	}
 	defer root.Wipe()
-	seed, err := hkdf.Key(sha256.New, root.Reveal(), nil, fmt.Sprintf("foothold/login-key/v2 %d %s %d", o.zones.epoch, id, start), ed25519.SeedSize)
+	key, err := LoginKey(root, o.zones.epoch, id, start)
+	if err != nil {
+		return nil, err
+	}
+	return ssh.NewSignerFromKey(key)
+}
+
+// LoginKey is the key that may log in at one start of a VM, derived from the vault's root
+// by HKDF-SHA-256 (RFC 5869), no salt. The epoch is in it: a ledger that was put back may
+// count a start that there was before.
+func LoginKey(root secret.Bytes, epoch int64, id string, start int) (ed25519.PrivateKey, error) {
+	seed, err := hkdf.Key(sha256.New, root.Reveal(), nil, fmt.Sprintf("foothold/login-key/v2 %d %s %d", epoch, id, start), ed25519.SeedSize)
 	if err != nil {
 		return nil, fmt.Errorf("derive login key: %w", err)
 	}
-	return ssh.NewSignerFromKey(ed25519.NewKeyFromSeed(seed))
+	defer clear(seed)
+	return ed25519.NewKeyFromSeed(seed), nil
 }
 
 func (o *Orchestrator) journalProbes(ctx context.Context, id string, res unlock.Result) {

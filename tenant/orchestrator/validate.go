@@ -20,9 +20,11 @@ import (
 func ReadConfig(file string) (Config, error) {
 	d := reservation.Default()
 	c := Config{
-		Network: Network{MTU: 1500},
+		Network:  Network{MTU: 1500},
+		HostLost: lostClose,
 		Limits: Limits{Reserved: d.Reserved, Booting: d.Booting, Unlocking: d.Unlocking, Connecting: d.Connecting, Lease: d.Lease,
-			VMs: 64, MemoryMiB: 65536, BootsAtOnce: 16},
+			VMs: 64, MemoryMiB: 65536, BootsAtOnce: 16,
+			AttestEvery: time.Minute, AttestWithin: 5 * time.Minute},
 	}
 	if err := config.Read(file, &c); err != nil {
 		return c, err
@@ -53,6 +55,7 @@ func (c Config) Validate() error {
 	need(c.Inventory != "", "inventory", "a file")
 	need(c.TPMRoots != "", "tpm_roots", "a PEM file of TPM manufacturers' authorities")
 	need(c.Platform != "", "platform", "a file")
+	need(c.HostLost == lostAlert || c.HostLost == lostClose || c.HostLost == lostTerminate, "host_lost", "alert, close or terminate")
 	key(c.InventoryKey, "inventory_key")
 	key(c.PlatformKey, "platform_key")
 	key(c.ComponentKey, "component_key")
@@ -66,6 +69,8 @@ func (c Config) Validate() error {
 	need(c.Network.Self.Is4(), "network.self", "the orchestrator's IPv4 address")
 	need(c.Network.MTU >= 1280 && c.Network.MTU <= 9000, "network.mtu", "1280 to 9000")
 	need(c.Limits.VMs > 0 && c.Limits.MemoryMiB > 0 && c.Limits.BootsAtOnce > 0, "limits", "vms, memory_mib and boots_at_once above 0")
+	need(c.Limits.AttestEvery >= time.Second && c.Limits.AttestEvery <= time.Hour && c.Limits.AttestWithin > c.Limits.AttestEvery && c.Limits.AttestWithin <= 24*time.Hour,
+		"limits", "attest_every from 1s to 1h, and attest_within above it, at most 24h")
 	errs = append(errs, c.pool().Validate(c.Network.Prefix), c.phaseLimits().Validate())
 	for i, s := range c.Standing {
 		need((s.Zone == zone.External || s.Zone == zone.Internal) && s.From.IsValid() && s.To.IsValid() && validFlow(s.Proto, s.Port),

@@ -79,8 +79,10 @@ func (o *Orchestrator) view(t *ledger.Tx, r ledger.Reservation) (api.VM, error) 
 	vm := api.VM{
 		Name: r.Name, ID: r.ID, Start: r.Start, Phase: string(r.Phase), Reason: r.Reason, Template: r.Template, Size: r.Size, Measured: true,
 		Host: r.Host, Address: r.Address, MAC: r.MAC, TunnelAddress: s.TunnelAddress, Created: r.Created, Deadline: r.Deadline,
+		Findings:   append([]event.FailedCheck{}, r.Findings...),
 		Components: append([]bootmsg.Component{}, s.Components...), TPMHeld: s.TPMHeld.Seconds(),
 		Ready:    r.Phase == reservation.Computing && !s.Ready.IsZero(),
+		Attested: s.Attested, Verdict: s.Verdict,
 		Workload: r.Workload, Restart: string(r.Restart), Restarts: r.Restarts, Wish: string(r.Wish), NextStart: r.NextStart(),
 	}
 	vm.TemplateVersion = r.Version
@@ -108,6 +110,9 @@ func (o *Orchestrator) view(t *ledger.Tx, r ledger.Reservation) (api.VM, error) 
 	}
 	if workloadEnded(r, s) {
 		vm.Reason, vm.Explanation = event.WorkloadFailed, "its workload has ended; the VM itself goes on computing"
+	}
+	if l := o.basis().lost(r, s); l != nil && r.Phase.Running() {
+		vm.Reason, vm.Explanation = l.why.Reason, event.Explain(l.why.Reason).Cause+" ("+l.why.Detail+")"
 	}
 	if r.Workload != nil && s.TunnelAddress.IsValid() {
 		vm.WorkloadURL = workloadURL(s.TunnelAddress, r.Workload.Port)

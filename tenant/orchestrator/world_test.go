@@ -14,6 +14,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -35,7 +36,6 @@ import (
 	"foothold/protocol/zone"
 	"foothold/tenant/authority"
 	"foothold/tenant/reservation"
-	"foothold/tenant/vault"
 )
 
 // world is an orchestrator with everything around it in this process: a host with a
@@ -43,6 +43,7 @@ import (
 // and VMs that speak the real protocols.
 type world struct {
 	watchEvery time.Duration // from the next start on; 0: the default
+	listEvery  time.Duration // the same
 	off        time.Duration // of the orchestrator's clock, from the next start on
 	t          *testing.T
 	o          *Orchestrator
@@ -53,6 +54,9 @@ type world struct {
 	daemons    map[string]*http.Client // by role, firewalls by name
 	api, dmz   string                  // base URLs
 	component  ed25519.PrivateKey
+	inventory  ed25519.PrivateKey // the provider's
+	platform   ed25519.PrivateKey // the tenant's, for reference values
+	addHost    func(name string) *fakeHost
 	stop       func()
 
 	mu      sync.Mutex
@@ -80,7 +84,7 @@ func must[T any](t testing.TB) func(T, error) T {
 // limits of tests: short enough to run out in one, long enough for a busy machine.
 func testLimits() Limits {
 	return Limits{Reserved: 10 * time.Second, Booting: 20 * time.Second, Unlocking: 30 * time.Second, Connecting: 20 * time.Second, Lease: 20 * time.Second,
-		VMs: 4, MemoryMiB: 65536, BootsAtOnce: 4}
+		VMs: 4, MemoryMiB: 65536, BootsAtOnce: 4, AttestEvery: time.Minute, AttestWithin: 5 * time.Minute}
 }
 
 func newWorld(t *testing.T, change ...func(*Config)) *world {
@@ -91,27 +95,23 @@ func newWorld(t *testing.T, change ...func(*Config)) *world {
 	w := &world{t: t, daemons: map[string]*http.Client{}, dials: map[string]string{}, docs: map[string]zone.Document{}, deaf: map[string]bool{},
 		objects: map[digest.SHA256][]byte{}}
 	dir := t.TempDir()
-	state := filepath.Join(dir, "tenant")
-	made := must[InitResult](t)(Init(t.Context(), state))
-	_, ca, err := Open(state)
-	check(t, err)
-	w.ca = ca
-	pv := must[*vault.Vault](t)(vault.Create(filepath.Join(dir, "pvault"), filepath.Join(dir, "pkey")))
-	provider := must[*authority.Set](t)(authority.Create(pv, filepath.Join(dir, "provider"), authority.Provider))
-	day := 24 * time.Hour
-	issue := func(set *authority.Set, name authority.Name, role, holder string, usage authority.Usage, dns ...string) mtls.Files {
-		req := authority.Request{Identity: mtls.Identity{Role: role, Name: holder}, Usage: usage, Lifetime: day, DNS: dns}
-		if role == mtls.Orchestrator && name == authority.Operator {
-			req.DNS, req.IPs = []string{"localhost"}, []netip.Addr{netip.MustParseAddr("127.0.0.1")}
-		}
-		return must[mtls.Files](t)(set.WriteFiles(dir, fmt.Sprintf("%s-%s-%s-%d", name, role, holder, usage), name, req))
-	}
-	w.host = newFakeHost(t, issue(provider, authority.Provider, mtls.Host, "host-1", authority.Server, "host-1.host.provider.internal"), ca.CertFile(authority.Tenant))
-	store := w.serveStore(issue(ca, authority.DMZ, mtls.Store, "store", authority.Server, "store.foothold.internal"))
+	papers := newPapers(t, dir)
+	w.ca = papers.ca
+	w.host = newFakeHost(t, papers.of(hostAPI))
+	store := w.serveStore(papers.of(objectStore))
 
 	_, invKey, _ := ed25519.GenerateKey(rand.Reader)
 	_, platKey, _ := ed25519.GenerateKey(rand.Reader)
 	_, w.component, _ = ed25519.GenerateKey(rand.Reader)
+	w.inventory, w.platform = invKey, platKey
+	w.addHost = func(name string) *fakeHost {
+		h := newFakeHost(t, papers.of(hostNamed(name)))
+		h.entry.Name = name
+		roots := append(must[[]byte](t)(os.ReadFile(w.conf.TPMRoots)), must[[]byte](t)(os.ReadFile(h.roots))...)
+		w.conf.TPMRoots = filepath.Join(dir, "roots-with-"+name)
+		check(t, os.WriteFile(w.conf.TPMRoots, roots, 0o600))
+		return h
+	}
 	seal := func(name string, key ed25519.PrivateKey, label string, doc any) string {
 		payload := must[[]byte](t)(json.Marshal(doc))
 		data := must[[]byte](t)(json.Marshal(signed.Seal(key, label, payload)))
@@ -120,42 +120,40 @@ func newWorld(t *testing.T, change ...func(*Config)) *world {
 	}
 	now := time.Now()
 	hexKey := func(key ed25519.PrivateKey) string { return hex.EncodeToString(key.Public().(ed25519.PublicKey)) }
-	tenantClient := issue(ca, authority.Tenant, mtls.Orchestrator, "acme", authority.Client)
-	tenantClient.CA = provider.CertFile(authority.Provider)
 	w.conf = Config{
-		State: state, Profile: platform.Lab, API: "127.0.0.1:0", Upstream: netip.MustParseAddrPort("127.0.0.1:1"), Tenant: "acme",
-		OperatorTLS: issue(ca, authority.Operator, mtls.Orchestrator, "o", authority.Server),
-		UpstreamTLS: issue(ca, authority.DMZ, mtls.Orchestrator, "o", authority.Server, "orchestrator.foothold.internal"),
-		StoreTLS:    issue(ca, authority.DMZ, mtls.Orchestrator, "o", authority.Client),
-		HostTLS:     tenantClient,
-		Inventory: seal("inventory.json", invKey, signed.Inventory, inventory.Inventory{Provider: "lab", Version: 1, Issued: now, Expires: now.Add(day),
+		State: papers.state, Profile: platform.Lab, API: "127.0.0.1:0", Upstream: netip.MustParseAddrPort("127.0.0.1:1"), Tenant: "acme",
+		OperatorTLS: papers.of(operatorAPI),
+		UpstreamTLS: papers.of(upstreamAPI),
+		StoreTLS:    papers.of(clientOfStore),
+		HostTLS:     papers.of(clientOfHosts),
+		Inventory: seal("inventory.json", invKey, signed.Inventory, inventory.Inventory{Provider: "lab", Version: 1, Issued: now, Expires: now.Add(30 * day),
 			Hosts: []inventory.Host{w.host.entry}}),
 		InventoryKey: hexKey(invKey), TPMRoots: w.host.roots,
 		Platform: seal("platform.json", platKey, signed.Platform, platform.Manifest{Name: "release-1", Profile: platform.Lab, ValidFrom: now.Add(-time.Hour),
-			ValidUntil: now.Add(day), Files: w.host.files, Firmware: w.host.firmware}),
+			ValidUntil: now.Add(30 * day), Files: w.host.files, Firmware: w.host.firmware}),
 		PlatformKey: hexKey(platKey), ComponentKey: hexKey(w.component),
-		Boot: Boot{netip.MustParseAddrPort("10.81.0.10:443"), "boot.foothold.internal", made.Authorities["boot"]},
+		Boot: Boot{netip.MustParseAddrPort("10.81.0.10:443"), "boot.foothold.internal", papers.authority(authority.Boot)},
 		Gateway: Gateway{netip.MustParseAddrPort("10.81.0.20:8443"), netip.MustParseAddrPort("10.81.0.20:51820"), "gateway.foothold.internal",
-			made.Authorities["dmz"], netip.MustParsePrefix("10.84.0.0/16")},
+			papers.authority(authority.DMZ), netip.MustParsePrefix("10.84.0.0/16")},
 		Store: Store{store, "store.foothold.internal"},
 		Network: Network{Prefix: netip.MustParsePrefix("10.82.0.0/24"), Gateway: netip.MustParseAddr("10.82.0.1"), First: netip.MustParseAddr("10.82.0.10"),
 			Last: netip.MustParseAddr("10.82.0.13"), MTU: 1500, Self: netip.MustParseAddr("10.80.0.10")},
 		Limits:          testLimits(),
+		HostLost:        lostClose,
 		WorkloadClients: []netip.Prefix{netip.MustParsePrefix("10.80.0.0/24")},
 	}
 	for _, f := range change {
 		f(&w.conf)
 	}
 	check(t, w.conf.Validate())
-	client := func(name authority.Name, role, holder, dns string) *http.Client {
-		f := issue(ca, name, role, holder, authority.Client)
-		cert, pool, err := f.Load()
+	client := func(h holder, dns string) *http.Client {
+		cert, pool, err := papers.of(h).Load()
 		check(t, err)
 		return &http.Client{Transport: &http.Transport{TLSClientConfig: mtls.ClientConfig(cert, pool, dns, mtls.Orchestrator), MaxIdleConnsPerHost: 8}}
 	}
-	w.operator = client(authority.Operator, mtls.Operator, "alice", "127.0.0.1")
-	for _, d := range [][2]string{{mtls.BootServer, "bootserver"}, {mtls.Gateway, "gateway"}, {mtls.Firewall, zone.External}, {mtls.Firewall, zone.Internal}, {mtls.Store, "store"}} {
-		w.daemons[d[1]] = client(authority.DMZ, d[0], d[1], "orchestrator.foothold.internal")
+	w.operator = client(operator, "127.0.0.1")
+	for _, h := range dmzDaemons {
+		w.daemons[h.name] = client(h, upstreamAPI.dns)
 	}
 	w.start()
 	t.Cleanup(func() { w.stop() })
@@ -171,6 +169,9 @@ func (w *world) start() {
 	o.dial = w.dialVM
 	if w.watchEvery > 0 {
 		o.watchEvery = w.watchEvery
+	}
+	if w.listEvery > 0 {
+		o.listEvery = w.listEvery
 	}
 	operators := must[net.Listener](w.t)(net.Listen("tcp", "127.0.0.1:0"))
 	dmz := must[net.Listener](w.t)(net.Listen("tcp", "127.0.0.1:0"))

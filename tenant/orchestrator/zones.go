@@ -24,6 +24,9 @@ var zoneNames = []string{zone.External, zone.Internal, zone.Gateway, zone.Boot}
 // liveWait bounds how long an act waits for rules to be live in a kernel.
 const liveWait = 15 * time.Second
 
+// settlePause lies between looks whether the documents that were asked for are made.
+const settlePause = 20 * time.Millisecond
+
 // zones holds the newest document of each zone and what its daemon last read back.
 type zones struct {
 	epoch int64
@@ -94,6 +97,23 @@ func (o *Orchestrator) publish(ctx context.Context) error {
 		}
 	}
 	z.covered = covers
+	return nil
+}
+
+// settle returns when every publishing that was asked for by now is done. One that failed
+// is not waited for longer than liveWait: the next that succeeds makes up for it.
+func (z *zones) settle(ctx context.Context) error {
+	done := func(asked int64) bool {
+		z.publishing.Lock()
+		defer z.publishing.Unlock()
+		return z.covered >= asked
+	}
+	asked := z.asked.Load()
+	for end := time.Now().Add(liveWait); !done(asked) && time.Now().Before(end); {
+		if err := pause(ctx, settlePause); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 

@@ -13,8 +13,8 @@ type Restart string
 // The policies.
 const (
 	Always    Restart = "always"     // another start, whatever ended it
-	OnFailure Restart = "on-failure" // another start, unless the VM's own system powered it off
-	Never     Restart = "never"      // it stays stopped
+	OnFailure Restart = "on-failure" // another start, unless the VM's own system powered it off; a reboot wishes for one
+	Never     Restart = "never"      // it stays stopped, also after a reboot
 )
 
 // Pauses before a restart: doubling with each in a row, which is over once a start has
@@ -50,7 +50,7 @@ func Backoff(restarts int) time.Duration {
 // Next is when a VM whose instance ended for that reason starts again, by its policy and
 // the restarts in a row before; zero: not by itself.
 func (p Restart) Next(why event.Reason, restarts int, now time.Time) time.Time {
-	again := p == Always || p == OnFailure && why != event.GuestPoweredOff
+	again := Outage(why) && (p == Always || p == OnFailure && why != event.GuestPoweredOff)
 	if !again {
 		return time.Time{}
 	}
@@ -61,9 +61,10 @@ func (p Restart) Next(why event.Reason, restarts int, now time.Time) time.Time {
 // not be brought to run. Every other one says that something was not as it must be:
 // nobody starts such a VM again unseen.
 var outages = map[event.Reason]bool{
-	event.VMStopped: true, event.GuestReset: true, event.GuestPoweredOff: true, event.StopAsked: true, event.RestartAsked: true, event.EpochBegun: true,
+	event.VMStopped: true, event.GuestReset: true, event.GuestCrashed: true, event.GuestPoweredOff: true, event.StopAsked: true, event.RestartAsked: true, event.EpochBegun: true,
 	event.HostRefused: true, event.HostUnreachable: true, event.NoHost: true, event.DeadlinePassed: true, event.HeartbeatMissed: true,
-	event.TPMBusy: true, event.TPMLost: true, event.LoaderFailed: true, event.BootServerFailed: true, event.SSHFailed: true, event.ZoneNotApplied: true,
+	event.AttestationLate: true,
+	event.TPMBusy:         true, event.TPMLost: true, event.LoaderFailed: true, event.BootServerFailed: true, event.SSHFailed: true, event.ZoneNotApplied: true,
 	event.WorkloadFailed: true, event.InternalError: true, event.DiskFull: true,
 	// A token of an earlier start, or a guess, that somebody presents from the VM's address
 	// ends the instance that boots there, and so does a server that poses as ours. Anybody
@@ -93,5 +94,11 @@ func EndsStart(why event.Reason, from Phase, start int) bool {
 	if why == event.WorkloadFailed && start == 1 { // it would never be what was asked for
 		return false
 	}
-	return Outage(why) && from.Running() && (start > 1 || from == Computing)
+	return Outage(why) && MayStop(from, start)
+}
+
+// MayStop reports whether a VM that runs can be stopped and keep anything: it computes, or
+// did so in an earlier start.
+func MayStop(from Phase, start int) bool {
+	return from.Running() && (start > 1 || from == Computing)
 }

@@ -14,10 +14,10 @@ func TestRestartPolicies(t *testing.T) {
 		why    event.Reason
 		again  bool
 	}{
-		{Always, event.VMStopped, true}, {Always, event.GuestPoweredOff, true}, {Always, event.GuestReset, true},
-		{OnFailure, event.VMStopped, true}, {OnFailure, event.GuestReset, true}, {OnFailure, event.HeartbeatMissed, true},
+		{Always, event.VMStopped, true}, {Always, event.GuestPoweredOff, true}, {Always, event.GuestReset, true}, {Always, event.GuestCrashed, true},
+		{OnFailure, event.VMStopped, true}, {OnFailure, event.GuestReset, true}, {OnFailure, event.GuestCrashed, true}, {OnFailure, event.HeartbeatMissed, true},
 		{OnFailure, event.GuestPoweredOff, false},
-		{Never, event.VMStopped, false}, {Never, event.GuestReset, false},
+		{Never, event.VMStopped, false}, {Never, event.GuestReset, false}, {Never, event.GuestCrashed, false},
 		{"", event.VMStopped, false},
 	} {
 		next := c.policy.Next(c.why, 0, now)
@@ -59,7 +59,7 @@ func TestWhatIsNotRight(t *testing.T) {
 			}
 		}
 	}
-	for _, why := range []event.Refusal{{Reason: event.AuditFailed}, {Reason: event.ProbeAccepted}, {Reason: event.HostKeyMismatch}, {Reason: event.QuoteRefused, Findings: []string{"log"}}} {
+	for _, why := range []event.Refusal{{Reason: event.AuditFailed}, {Reason: event.ProbeAccepted}, {Reason: event.HostKeyMismatch}, {Reason: event.QuoteRefused, Findings: []event.FailedCheck{{Check: "log"}}}} {
 		if !Damning(why) || Outage(why.Reason) {
 			t.Errorf("%s is forgotten once its start is over", why.Reason)
 		}

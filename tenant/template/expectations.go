@@ -31,9 +31,13 @@ var initramfsMounts = []expect.Mount{
 }
 
 // running are the programs of the OS that run once it is up: the service manager, the
-// journal, and what the agent starts the workload by. Anything else of the template
-// that runs is one thing too many.
-var running = []string{"/usr/lib/systemd/systemd", "/usr/lib/systemd/systemd-journald", "/usr/bin/systemd-run"}
+// journal, what the agent starts the workload by and asks how it fares, and what the OS
+// goes down by, so that no audit that meets a reboot ends the VM for good. Anything else
+// of the template that runs is one thing too many.
+var running = []string{
+	"/usr/lib/systemd/systemd", "/usr/lib/systemd/systemd-journald", "/usr/bin/systemd-run", "/usr/bin/systemctl",
+	"/usr/bin/umount", "/usr/lib/systemd/systemd-shutdown",
+}
 
 // osMounts are what the agent mounts, and systemd by itself (mount_table of its
 // src/shared/mount-setup.c, and one for each service's credentials); units that mount

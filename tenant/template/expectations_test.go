@@ -44,9 +44,12 @@ func synthetic(t *testing.T) *Template {
 		Users: []audit.User{{Name: "root", UID: 0, Shell: "/bin/bash", Locked: true}},
 		Programs: []audit.File{
 			{Path: "/usr/bin/dash", Mode: 0o755, SHA256: digest.Of([]byte("dash"))},
+			{Path: "/usr/bin/systemctl", Mode: 0o755, SHA256: digest.Of([]byte("ctl"))},
 			{Path: "/usr/bin/systemd-run", Mode: 0o755, SHA256: digest.Of([]byte("run"))},
+			{Path: "/usr/bin/umount", Mode: 0o755, SHA256: digest.Of([]byte("umount"))},
 			{Path: "/usr/lib/systemd/systemd", Mode: 0o755, SHA256: digest.Of([]byte("systemd"))},
 			{Path: "/usr/lib/systemd/systemd-journald", Mode: 0o755, SHA256: digest.Of([]byte("journald"))},
+			{Path: "/usr/lib/systemd/systemd-shutdown", Mode: 0o755, SHA256: digest.Of([]byte("shutdown"))},
 		},
 	}}
 }
@@ -69,7 +72,7 @@ func TestExpectationsFollowTheInitramfsAndTheImage(t *testing.T) {
 		}
 	}
 	dash := func(p expect.Program) bool { return p.Path == "/usr/bin/dash" }
-	if len(e.OS.Programs) != 3 || slices.ContainsFunc(e.OS.Programs, dash) || len(e.OS.Users) != 1 {
+	if len(e.OS.Programs) != 6 || slices.ContainsFunc(e.OS.Programs, dash) || len(e.OS.Users) != 1 {
 		t.Errorf("OS %+v", e.OS)
 	}
 	text, err := e.Encode()

@@ -12,8 +12,8 @@ import (
 const admittedFor = 2 * time.Minute
 
 // Admitted is the permission to release something to one start of one VM in one phase.
-// Only this package makes one that holds; nil and the zero value never do. It survives
-// a restart of the process only by [Verifier.Reverify].
+// Only a fresh judgement by a [Verifier] makes one that holds; nil and the zero value never
+// do. It does not survive the process, and no kept evidence brings one back.
 type Admitted struct {
 	reservation string
 	start       int

@@ -45,16 +45,21 @@ type BootEvidence struct {
 
 // Boot judges a boot quote. The permission is nil unless every check held.
 func (v *Verifier) Boot(x BootExpectation, e BootEvidence) (*Admitted, Verdict) {
-	return v.boot(x, e, v.now())
+	verdict := v.boot(x, e, v.now().UTC().Round(0), 0)
+	return admit(verdict), verdict
 }
 
-func (v *Verifier) boot(x BootExpectation, e BootEvidence, at time.Time) (*Admitted, Verdict) {
+func (v *Verifier) boot(x BootExpectation, e BootEvidence, at time.Time, dropped int) Verdict {
+	return v.byAny(x.Host, at, func(p *Platform) Verdict { return v.bootBy(p, x, e, at, dropped) })
+}
+
+func (v *Verifier) bootBy(p *Platform, x BootExpectation, e BootEvidence, at time.Time, dropped int) Verdict {
 	settings := x.Settings.Digest()
 	tunnel := evidence.Tunnel(e.ExporterHash, e.ServerLeaf, e.LoaderLeaf, e.VMKey)
-	j := v.begin(evidence.RoleBoot, x.Reservation, x.Start, x.Host, at)
+	j := v.begin(evidence.RoleBoot, x.Reservation, x.Start, x.Host, at, p, e.Platform, dropped)
 	j.verdict.VMKey, j.verdict.Tunnel = slices.Clone(e.VMKey), tunnel
 	j.bootInput(x, e)
-	static, claimed := j.logs(e.Platform)
+	static, claimed := j.readLogs(j.logs)
 
 	firmware := j.firmware()
 	want := map[int]digest.SHA256{
@@ -74,7 +79,7 @@ func (v *Verifier) boot(x BootExpectation, e BootEvidence, at time.Time) (*Admit
 		others:    other,
 		clock:     x.Clock,
 	})
-	return j.end(x.Nonce, digest.SHA256{}, e.Quote, stored{Boot: &bootRecord{x, e}})
+	return j.end(Record{Boot: &BootRecord{x, TunnelEnd{e.ExporterHash, e.ServerLeaf, e.LoaderLeaf, e.VMKey}, e.Quote}})
 }
 
 // bootInput checks what enters the transcripts. A compromised boot server chooses the

@@ -16,6 +16,7 @@ import (
 	"foothold/protocol/digest"
 	"foothold/protocol/inventory"
 	"foothold/protocol/signed"
+	"foothold/protocol/transcript"
 	"foothold/protocol/vmspec"
 
 	"github.com/google/go-tpm/tpm2"
@@ -35,6 +36,8 @@ const (
 type Inventory struct {
 	doc    inventory.Inventory
 	digest digest.SHA256
+	signed Document  // the envelope
+	read   time.Time // the hosts were examined as of then
 	hosts  map[string]*hostKeys
 }
 
@@ -50,6 +53,12 @@ type hostKeys struct {
 type Standing struct {
 	Host     inventory.Host
 	Problems []string
+}
+
+// Keys names a host's keys: its EK certificate, attestation key and session key. One that
+// changes makes another host of it.
+func (s Standing) Keys() digest.SHA256 {
+	return transcript.Sum("foothold/host-keys/v1", s.Host.EK, s.Host.AIK, s.Host.Session)
 }
 
 // OpenInventory reads the signed inventory in file and examines every host, whose TPM one
@@ -72,6 +81,19 @@ func OpenInventory(file string, key ed25519.PublicKey, makers *Manufacturers, no
 
 // ParseInventory is OpenInventory for an inventory in memory.
 func ParseInventory(data []byte, key ed25519.PublicKey, makers *Manufacturers, now time.Time) (*Inventory, error) {
+	inv, err := StoredInventory(data, key, makers, now)
+	if err != nil {
+		return nil, err
+	}
+	if err := inv.InForce(now); err != nil {
+		return nil, err
+	}
+	return inv, nil
+}
+
+// StoredInventory is ParseInventory for one that was taken into use before and may have
+// expired since: a verifier of it refuses every quote then.
+func StoredInventory(data []byte, key ed25519.PublicKey, makers *Manufacturers, now time.Time) (*Inventory, error) {
 	if makers == nil {
 		return nil, errors.New("no TPM manufacturers are trusted")
 	}
@@ -79,7 +101,8 @@ func ParseInventory(data []byte, key ed25519.PublicKey, makers *Manufacturers, n
 	if err := strictjson.Unmarshal(data, &env); err != nil {
 		return nil, err
 	}
-	inv := &Inventory{digest: digest.Of(env.Payload), hosts: map[string]*hostKeys{}}
+	now = now.UTC().Round(0)
+	inv := &Inventory{digest: digest.Of(env.Payload), read: now, hosts: map[string]*hostKeys{}}
 	if err := env.Open(key, signed.Inventory, &inv.doc); err != nil {
 		return nil, err
 	}
@@ -91,7 +114,8 @@ func ParseInventory(data []byte, key ed25519.PublicKey, makers *Manufacturers, n
 	case doc.Issued.After(now.Add(clockSkew)):
 		return nil, ahead("it was issued", doc.Issued, now)
 	}
-	if err := inv.inForce(now); err != nil {
+	var err error
+	if inv.signed, err = document(env); err != nil {
 		return nil, err
 	}
 	return inv, inv.examine(makers, now)
@@ -102,6 +126,12 @@ func (inv *Inventory) Version() int { return inv.doc.Version }
 
 // Digest is the SHA-256 of the signed payload, which the provider publishes.
 func (inv *Inventory) Digest() digest.SHA256 { return inv.digest }
+
+// Provider is whose inventory it is.
+func (inv *Inventory) Provider() string { return inv.doc.Provider }
+
+// Issued is when it was signed.
+func (inv *Inventory) Issued() time.Time { return inv.doc.Issued }
 
 // Expires is when the inventory stops counting.
 func (inv *Inventory) Expires() time.Time { return inv.doc.Expires }
@@ -132,7 +162,8 @@ func ahead(what string, at, now time.Time) error {
 		at.UTC().Format(time.RFC3339), at.Sub(now).Round(time.Second), now.UTC().Format(time.RFC3339), clockSkew)
 }
 
-func (inv *Inventory) inForce(now time.Time) error {
+// InForce refuses an inventory that has expired.
+func (inv *Inventory) InForce(now time.Time) error {
 	if !now.Before(inv.doc.Expires) {
 		return fmt.Errorf("it expired at %s, %s ago by this machine's clock", inv.doc.Expires.UTC().Format(time.RFC3339), now.Sub(inv.doc.Expires).Round(time.Second))
 	}

@@ -2,23 +2,23 @@ package verify
 
 import (
 	"crypto/subtle"
-	"encoding/binary"
 	"fmt"
 	"maps"
 	"slices"
 	"time"
 
 	"foothold/protocol/digest"
+	"foothold/protocol/event"
 	"foothold/protocol/evidence"
 	"foothold/protocol/pcr"
 	"foothold/protocol/platform"
-	"foothold/protocol/transcript"
 	"foothold/protocol/vmspec"
 
 	"github.com/google/go-tpm/tpm2"
 )
 
-// maxFindings bounds what one quote can write into the journal.
+// maxFindings bounds what one quote can write into the journal; the last one says how
+// many more there were.
 const maxFindings = 64
 
 // judgement is one quote being judged.
@@ -27,54 +27,125 @@ type judgement struct {
 	verdict  Verdict
 	host     *hostKeys // nil: not in the inventory
 	platform *Platform // nil: no reference values
+	logs     evidence.Platform
+	dropped  int // bytes of logs that are too large to be read or kept; 0: none
+	more     int // findings beyond maxFindings
 }
 
+// find is a finding about what the check is about as a whole; the text says what was seen.
 func (j *judgement) find(check, format string, args ...any) {
-	if len(j.verdict.Findings) < maxFindings {
-		j.verdict.Findings = append(j.verdict.Findings, Finding{Check: check, Detail: fmt.Sprintf(format, args...)})
-	}
+	about, seen := subjects[check], fmt.Sprintf(format, args...)
+	j.add(Finding{Check: check, Component: about.component, Expected: about.expected, Seen: seen, Do: about.do, Detail: seen})
 }
 
 // differ is a finding about one component.
 func (j *judgement) differ(check, component, expected, seen, do string) {
-	if len(j.verdict.Findings) < maxFindings {
-		j.verdict.Findings = append(j.verdict.Findings, Finding{Check: check, Component: component, Expected: expected, Seen: seen, Do: do,
-			Detail: fmt.Sprintf("%s: seen %s, want %s; %s", component, seen, expected, do)})
-	}
+	j.add(Finding{Check: check, Component: component, Expected: expected, Seen: seen, Do: do,
+		Detail: fmt.Sprintf("%s: seen %s, want %s; %s", component, seen, expected, do)})
 }
 
-// begin checks what does not depend on the quote: inventory, host, platform.
-func (v *Verifier) begin(role, reservation string, start int, host string, at time.Time) *judgement {
+func (j *judgement) add(f Finding) {
+	if len(j.verdict.Findings) == maxFindings {
+		j.more++
+		return
+	}
+	j.verdict.Findings = append(j.verdict.Findings, f)
+}
+
+// begin checks what does not depend on the quote, as of at: inventory, host, and the
+// reference values p, which are nil where the host's release has none.
+func (v *Verifier) begin(role, reservation string, start int, host string, at time.Time, p *Platform, logs evidence.Platform, dropped int) *judgement {
 	j := &judgement{v: v, verdict: Verdict{Role: role, Reservation: reservation, Start: start, Host: host, At: at}}
+	j.logs, j.dropped = keepable(logs, dropped)
 	if !vmspec.ValidID(reservation) || start < 1 {
 		j.find("input", "there is no start %d of %q", start, reservation)
 	}
-	// Whatever At a stored verdict names, the inventory must be in force today.
-	if err := v.inventory.inForce(v.now()); err != nil {
+	if j.dropped > 0 {
+		j.find("input", "the host's logs have %d bytes, at most %d are read", j.dropped, maxLogs)
+	}
+	j.standing(host, at, p)
+	return j
+}
+
+// standing checks what the documents say of a host.
+func (j *judgement) standing(host string, at time.Time, p *Platform) {
+	v := j.v
+	if err := v.inventory.InForce(at); err != nil {
 		j.find("inventory", "%v", err)
 	}
 	h, ok := v.inventory.hosts[host]
 	if !ok {
 		j.find("host", "%q is not in the inventory", host)
-		return j
+		return
 	}
 	j.host = h
-	for _, p := range h.problems {
-		j.find("host", "%s", p)
+	for _, problem := range h.problems {
+		j.find("host", "%s", problem)
 	}
-	p, ok := v.platforms[h.entry.Software]
-	if !ok {
+	if p == nil {
 		j.find("platform", "there are no reference values for its release %q", h.entry.Software)
-		return j
+		return
 	}
-	j.platform = p
+	j.platform, j.verdict.Manifest = p, p.digest
 	if p.doc.Profile != v.profile {
 		j.find("platform", "its release is of profile %q, this installation accepts %q", p.doc.Profile, v.profile)
 	}
-	if err := p.inForce(v.now()); err != nil {
+	if err := p.InForce(at); err != nil {
 		j.find("platform", "reference values of %s: %v", p.doc.Name, err)
 	}
-	return j
+}
+
+// references lists the reference values of a host's release that count at a time, those that
+// began last first. Where none counts it is the newest, so that the finding says since when;
+// nil stands for none at all.
+func (v *Verifier) references(host string, at time.Time) []*Platform {
+	var all, counting []*Platform
+	if h, ok := v.inventory.hosts[host]; ok {
+		all = v.platforms[h.entry.Software]
+	}
+	for _, p := range all {
+		if p.InForce(at) == nil {
+			counting = append(counting, p)
+		}
+	}
+	switch {
+	case len(counting) > 0:
+		return counting
+	case len(all) > 0:
+		return all[:1]
+	}
+	return []*Platform{nil}
+}
+
+// byAny judges by each of the reference values that count until one admits. Where none
+// does, the verdict is by the one that is missed least, of equals the newest.
+func (v *Verifier) byAny(host string, at time.Time, judge func(*Platform) Verdict) Verdict {
+	var closest Verdict
+	for i, p := range v.references(host, at) {
+		verdict := judge(p)
+		if verdict.Good() {
+			return verdict
+		}
+		if i == 0 || len(verdict.Findings) < len(closest.Findings) {
+			closest = verdict
+		}
+	}
+	return closest
+}
+
+// Host is nil for a host that nothing in the documents speaks against now: it is in the
+// inventory with its keys in order, and its release has reference values that count. What
+// it runs, a quote alone tells.
+func (v *Verifier) Host(name string) error {
+	j := &judgement{v: v}
+	at := v.now()
+	j.standing(name, at, v.references(name, at)[0])
+	if len(j.verdict.Findings) == 0 {
+		return nil
+	}
+	refusal := event.Refuse(event.HostLost, "host %s", name)
+	refusal.Findings = j.verdict.Findings
+	return refusal
 }
 
 func (j *judgement) nonce(nonce []byte) {
@@ -99,21 +170,26 @@ func (j *judgement) log(log []pcr.Event) {
 		case e.PCR != pcr.Platform:
 			j.find("log", "entry %d (%.80q) extends register %d, for which there are no reference values", i+1, e.Name, e.PCR)
 		case i >= len(files):
-			j.find("log", "entry %d (%.80q, sha256 %s) is one more than the reference values have", i+1, e.Name, e.Digest)
+			j.add(Finding{Check: "log", Component: fmt.Sprintf("%.80q, by its own name", e.Name), Expected: "not to be there", Seen: e.Digest.String(), Do: changedPlatform,
+				Detail: fmt.Sprintf("entry %d (%.80q, sha256 %s) is one more than the reference values have", i+1, e.Name, e.Digest)})
 		case e.Digest != files[i].SHA256:
-			j.find("log", "entry %d: %s", i+1, wrongFile(e, files, i))
+			j.wrongFile(e, files, i)
 		}
 	}
 	for i := len(log); i < len(files); i++ {
-		j.find("log", "file %q was not measured", files[i].Name)
+		j.add(Finding{Check: "log", Component: fmt.Sprintf("file %q", files[i].Name), Expected: files[i].SHA256.String(), Seen: "it was not measured", Do: changedPlatform,
+			Detail: fmt.Sprintf("file %q was not measured", files[i].Name)})
 	}
 }
 
-func wrongFile(e pcr.Event, files []platform.File, i int) string {
+func (j *judgement) wrongFile(e pcr.Event, files []platform.File, i int) {
+	f := Finding{Check: "log", Component: fmt.Sprintf("file %q", files[i].Name), Expected: files[i].SHA256.String(), Seen: e.Digest.String(), Do: changedPlatform,
+		Detail: fmt.Sprintf("entry %d: file %q has sha256 %s, its reference value is %s", i+1, files[i].Name, e.Digest, files[i].SHA256)}
 	if at := slices.IndexFunc(files, func(f platform.File) bool { return f.SHA256 == e.Digest }); at >= 0 {
-		return fmt.Sprintf("file %q was measured where %q belongs", files[at].Name, files[i].Name)
+		f.Seen = fmt.Sprintf("file %q in its place", files[at].Name)
+		f.Detail = fmt.Sprintf("entry %d: file %q was measured where %q belongs", i+1, files[at].Name, files[i].Name)
 	}
-	return fmt.Sprintf("file %q has sha256 %s, its reference value is %s", files[i].Name, e.Digest, files[i].SHA256)
+	j.add(f)
 }
 
 // candidate is a value that a register may hold instead of the expected one.
@@ -216,24 +292,28 @@ func explain(got []byte, want quoteExpectation) []string {
 	return []string{"the quoted registers differ from the expected ones, and neither the host's log nor its claims lead to them"}
 }
 
-// end seals the verdict.
-func (j *judgement) end(nonce []byte, previous digest.SHA256, q evidence.Quote, s stored) (*Admitted, Verdict) {
+// end seals the verdict: what it rests on and what was found are its record.
+func (j *judgement) end(r Record) Verdict {
 	v := &j.verdict
-	v.good = len(v.Findings) == 0
-	good := []byte{0}
-	if v.good {
-		good[0] = 1
-	} else {
+	if j.more > 0 {
+		v.Findings = v.Findings[:maxFindings-1]
+		j.find("more", "%d more findings", j.more+1)
+	}
+	if v.good = len(v.Findings) == 0; !v.good {
 		v.Clock = Clock{} // of a refused quote nothing is believed
 	}
-	v.Digest = transcript.Sum("foothold/verdict/v1", []byte(v.Role), []byte(v.Reservation),
-		binary.BigEndian.AppendUint64(nil, uint64(v.Start)), []byte(v.Host), nonce, previous[:], q.Attest, q.Signature, good)
-	s.At = v.At
-	if err := s.encode(&v.Evidence); err != nil {
-		// What cannot be stored cannot be verified again.
-		v.good = false
-		j.find("input", "evidence: %v", err)
-		v.Clock = Clock{}
+	r.Profile, r.At, r.Accepted, r.Findings, r.Dropped = j.v.profile, v.At, v.good, append([]Finding{}, v.Findings...), j.dropped
+	r.Inventory = ReadInventory{SHA256: j.v.inventory.digest, Version: j.v.inventory.doc.Version, Read: j.v.inventory.read}
+	v.Parts.Inventory = j.v.inventory.signed
+	if p := j.platform; p != nil {
+		r.Platform = &ReadPlatform{SHA256: p.digest, Name: p.doc.Name, Read: p.read}
+		v.Parts.Platform = p.signed
 	}
-	return admit(*v), *v
+	if err := v.Parts.seal(v, r, j.logs); err != nil {
+		// What cannot be kept cannot be shown to anybody.
+		v.good, v.Clock, v.Parts = false, Clock{}, Parts{}
+		v.Findings = append(v.Findings, Finding{Check: "input", Component: subjects["input"].component, Expected: subjects["input"].expected,
+			Seen: err.Error(), Do: subjects["input"].do, Detail: err.Error()})
+	}
+	return *v
 }

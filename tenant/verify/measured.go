@@ -44,9 +44,9 @@ func (m measured) leads(selection []int, others map[int]digest.SHA256, quoted []
 	return ok && n > 0 // an empty register proves nothing of the list: the kernel measured nothing
 }
 
-// logs holds the host's logs against the reference values. The first result is what the
+// readLogs holds the host's logs against the reference values. The first result is what the
 // registers must hold; the second, what they hold by the host's own word, explains.
-func (j *judgement) logs(p evidence.Platform) (expected, claimed measured) {
+func (j *judgement) readLogs(p evidence.Platform) (expected, claimed measured) {
 	if j.v.profile == platform.Lab {
 		if len(p.Firmware) > 0 || len(p.Kernel) > 0 {
 			j.find("log", "a host of profile lab has no log of firmware or kernel")

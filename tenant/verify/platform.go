@@ -21,7 +21,10 @@ const maxPlatform = 4 << 20 // bytes
 
 // Platform is reference values whose signature was verified.
 type Platform struct {
-	doc platform.Manifest
+	doc    platform.Manifest
+	digest digest.SHA256 // of the signed payload
+	signed Document      // the envelope
+	read   time.Time     // when it was read
 	// Production: the document by what is looked for.
 	boot  map[int][]platform.Event   // by register
 	files map[string][]digest.SHA256 // by path
@@ -45,28 +48,46 @@ func OpenPlatform(file string, key ed25519.PublicKey, profile string, now time.T
 
 // ParsePlatform is OpenPlatform for a document in memory.
 func ParsePlatform(data []byte, key ed25519.PublicKey, profile string, now time.Time) (*Platform, error) {
+	p, err := StoredPlatform(data, key, profile, now)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.InForce(now); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// StoredPlatform is ParsePlatform whether they count now or not: for reference values that were taken
+// into use before, or that begin to count later. A verifier asks the time of every quote.
+func StoredPlatform(data []byte, key ed25519.PublicKey, profile string, now time.Time) (*Platform, error) {
 	var env signed.Envelope
 	if err := strictjson.Unmarshal(data, &env); err != nil {
 		return nil, err
 	}
-	p := &Platform{}
+	p := &Platform{digest: digest.Of(env.Payload), read: now.UTC().Round(0)}
 	if err := env.Open(key, signed.Platform, &p.doc); err != nil {
 		return nil, err
 	}
 	if !validProfile(profile) || p.doc.Profile != profile {
 		return nil, fmt.Errorf("they are of profile %q, this installation accepts %q", p.doc.Profile, profile)
 	}
-	if err := p.inForce(now); err != nil {
+	p.index()
+	var err error
+	if p.signed, err = document(env); err != nil {
 		return nil, err
 	}
-	p.index()
 	return p, p.complete()
 }
 
 // Manifest is the document.
 func (p *Platform) Manifest() platform.Manifest { return p.doc }
 
-func (p *Platform) inForce(now time.Time) error {
+// Digest names the document: the SHA-256 of the signed payload.
+func (p *Platform) Digest() digest.SHA256 { return p.digest }
+
+// InForce refuses reference values that do not count now.
+func (p *Platform) InForce(now time.Time) error {
 	if p.doc.ValidFrom.After(now.Add(clockSkew)) {
 		return ahead("they begin to count", p.doc.ValidFrom, now)
 	}

@@ -28,11 +28,16 @@ type StaticEvidence struct {
 
 // Static judges a static quote. The permission is nil unless every check held.
 func (v *Verifier) Static(x StaticExpectation, e StaticEvidence) (*Admitted, Verdict) {
-	return v.static(x, e, v.now())
+	verdict := v.static(x, e, v.now().UTC().Round(0), 0)
+	return admit(verdict), verdict
 }
 
-func (v *Verifier) static(x StaticExpectation, e StaticEvidence, at time.Time) (*Admitted, Verdict) {
-	j := v.begin(x.Role, x.Reservation, x.Start, x.Host, at)
+func (v *Verifier) static(x StaticExpectation, e StaticEvidence, at time.Time, dropped int) Verdict {
+	return v.byAny(x.Host, at, func(p *Platform) Verdict { return v.staticBy(p, x, e, at, dropped) })
+}
+
+func (v *Verifier) staticBy(p *Platform, x StaticExpectation, e StaticEvidence, at time.Time, dropped int) Verdict {
+	j := v.begin(x.Role, x.Reservation, x.Start, x.Host, at, p, e.Platform, dropped)
 	j.verdict.Previous = x.Previous
 	if x.Role != evidence.RoleUnlock && x.Role != evidence.RoleConnect && x.Role != evidence.RoleWatch {
 		j.find("input", "a static quote has no role %q", x.Role)
@@ -41,7 +46,7 @@ func (v *Verifier) static(x StaticExpectation, e StaticEvidence, at time.Time) (
 		j.find("input", "no verdict came before")
 	}
 	j.nonce(x.Nonce)
-	static, claimed := j.logs(e.Platform)
+	static, claimed := j.readLogs(j.logs)
 	j.quote(e.Quote, quoteExpectation{
 		binding:   evidence.StaticBinding(x.Role, x.Reservation, x.Previous, x.Nonce),
 		selection: pcr.StaticSelection(),
@@ -49,5 +54,5 @@ func (v *Verifier) static(x StaticExpectation, e StaticEvidence, at time.Time) (
 		claimed:   claimed,
 		clock:     x.Clock,
 	})
-	return j.end(x.Nonce, x.Previous, e.Quote, stored{Static: &staticRecord{x, e}})
+	return j.end(Record{Static: &StaticRecord{x, e.Quote}})
 }

@@ -112,59 +112,6 @@ func TestReboot(t *testing.T) {
 	}
 }
 
-func TestReverify(t *testing.T) {
-	w := newWorld(t)
-	now := w.now
-	v := w.verifierAt(&now)
-	verdict := w.admitted(t, v)
-
-	now = w.now.Add(time.Minute)
-	admitted, again, err := v.Reverify(verdict.Digest, verdict.Evidence)
-	if err != nil || again.Digest != verdict.Digest || again.Clock != verdict.Clock {
-		t.Fatalf("reverify: %v", err)
-	}
-	if err := admitted.Check(vmID, 1, "booting", now); err != nil {
-		t.Error(err)
-	}
-	if admitted.Check(vmID, 1, "booting", w.now.Add(admittedFor)) == nil {
-		t.Error("verifying again made the permission longer")
-	}
-	x, ev := w.static(evidence.RoleUnlock, verdict)
-	_, static := v.Static(x, ev)
-	if _, _, err := v.Reverify(static.Digest, static.Evidence); err != nil {
-		t.Error(err)
-	}
-
-	for what, c := range map[string]struct {
-		want digest.SHA256
-		data []byte
-	}{
-		"other evidence":  {verdict.Digest, static.Evidence},
-		"no digest":       {digest.SHA256{}, verdict.Evidence},
-		"not JSON":        {verdict.Digest, verdict.Evidence[1:]},
-		"nothing":         {verdict.Digest, nil},
-		"neither kind":    {verdict.Digest, []byte(`{"at":"2020-01-01T00:00:00Z"}`)},
-		"altered binding": {verdict.Digest, []byte(strings.Replace(string(verdict.Evidence), `"vcpus":1`, `"vcpus":2`, 1))},
-	} {
-		if admitted, _, err := v.Reverify(c.want, c.data); err == nil || admitted != nil {
-			t.Errorf("%s: accepted", what)
-		}
-	}
-	// What counts today decides: an inventory that has expired since admits nobody.
-	now = w.now.Add(time.Hour)
-	if admitted, _, err := v.Reverify(verdict.Digest, verdict.Evidence); err == nil || admitted != nil {
-		t.Error("expired inventory: accepted")
-	}
-	now = w.now.Add(-time.Hour)
-	if _, _, err := v.Reverify(verdict.Digest, verdict.Evidence); err == nil || !strings.Contains(err.Error(), "1h0m0s ahead of this machine's clock") {
-		t.Errorf("evidence of the future: %v", err)
-	}
-	now = w.now.Add(-10 * time.Minute)
-	if _, _, err := v.Reverify(verdict.Digest, verdict.Evidence); err != nil {
-		t.Errorf("after our clock was set back by ten minutes: %v", err)
-	}
-}
-
 func TestAdmitted(t *testing.T) {
 	now := time.Now()
 	good := Admitted{reservation: vmID, start: 2, phase: "unlocking", expires: now.Add(time.Minute), verdict: digest.Of([]byte("v"))}

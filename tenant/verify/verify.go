@@ -7,7 +7,8 @@
 //	inventory   the inventory is signed by the provider and has not expired
 //	host        the host that acknowledged the VM is in it, its keys are in order: AIK a
 //	            restricted signing key of a TPM, session key certified by that AIK
-//	platform    the host's release has reference values, of this installation's profile, in force
+//	platform    the host's release has reference values, of this installation's profile, in force;
+//	            where several are, the quote has to satisfy all of one of them
 //	input       the tunnel's parts and the settings are well-formed, and the boot server's
 //	            certificate is one that the settings let the loader believe
 //	quote       the quoted structure is exactly one TPMS_ATTEST, made by a TPM, for a quote
@@ -32,6 +33,7 @@ package verify
 
 import (
 	"errors"
+	"slices"
 	"time"
 
 	"foothold/protocol/digest"
@@ -48,7 +50,7 @@ const (
 // Config is what a verifier believes.
 type Config struct {
 	Inventory *Inventory       // from OpenInventory
-	Platforms []*Platform      // from OpenPlatform; a host's release is found by its name
+	Platforms []*Platform      // from OpenPlatform; a host's release is found by its name, which several may have
 	Profile   string           // platform.Lab or platform.Production
 	Now       func() time.Time // time.Now, but in tests
 }
@@ -56,46 +58,39 @@ type Config struct {
 // Verifier judges quotes. What it believes is immutable; it may be used by many goroutines.
 type Verifier struct {
 	inventory *Inventory
-	platforms map[string]*Platform
+	platforms map[string][]*Platform // by release, those that begin last first
 	profile   string
 	now       func() time.Time
 	leaves    leaves
 }
 
-// New refuses an incomplete configuration: a missing part would be a skipped check.
+// New refuses an incomplete configuration: a missing part would be a skipped check. A list
+// of no reference values is one: every quote is refused.
 func New(c Config) (*Verifier, error) {
-	if c.Inventory == nil || c.Now == nil || len(c.Platforms) == 0 {
+	if c.Inventory == nil || c.Now == nil || c.Platforms == nil {
 		return nil, errors.New("verifier: needs an inventory, reference values and a clock")
 	}
 	if !validProfile(c.Profile) {
 		return nil, errors.New("verifier: profile must be lab or production")
 	}
-	v := &Verifier{inventory: c.Inventory, platforms: map[string]*Platform{}, profile: c.Profile, now: c.Now}
+	v := &Verifier{inventory: c.Inventory, platforms: map[string][]*Platform{}, profile: c.Profile, now: c.Now}
 	for _, p := range c.Platforms {
 		if p == nil || p.doc.Profile != c.Profile {
 			return nil, errors.New("verifier: reference values of another profile")
 		}
-		if v.platforms[p.doc.Name] != nil {
-			return nil, errors.New("verifier: two sets of reference values for release " + p.doc.Name)
+		if slices.ContainsFunc(v.platforms[p.doc.Name], func(q *Platform) bool { return q.digest == p.digest }) {
+			return nil, errors.New("verifier: the same reference values twice, for release " + p.doc.Name)
 		}
-		v.platforms[p.doc.Name] = p
+		v.platforms[p.doc.Name] = append(v.platforms[p.doc.Name], p)
+	}
+	for _, list := range v.platforms {
+		slices.SortStableFunc(list, func(a, b *Platform) int { return b.doc.ValidFrom.Compare(a.doc.ValidFrom) })
 	}
 	return v, nil
 }
 
-// Finding is one check that failed.
-type Finding struct {
-	Check  string `json:"check"` // as in the package's table
-	Detail string `json:"detail"`
-
-	// For a finding about one component of the platform, in Detail's words.
-	Component string `json:"component,omitempty"`
-	Expected  string `json:"expected,omitempty"`
-	Seen      string `json:"seen,omitempty"`
-	Do        string `json:"do,omitempty"`
-}
-
-func (f Finding) String() string { return f.Check + ": " + f.Detail }
+// Finding is one check that failed; Check is as in the package's table.
+type Finding = event.FailedCheck
 
 // Verdict is what was found. It is no permission: [Admitted] is.
 type Verdict struct {
@@ -104,14 +99,15 @@ type Verdict struct {
 	Start       int
 	Host        string
 	At          time.Time
+	Manifest    digest.SHA256 // the reference values that it was judged by; zero: there were none
 	Findings    []Finding
-	Digest      digest.SHA256 // names this verdict in the chain of its start
+	Digest      digest.SHA256 // names this verdict in the chain of its start: [Link.Digest]
 	Previous    digest.SHA256 // static: the verdict before
 	Clock       Clock         // as the quote says; to be stored for the host if the verdict is good
 	Rebooted    bool          // the host has booted since the last clock: what ran on it before is gone
 	VMKey       []byte        // boot: the key that the quote admits
 	Tunnel      digest.SHA256 // boot: the tunnel measurement
-	Evidence    []byte        // JSON for [Verifier.Reverify]
+	Parts       Parts         // what its bundle is made of
 	good        bool
 }
 
@@ -124,9 +120,7 @@ func (v Verdict) Err() error {
 		return nil
 	}
 	refusal := event.Refuse(event.QuoteRefused, "the %s quote of host %s for %s does not prove what it must", v.Role, v.Host, v.Reservation)
-	for _, f := range v.Findings {
-		refusal.Findings = append(refusal.Findings, f.String())
-	}
+	refusal.Findings = slices.Clone(v.Findings)
 	return refusal
 }
 

@@ -217,7 +217,10 @@ func TestAttacksOnABoot(t *testing.T) {
 				t.Errorf("no refusal of the boot server's: %v", err)
 			}
 			r := a.end()
-			says := r.Detail + " " + strings.Join(r.Findings, " ")
+			says := r.Detail
+			for _, f := range r.Findings {
+				says += " " + f.Check + ": " + f.Detail
+			}
 			if r.Phase != reservation.Aborted || r.Reason != event.QuoteRefused || !strings.Contains(says, c.says) {
 				t.Errorf("it is %s for %q: %s", r.Phase, r.Reason, says)
 			}

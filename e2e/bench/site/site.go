@@ -243,14 +243,14 @@ func (s *Site) configure(context.Context) error {
 		State:         s.path("tenant"), Profile: platform.Lab, API: "127.0.0.1:0", Upstream: addresses[2], Tenant: tenantName,
 		OperatorTLS: operator, UpstreamTLS: daemons, StoreTLS: stores, HostTLS: hosts,
 		Inventory: inventoryFile, InventoryKey: hexKey(s.keys.inventory), TPMRoots: s.path(tpmRoots), Platform: platformFile, PlatformKey: hexKey(s.keys.platform),
-		ComponentKey: hexKey(s.keys.component),
-		Boot:         orchestrator.Boot{Address: s.boot, ServerName: bootDNS, CA: s.init.Authorities["boot"]},
+		ComponentKey: hexKey(s.keys.component), HostLost: "close",
+		Boot: orchestrator.Boot{Address: s.boot, ServerName: bootDNS, CA: s.init.Authorities["boot"]},
 		Gateway: orchestrator.Gateway{Admission: netip.AddrPortFrom(loopback, 1), WireGuard: netip.AddrPortFrom(loopback, 2),
 			ServerName: "gateway.foothold.internal", CA: s.init.Authorities["dmz"], Pool: netip.MustParsePrefix("10.84.0.0/16")},
 		Store:   orchestrator.Store{Address: s.store, ServerName: storeDNS},
 		Network: orchestrator.Network{Prefix: vmPrefix, Gateway: vmPrefix.Addr().Next(), First: firstVM, Last: lastVM, MTU: 1500, Self: loopback},
 		Limits: orchestrator.Limits{Reserved: phaseLimit, Booting: phaseLimit, Unlocking: phaseLimit, Connecting: phaseLimit, Lease: time.Minute,
-			VMs: 1 << 16, MemoryMiB: 1 << 30, BootsAtOnce: 1 << 16},
+			VMs: 1 << 16, MemoryMiB: 1 << 30, BootsAtOnce: 1 << 16, AttestEvery: time.Minute, AttestWithin: 5 * time.Minute},
 	}
 	return errors.Join(e1, e2, e3, e4, s.conf.Validate())
 }

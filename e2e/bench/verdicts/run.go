@@ -289,7 +289,7 @@ func (e *Evidence) Kept(ctx context.Context, n int) (each time.Duration, err err
 			return 0, err
 		}
 		err := l.Write(ctx, func(t *ledger.Tx) error {
-			return t.AddVerdict(vmID, 1, ledger.Verdict{Digest: verdict.Digest, Role: verdict.Role, Host: verdict.Host, Evidence: verdict.Evidence})
+			return t.AddBundle(verdict.Parts)
 		})
 		if err != nil {
 			return 0, err

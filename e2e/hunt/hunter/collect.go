@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"foothold/e2e/hunt"
+	"foothold/internal/luks"
 	"foothold/protocol/token"
 )
 
@@ -30,11 +31,14 @@ const (
 	fieldLen     = 44  // base64 of 32 bytes
 )
 
+// headerHead begins a LUKS2 header: its magic and version.
+var headerHead = []byte("LUKS\xba\xbe\x00\x02")
+
 // fields are the names under which 32 secret bytes stand in an unlock message's JSON.
 var fields = []string{"passphrase", "password"}
 
-// collect prints each secret once. It goes on as long as standard input, because what is
-// wiped after use is in memory for a moment only.
+// collect prints each secret once, at the end. It goes on as long as standard input, because
+// what is wiped after use is in memory for a moment only.
 func collect(in *input) error {
 	var c Collect
 	if err := in.read(&c); err != nil {
@@ -44,7 +48,10 @@ func collect(in *input) error {
 	ctx := in.untilDone()
 	for {
 		for _, pid := range c.PIDs {
-			hunt.ReadMemory(pid, overlap, all, k.look) // it may be starting again
+			hunt.ReadMemory(pid, overlap, all, func(data []byte, address int64) { // it may be starting again
+				k.look(data, address)
+				k.headers(pid, data, address)
+			})
 		}
 		pids, err := hunt.Processes()
 		if err != nil {
@@ -61,11 +68,11 @@ func collect(in *input) error {
 			}
 		}
 		if c.Guests {
-			return nil
+			return k.say()
 		}
 		select {
 		case <-ctx.Done():
-			return nil
+			return k.say()
 		case <-time.After(collectEvery):
 		}
 	}
@@ -76,13 +83,23 @@ func all(hunt.Region) bool { return true }
 type collector struct {
 	public [][]byte
 	seen   map[string]bool
+	list   []hunt.Secret
 }
 
 func (k *collector) found(name string, value []byte) {
 	if !k.seen[string(value)] {
 		k.seen[string(value)] = true
-		say(hunt.Secret{Name: name, Value: value})
+		k.list = append(k.list, hunt.Secret{Name: name, Value: value})
 	}
+}
+
+func (k *collector) say() error {
+	for _, s := range k.list {
+		if err := say(s); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // files reads the small memory files that a VM was handed.
@@ -130,6 +147,16 @@ func (k *collector) look(data []byte, _ int64) {
 			}
 		})
 	}
+}
+
+// headers finds whole detached LUKS2 headers.
+func (k *collector) headers(pid int, data []byte, address int64) {
+	each(data, headerHead, func(end int) {
+		header, err := hunt.ReadAt(pid, address+int64(end-len(headerHead)), luks.HeaderSize)
+		if err == nil && luks.Check(header) == nil {
+			k.found("header", header)
+		}
+	})
 }
 
 // each calls f with the place behind each occurrence.

@@ -1,11 +1,16 @@
-// Package swtpmtest gives tests a real TPM 2.0: one swtpm process each.
+// Package swtpmtest gives tests a real TPM 2.0: one swtpm process each, in the state in
+// which a TPM leaves its factory. Making one takes longer than most tests, so a TPM that
+// a test is done with goes back, as it was made, to serve a later test of the same binary;
+// two that are there at the same time are never the same.
 package swtpmtest
 
 import (
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 
+	"foothold/internal/foldertest"
 	"foothold/internal/tpm"
 	"foothold/internal/tpm/swtpm"
 )
@@ -18,7 +23,37 @@ type TPM struct {
 	proc   *swtpm.Process
 }
 
-// New makes a TPM and powers it on; the test's end removes it.
+// shelf holds the TPMs, as they were made, that no test has at the moment.
+var shelf struct {
+	sync.Mutex
+	made []foldertest.Folder
+}
+
+// take takes a TPM from the shelf, or makes one.
+func take(t testing.TB) foldertest.Folder {
+	t.Helper()
+	shelf.Lock()
+	if n := len(shelf.made); n > 0 {
+		defer shelf.Unlock()
+		f := shelf.made[n-1]
+		shelf.made = shelf.made[:n-1]
+		return f
+	}
+	shelf.Unlock()
+	f, err := foldertest.Make(func(dir string) error { return swtpm.Manufacture(t.Context(), dir) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+func putBack(f foldertest.Folder) {
+	shelf.Lock()
+	defer shelf.Unlock()
+	shelf.made = append(shelf.made, f)
+}
+
+// New gives the test a TPM, powered on, until its end.
 func New(t testing.TB) *TPM {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "swtpm-") // t.TempDir may be too long a path for a socket
@@ -27,9 +62,9 @@ func New(t testing.TB) *TPM {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	v := &TPM{Dir: filepath.Join(dir, "tpm"), Socket: filepath.Join(dir, "socket"), t: t}
-	if err := swtpm.Manufacture(t.Context(), v.Dir); err != nil {
-		t.Fatal(err)
-	}
+	f := take(t)
+	t.Cleanup(func() { putBack(f) })
+	f.Copy(t, v.Dir)
 	v.start()
 	t.Cleanup(func() { v.proc.Stop() })
 	return v

@@ -3,7 +3,7 @@
 package userspace
 
 import (
-	"bufio"
+	"bytes"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -71,8 +71,8 @@ func (b *backend) Configure(private secret.Bytes, listenPort int) error {
 
 func (b *backend) Change(remove [][wg.KeyLen]byte, put []wg.Peer) error {
 	var text strings.Builder
-	for _, key := range remove {
-		fmt.Fprintf(&text, "public_key=%x\nremove=true\n", key)
+	for _, key := range remove { // the device does not wipe what it drops
+		fmt.Fprintf(&text, "public_key=%x\npreshared_key=%x\nremove=true\n", key, [wg.KeyLen]byte{})
 	}
 	for _, p := range put {
 		var psk [wg.KeyLen]byte // zero removes one
@@ -102,12 +102,14 @@ func (b *backend) set(text string) error {
 	return nil
 }
 
+// Peers wipes the device's answer, which holds every key.
 func (b *backend) Peers() ([]wg.Status, error) {
-	text, err := b.dev.IpcGet()
-	if err != nil {
+	var text bytes.Buffer
+	if err := b.dev.IpcGetOperation(&text); err != nil {
 		return nil, errors.New("device does not answer")
 	}
-	return parse(text)
+	defer clear(text.Bytes())
+	return parse(text.Bytes())
 }
 
 func (b *backend) Close() error {
@@ -116,14 +118,13 @@ func (b *backend) Close() error {
 }
 
 // parse reads the answer to "get=1"; keys that are no status are skipped.
-func parse(text string) ([]wg.Status, error) {
+func parse(text []byte) ([]wg.Status, error) {
 	var out []wg.Status
-	lines := bufio.NewScanner(strings.NewReader(text))
-	for lines.Scan() {
-		key, value, _ := strings.Cut(lines.Text(), "=")
-		if key == "public_key" {
+	for line := range bytes.Lines(text) {
+		key, value, _ := bytes.Cut(bytes.TrimSuffix(line, []byte("\n")), []byte("="))
+		if string(key) == "public_key" {
 			var s wg.Status
-			if n, err := hex.Decode(s.PublicKey[:], []byte(value)); err != nil || n != wg.KeyLen {
+			if n, err := hex.Decode(s.PublicKey[:], value); err != nil || n != wg.KeyLen {
 				return nil, errors.New("device status: malformed key")
 			}
 			out = append(out, s)
@@ -132,28 +133,28 @@ func parse(text string) ([]wg.Status, error) {
 		if len(out) == 0 {
 			continue
 		}
-		if err := field(&out[len(out)-1], key, value); err != nil {
+		if err := field(&out[len(out)-1], string(key), value); err != nil {
 			return nil, fmt.Errorf("device status: %s: %w", key, err)
 		}
 	}
-	return out, lines.Err()
+	return out, nil
 }
 
-func field(s *wg.Status, key, value string) (err error) {
+func field(s *wg.Status, key string, value []byte) (err error) {
 	switch key {
 	case "endpoint":
-		s.Endpoint, err = netip.ParseAddrPort(value)
+		s.Endpoint, err = netip.ParseAddrPort(string(value))
 	case "allowed_ip":
 		var p netip.Prefix
-		p, err = netip.ParsePrefix(value)
+		p, err = netip.ParsePrefix(string(value))
 		s.AllowedIPs = append(s.AllowedIPs, p)
 	case "rx_bytes":
-		s.Received, err = strconv.ParseInt(value, 10, 64)
+		s.Received, err = strconv.ParseInt(string(value), 10, 64)
 	case "tx_bytes":
-		s.Sent, err = strconv.ParseInt(value, 10, 64)
+		s.Sent, err = strconv.ParseInt(string(value), 10, 64)
 	case "last_handshake_time_sec":
 		var sec int64
-		if sec, err = strconv.ParseInt(value, 10, 64); sec > 0 {
+		if sec, err = strconv.ParseInt(string(value), 10, 64); sec > 0 {
 			s.LastHandshake = time.Unix(sec, 0)
 		}
 	}

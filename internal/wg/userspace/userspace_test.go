@@ -147,5 +147,5 @@ func TestOpenReplacesWhatWasLeft(t *testing.T) {
 func FuzzParse(f *testing.F) {
 	f.Add("public_key=00\nrx_bytes=1\n")
 	f.Add("public_key=" + "0000000000000000000000000000000000000000000000000000000000000000\nallowed_ip=10.0.0.0/8\nendpoint=1.2.3.4:5\n")
-	f.Fuzz(func(t *testing.T, text string) { _, _ = parse(text) })
+	f.Fuzz(func(t *testing.T, text string) { _, _ = parse([]byte(text)) })
 }

@@ -92,6 +92,14 @@ func probe() error {
 		port.Write([]byte("\x00\x00\x00\x02{}"))
 		rest()
 	}
+	switch spec.Name {
+	case "powers-off":
+		return nil
+	case "reboots":
+		return unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
+	case "crashes":
+		return os.WriteFile("/proc/sysrq-trigger", []byte("c"), 0) // Linux, admin-guide/sysrq
+	}
 	if err := network(spec); err != nil {
 		return err
 	}

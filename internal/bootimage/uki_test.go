@@ -1,4 +1,4 @@
-package hostimage
+package bootimage
 
 import (
 	"bytes"
@@ -32,8 +32,8 @@ func stub() []byte {
 }
 
 func TestUnifiedImageHoldsItsSections(t *testing.T) {
-	want := []section{{".cmdline", []byte("quiet")}, {".linux", bytes.Repeat([]byte("k"), 5000)}, {".initrd", make([]byte, 512)}}
-	data, err := unify(stub(), want)
+	want := []Section{{".cmdline", []byte("quiet")}, {".linux", bytes.Repeat([]byte("k"), 5000)}, {".initrd", make([]byte, 512)}}
+	data, err := Unify(stub(), want)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -52,13 +52,13 @@ func TestUnifiedImageHoldsItsSections(t *testing.T) {
 		t.Errorf("the image takes %#x bytes of memory, its sections end at %#x", size, end)
 	}
 	for _, w := range want {
-		s := f.Section(w.name)
+		s := f.Section(w.Name)
 		if s == nil {
-			t.Errorf("no section %s", w.name)
+			t.Errorf("no section %s", w.Name)
 			continue
 		}
-		if got, err := s.Data(); err != nil || s.VirtualSize != uint32(len(w.data)) || !bytes.Equal(got[:s.VirtualSize], w.data) {
-			t.Errorf("%s holds %d bytes, %v", w.name, s.VirtualSize, err)
+		if got, err := s.Data(); err != nil || s.VirtualSize != uint32(len(w.Data)) || !bytes.Equal(got[:s.VirtualSize], w.Data) {
+			t.Errorf("%s holds %d bytes, %v", w.Name, s.VirtualSize, err)
 		}
 	}
 }
@@ -67,14 +67,14 @@ func TestStubsOfOtherFormsAreRefused(t *testing.T) {
 	far := stub()
 	binary.LittleEndian.PutUint32(far[peOffsetAt:], 1<<31)
 	for name, b := range map[string][]byte{"empty": nil, "short": stub()[:0x90], "no signature": make([]byte, 0x600), "signature far off": far} {
-		if _, err := unify(b, nil); !errors.Is(err, errStub) {
+		if _, err := Unify(b, nil); !errors.Is(err, errStub) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if _, err := unify(stub(), make([]section, 20)); err == nil {
+	if _, err := Unify(stub(), make([]Section, 20)); err == nil {
 		t.Error("section headers ran over the stub's code")
 	}
-	if _, err := unify(stub(), []section{{".too.long", nil}}); err == nil {
+	if _, err := Unify(stub(), []Section{{".too.long", nil}}); err == nil {
 		t.Error("a section's name was cut")
 	}
 }

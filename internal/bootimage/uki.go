@@ -1,4 +1,4 @@
-package hostimage
+package bootimage
 
 import (
 	"bytes"
@@ -7,10 +7,10 @@ import (
 	"fmt"
 )
 
-// section is a part that a unified kernel image carries for systemd-stub.
-type section struct {
-	name string // at most 8 bytes
-	data []byte
+// Section is a part that a unified kernel image carries for systemd-stub.
+type Section struct {
+	Name string // at most 8 bytes
+	Data []byte
 }
 
 // Sizes and offsets of Microsoft's "PE Format", in bytes. Alignments are what EDK II and
@@ -30,10 +30,10 @@ const (
 
 var errStub = errors.New("it is not a PE file as systemd-stub is")
 
-// unify appends the sections to systemd-stub: a program of EFI's that holds kernel,
+// Unify appends the sections to systemd-stub: a program of EFI's that holds kernel,
 // initramfs and command line, and is measured as one (UAPI group's specification, "Unified
 // Kernel Image"). The section headers must fit into the stub's own header.
-func unify(stub []byte, sections []section) ([]byte, error) {
+func Unify(stub []byte, sections []Section) ([]byte, error) {
 	if len(stub) < 0x40 {
 		return nil, fmt.Errorf("unify kernel: stub: %w", errStub)
 	}
@@ -58,19 +58,19 @@ func unify(stub []byte, sections []section) ([]byte, error) {
 		memory = alignUp(memory, memoryAlign)
 		out = append(out, make([]byte, int(alignUp(uint32(len(out)), fileAlign))-len(out))...)
 		start := len(out)
-		out = append(out, s.data...)
+		out = append(out, s.Data...)
 		out = append(out, make([]byte, int(alignUp(uint32(len(out)), fileAlign))-len(out))...)
 		header := out[next : next+sectionLen]
 		clear(header)
-		if copy(header[:8], s.name) < len(s.name) {
-			return nil, fmt.Errorf("unify kernel: section name %q is too long", s.name)
+		if copy(header[:8], s.Name) < len(s.Name) {
+			return nil, fmt.Errorf("unify kernel: section name %q is too long", s.Name)
 		}
-		binary.LittleEndian.PutUint32(header[8:], uint32(len(s.data)))
+		binary.LittleEndian.PutUint32(header[8:], uint32(len(s.Data)))
 		binary.LittleEndian.PutUint32(header[12:], memory)
 		binary.LittleEndian.PutUint32(header[16:], uint32(len(out)-start))
 		binary.LittleEndian.PutUint32(header[20:], uint32(start))
 		binary.LittleEndian.PutUint32(header[36:], readOnlyData)
-		memory += uint32(len(s.data))
+		memory += uint32(len(s.Data))
 		next += sectionLen
 	}
 	binary.LittleEndian.PutUint16(out[pe+6:], uint16(count+len(sections)))

@@ -1,0 +1,141 @@
+package ledger
+
+import (
+	"errors"
+	"fmt"
+
+	"foothold/protocol/digest"
+	"foothold/protocol/evidence"
+	"foothold/tenant/verify"
+)
+
+// KeepWatch is how many accepted bundles of role watch are kept of a VM: an hour's, at one a
+// minute. Of older ones the link stays. Boot, unlock and connect are kept, and every refusal.
+const KeepWatch = 60
+
+// BundleRow is one verdict of a start.
+type BundleRow struct {
+	verify.Link
+	Digest digest.SHA256
+	Kept   bool // its bundle is there
+}
+
+// AddBundle keeps a verdict's evidence, and lets go of what is not kept longer.
+func (t *Tx) AddBundle(p verify.Parts) error {
+	l := p.Link
+	for _, d := range []verify.Document{p.Logs, p.Inventory, p.Platform} {
+		if err := t.putDocument(d); err != nil {
+			return err
+		}
+	}
+	err := t.one("keep evidence", `INSERT INTO bundles (digest, reservation, start, role, host, at, accepted, previous, record_sha256, kept, record, logs, inventory, platform)
+		VALUES ($1,$2,$3,$4,$5,$6,$7,$8,$9,1,$10,$11,$12,$13)`, l.Digest().String(), l.Reservation, l.Start, l.Role, l.Host, nanos(l.At), l.Accepted,
+		textOf(l.Previous), l.Record.String(), p.Record, textOf(p.Logs.SHA256), textOf(p.Inventory.SHA256), textOf(p.Platform.SHA256))
+	if err != nil || l.Role != evidence.RoleWatch {
+		return err
+	}
+	return t.pruneWatch(l.Reservation)
+}
+
+// textOf is a digest as the tables hold it: empty for none.
+func textOf(d digest.SHA256) string {
+	if d.IsZero() {
+		return ""
+	}
+	return d.String()
+}
+
+func (t *Tx) putDocument(d verify.Document) error {
+	if d.SHA256.IsZero() {
+		return nil
+	}
+	there := false
+	err := t.each("parts of evidence", `SELECT 1 FROM evidence_parts WHERE sha256 = $1`, func(scanner) error { there = true; return nil }, d.SHA256.String())
+	if err != nil || there {
+		return err
+	}
+	return t.one("keep part of evidence", `INSERT INTO evidence_parts (sha256, data) VALUES ($1,$2)`, d.SHA256.String(), d.Data)
+}
+
+// pruneWatch leaves the newest bundles of a VM's watch, and the links of the others.
+func (t *Tx) pruneWatch(id string) error {
+	old := map[string][]string{} // digest → documents
+	err := t.each("old evidence", `SELECT digest, logs, inventory, platform FROM bundles
+		WHERE reservation = $1 AND role = 'watch' AND kept = 1 AND accepted = 1 ORDER BY rowid DESC LIMIT -1 OFFSET $2`, func(row scanner) error {
+		var sum string
+		docs := make([]string, 3)
+		err := row.Scan(&sum, &docs[0], &docs[1], &docs[2])
+		old[sum] = docs
+		return err
+	}, id, KeepWatch)
+	if err != nil {
+		return err
+	}
+	for sum := range old {
+		if err := t.one("let go of evidence", `UPDATE bundles SET kept = 0, record = x'', logs = '', inventory = '', platform = '' WHERE digest = $1`, sum); err != nil {
+			return err
+		}
+	}
+	for _, docs := range old {
+		for _, doc := range docs {
+			if _, err := t.change("let go of part of evidence", `DELETE FROM evidence_parts WHERE sha256 = $1
+				AND NOT EXISTS (SELECT 1 FROM bundles WHERE kept = 1 AND logs = $1)
+				AND NOT EXISTS (SELECT 1 FROM bundles WHERE kept = 1 AND inventory = $1)
+				AND NOT EXISTS (SELECT 1 FROM bundles WHERE kept = 1 AND platform = $1)`, doc); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// Bundles lists the verdicts of a start, oldest first.
+func (t *Tx) Bundles(id string, start int) ([]BundleRow, error) {
+	list := []BundleRow{}
+	err := t.each("evidence", `SELECT digest, reservation, start, role, host, at, accepted, previous, record_sha256, kept FROM bundles
+		WHERE reservation = $1 AND start = $2 ORDER BY rowid`, func(row scanner) error {
+		r, err := scanLink(row)
+		list = append(list, r)
+		return err
+	}, id, start)
+	return list, err
+}
+
+func scanLink(row scanner, more ...any) (r BundleRow, err error) {
+	var sum, previous, record string
+	var at int64
+	if err := row.Scan(append([]any{&sum, &r.Reservation, &r.Start, &r.Role, &r.Host, &at, &r.Accepted, &previous, &record, &r.Kept}, more...)...); err != nil {
+		return r, err
+	}
+	r.At = instant(at)
+	return r, errors.Join(r.Digest.UnmarshalText([]byte(sum)), r.Previous.UnmarshalText([]byte(previous)), r.Link.Record.UnmarshalText([]byte(record)))
+}
+
+// Bundle reads the evidence of one verdict of a VM. One that is not kept any more, like one
+// that never was, gives ErrNotFound.
+func (t *Tx) Bundle(id string, sum digest.SHA256) (p verify.Parts, err error) {
+	docs := make([]string, 3)
+	err = t.each("evidence", `SELECT digest, reservation, start, role, host, at, accepted, previous, record_sha256, kept, record, logs, inventory, platform
+		FROM bundles WHERE reservation = $1 AND digest = $2 AND kept = 1`, func(row scanner) error {
+		r, err := scanLink(row, &p.Record, &docs[0], &docs[1], &docs[2])
+		p.Link = r.Link
+		return err
+	}, id, sum.String())
+	if err != nil {
+		return p, err
+	}
+	if len(p.Record) == 0 {
+		return p, ErrNotFound
+	}
+	for i, into := range []*verify.Document{&p.Logs, &p.Inventory, &p.Platform} {
+		if docs[i] == "" {
+			continue
+		}
+		err := t.each("parts of evidence", `SELECT data FROM evidence_parts WHERE sha256 = $1`, func(row scanner) error { return row.Scan(&into.Data) }, docs[i])
+		if err != nil || into.Data == nil {
+			return p, errors.Join(err, fmt.Errorf("read evidence: part %s is not there", docs[i]))
+		}
+		into.SHA256 = digest.Of(into.Data)
+	}
+	return p, nil
+}
