@@ -57,7 +57,7 @@ func Explanations() map[Reason]Explanation {
 		TPMCommandRefused: {"the VM's attestation session contained a TPM command that the broker does not pass", "treat the boot server as suspect: it alone makes these commands; see its log"},
 		TPMLost: {"the host's TPM does not answer, or answered out of step: nobody can tell what it holds, so the host agent ended the VMs and itself",
 			"the provider starts the agent again, and boots the host where its TPM has lost its registers; `foothold host list` tells whether its quotes are refused"},
-		TPMBusy:      {"the host's TPM was not free in time", "create the VM again; fewer at a time on one host"},
+		TPMBusy:      {"the host's TPM was not free in time, or had to make room for another tenant's VM", "create the VM again; fewer at a time on one host"},
 		QuoteRefused: {"the host's proof was not accepted; each failed check is listed", "read the findings: a changed file or setting is named where it can be known; do not admit the host until each is explained"},
 		HostAuditFailed: {"an audit of the host from trusted media found another TPM, or other keys in it, than the inventory names",
 			"no VM is placed there; move or delete those that run there (`foothold vm list`), ask the provider which machine it is, and audit again once that is explained"},

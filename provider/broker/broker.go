@@ -7,12 +7,15 @@
 // and that is one piece without waiting for anybody: when the quote command is there, the
 // VM takes its turn, fairly per tenant; the broker resets PCR 16 and 23, extends them,
 // passes the quote, and resets them again. A VM that stalls holds no more than a session,
-// which lies outside the TPM (package file session.go) and has a time limit.
+// which lies outside the TPM (session.go) and has a time limit.
 //
 // The host's own resets and extends run in HMAC sessions salted to the inventoried key, so
 // nobody on the way to the TPM can exchange a measurement. Both keys' public parts are the
 // inventory's. A TPM that shows others is refused; one that only says it has them, without
 // their private parts, fails at the first session.
+//
+// A tenant may have its VMs' sessions salted to a key of its own, which it migrates into
+// the TPM ([Broker.Import]).
 //
 // Static quotes go between, also during a VM's turn: they touch neither register. They
 // and activations wait in a line of their own, fairly per tenant too.

@@ -37,6 +37,9 @@ func TestEvidenceIsJudged(t *testing.T) {
 			t.Errorf("%s: takes an altered quote", name)
 		}
 	}
+	if each, err := e.Kept(t.Context(), 5); err != nil || each <= 0 {
+		t.Errorf("stored in %s, %v", each, err)
+	}
 	if len(e.Held) != 40 || len(e.Own) == 0 {
 		t.Errorf("the TPM was timed %d and %d times", len(e.Held), len(e.Own))
 	}
