@@ -59,7 +59,7 @@ func Explanations() map[Reason]Explanation {
 			"the provider starts the agent again, and boots the host where its TPM has lost its registers; `foothold host list` tells whether its quotes are refused"},
 		LogsUnreadable: {"the host has quotes and no logs to go with them: its agent cannot read those of firmware or kernel, or they grew larger than is read",
 			"the provider sees that securityfs is mounted and that the agent's user may read both logs; a list of files that is too long is short again after the host boots"},
-		TPMBusy:      {"the host's TPM was not free in time", "create the VM again; fewer at a time on one host"},
+		TPMBusy:      {"the host's TPM was not free in time, or had to make room for another tenant's VM", "create the VM again; fewer at a time on one host"},
 		QuoteRefused: {"the host's proof was not accepted; each failed check is listed", "read the findings: a changed file or setting is named where it can be known; do not admit the host until each is explained"},
 		HostAuditFailed: {"an audit of the host from trusted media found another TPM, or other keys in it, than the inventory names",
 			"no VM is placed there; move or delete those that run there (`foothold vm list`), ask the provider which machine it is, and audit again once that is explained"},

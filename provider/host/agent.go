@@ -23,6 +23,8 @@ package host
 
 import (
 	"context"
+	"crypto/ed25519"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -37,11 +39,14 @@ import (
 	"foothold/internal/durable"
 	"foothold/internal/mtls"
 	"foothold/internal/serve"
+	"foothold/internal/strictjson"
 	"foothold/internal/tpm"
 	"foothold/protocol/digest"
 	"foothold/protocol/event"
 	"foothold/protocol/evidence"
+	"foothold/protocol/inventory"
 	"foothold/protocol/pcr"
+	"foothold/protocol/signed"
 	"foothold/protocol/vmspec"
 	"foothold/provider/broker"
 	"foothold/provider/measure"
@@ -117,9 +122,14 @@ func Run(ctx context.Context, conf Config, configuration digest.SHA256) error {
 		return err
 	}
 	defer dev.Close()
-	if a.broker, err = broker.New(dev, lim.hold); err != nil {
+	keys, err := a.keys()
+	if err != nil {
 		return err
 	}
+	if a.broker, err = broker.New(dev, keys, lim.hold); err != nil {
+		return err
+	}
+	a.restoreSessionKeys()
 	if err := a.recover(); err != nil {
 		return err
 	}
@@ -134,6 +144,32 @@ func Run(ctx context.Context, conf Config, configuration digest.SHA256) error {
 		return lost
 	}
 	return err
+}
+
+// keys are this host's TPM keys, from its entry in the provider's inventory. Whether that
+// is the current one, the tenants judge.
+func (a *Agent) keys() (keys broker.Keys, err error) {
+	provider, err := hex.DecodeString(a.conf.InventoryKey)
+	if err != nil || len(provider) != ed25519.PublicKeySize {
+		return keys, errors.New("configuration: inventory_key: want 64 hexadecimal digits")
+	}
+	data, err := a.readInventory()
+	if err != nil {
+		return keys, err
+	}
+	var env signed.Envelope
+	var inv inventory.Inventory
+	if err := strictjson.Unmarshal(data, &env); err != nil {
+		return keys, fmt.Errorf("read inventory %s: %w", a.conf.Inventory, err)
+	}
+	if err := env.Open(ed25519.PublicKey(provider), signed.Inventory, &inv); err != nil {
+		return keys, fmt.Errorf("read inventory %s: %w", a.conf.Inventory, err)
+	}
+	entry, ok := inv.Find(a.conf.Name)
+	if !ok {
+		return keys, fmt.Errorf("read inventory %s: it has no host %s: publish it with this host's entry", a.conf.Inventory, a.conf.Name)
+	}
+	return broker.KeysOf(entry)
 }
 
 // watchTPM ends the agent when its TPM is lost; the VMs first, while their tenants still

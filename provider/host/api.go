@@ -55,6 +55,7 @@ func (a *Agent) handler() http.Handler {
 		"DELETE /v1/volumes/{id}":    a.callDeleteVolume,
 		"POST /v1/quote":             a.callQuote,
 		"POST /v1/activate":          a.callActivate,
+		"PUT /v1/session-key":        a.callPutSessionKey,
 		"GET /v1/platform":           a.callPlatform,
 		"GET /v1/inventory":          a.callInventory,
 		"GET /v1/inventory/digest":   a.callInventoryDigest,
@@ -122,7 +123,7 @@ func (a *Agent) carryOut(w http.ResponseWriter, r *http.Request, c call) (any, e
 		return nil, event.Refuse(event.NotPermitted, "%s is no tenant of this host", id)
 	}
 	limit := requestLimit
-	if r.Method == http.MethodPut {
+	if r.PathValue("sha") != "" && r.Method == http.MethodPut { // a template
 		limit = uploadLimit
 	} else {
 		r.Body = http.MaxBytesReader(w, r.Body, hostapi.MaxMessage)
@@ -252,7 +253,7 @@ func (a *Agent) callDeleteVolume(r *http.Request, tenant string) (any, error) {
 	return struct{}{}, a.deleteVolume(tenant, id)
 }
 
-func (a *Agent) callQuote(r *http.Request, _ string) (any, error) {
+func (a *Agent) callQuote(r *http.Request, tenant string) (any, error) {
 	var req hostapi.QuoteRequest
 	if err := read(r, &req); err != nil {
 		return nil, err
@@ -260,7 +261,7 @@ func (a *Agent) callQuote(r *http.Request, _ string) (any, error) {
 	if req.QualifyingData.IsZero() {
 		return nil, event.Refuse(event.BadRequest, "qualifying_data: want a SHA-256")
 	}
-	quote, err := a.broker.StaticQuote(r.Context(), req.QualifyingData)
+	quote, err := a.broker.StaticQuote(r.Context(), tenant, req.QualifyingData)
 	if err != nil {
 		return nil, tpmError(err)
 	}
@@ -271,13 +272,13 @@ func (a *Agent) callQuote(r *http.Request, _ string) (any, error) {
 	return hostapi.QuoteResponse{Quote: quote, Platform: platform}, nil
 }
 
-func (a *Agent) callActivate(r *http.Request, _ string) (any, error) {
+func (a *Agent) callActivate(r *http.Request, tenant string) (any, error) {
 	var req hostapi.ActivateRequest
 	if err := read(r, &req); err != nil {
 		return nil, err
 	}
-	credential, err := a.broker.Activate(r.Context(), req.Blob, req.Secret)
-	if errors.Is(err, broker.ErrFailed) {
+	credential, err := a.broker.Activate(r.Context(), tenant, req.Blob, req.Secret)
+	if errors.Is(err, broker.ErrFailed) || errors.Is(err, broker.ErrBusy) {
 		return nil, tpmError(err)
 	}
 	if err != nil {
@@ -313,19 +314,25 @@ func (a *Agent) callInventoryDigest(*http.Request, string) (any, error) {
 
 // readInventory reads the file anew, since the provider replaces it with each version.
 func (a *Agent) readInventory() ([]byte, error) {
-	f, err := os.Open(a.conf.Inventory)
-	if err != nil {
-		return nil, fmt.Errorf("read inventory: %w", err)
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxInventory+1))
-	if err == nil && len(data) > maxInventory {
-		err = strictjson.ErrTooLarge
-	}
+	data, err := readUpTo(a.conf.Inventory, maxInventory)
 	if err != nil {
 		return nil, fmt.Errorf("read inventory: %w", err)
 	}
 	return data, nil
+}
+
+// readUpTo reads a file that has no more bytes than most.
+func readUpTo(path string, most int64) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, most+1))
+	if err == nil && int64(len(data)) > most {
+		err = strictjson.ErrTooLarge
+	}
+	return data, err
 }
 
 // template is the digest that the path names.

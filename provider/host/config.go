@@ -36,8 +36,11 @@ type Config struct {
 	// read them, and the kernel's policy must measure what that user reads.
 	FirmwareLog string `yaml:"firmware_log,omitempty"`
 	KernelList  string `yaml:"kernel_list,omitempty"`
-	// Inventory is the provider's signed inventory, served as it is.
+	// Inventory is the provider's signed inventory, served as it is. This host's TPM keys
+	// are taken from its entry.
 	Inventory string `yaml:"inventory"`
+	// InventoryKey is the provider's key that signs it: Ed25519, 64 hexadecimal digits.
+	InventoryKey string `yaml:"inventory_key"`
 	// QEMU, BIOS, LoaderKernel and LoaderInitramfs are the measured files of the
 	// platform: the agent refuses one whose digest is not in Log, or in KernelList.
 	QEMU            string `yaml:"qemu"`
@@ -54,7 +57,7 @@ type Config struct {
 	Accel string `yaml:"accel"`
 	// Boot timer: a VM that was not handed its components within this time is destroyed [60s].
 	BootTimeout string `yaml:"boot_timeout"`
-	// HoldTimeout ends a hold of the TPM that does not come to its quote [5s].
+	// HoldTimeout ends a VM that does not send its next command for the TPM in time [5s].
 	HoldTimeout string `yaml:"hold_timeout"`
 }
 
@@ -76,7 +79,7 @@ type limits struct{ boot, hold time.Duration }
 // check refuses a configuration that lacks something or contradicts itself.
 func (c *Config) check() (limits, error) {
 	for field, value := range map[string]string{
-		"state": c.State, "tpm": c.TPM, "inventory": c.Inventory, "qemu": c.QEMU, "bios": c.BIOS,
+		"state": c.State, "tpm": c.TPM, "inventory": c.Inventory, "inventory_key": c.InventoryKey, "qemu": c.QEMU, "bios": c.BIOS,
 		"loader_kernel": c.LoaderKernel, "loader_initramfs": c.LoaderInitramfs, "bridge": c.Bridge,
 	} {
 		if value == "" {

@@ -142,6 +142,11 @@ func (c *Client) Activate(ctx context.Context, req hostapi.ActivateRequest) (out
 	return out, c.call(ctx, callTimeout, http.MethodPost, "/v1/activate", req, &out, hostapi.MaxMessage)
 }
 
+// PutSessionKey has the host's TPM take the tenant's own session key.
+func (c *Client) PutSessionKey(ctx context.Context, m hostapi.MigratedKey) error {
+	return c.call(ctx, callTimeout, http.MethodPut, "/v1/session-key", m, &struct{}{}, hostapi.MaxMessage)
+}
+
 // Platform reads the host's measurement log.
 func (c *Client) Platform(ctx context.Context) (p evidence.Platform, err error) {
 	return p, c.call(ctx, callTimeout, http.MethodGet, "/v1/platform", nil, &p, maxLog)

@@ -37,6 +37,9 @@ type Config struct {
 	// TPMRoots is a PEM file of the authorities of TPM manufacturers; every host's endorsement
 	// certificate must chain to one of them.
 	TPMRoots string `yaml:"tpm_roots"`
+	// OwnSessionKey: boot servers' sessions with the hosts' TPMs are salted to a key of our
+	// own, which each TPM takes from us, and not to the inventory's session key [false].
+	OwnSessionKey bool `yaml:"own_session_key,omitempty"`
 	// Platform is the signed reference values, PlatformKey the public key that signs them (hex).
 	// The file is the first one, too: see `foothold platform manifest import`.
 	Platform    string `yaml:"platform"`

@@ -706,13 +706,17 @@ func TestTheHostsReasonIsKept(t *testing.T) {
 		event.ChannelMisuse: event.ChannelMisuse, event.TPMCommandRefused: event.TPMCommandRefused, event.TPMBusy: event.TPMBusy,
 		event.LoaderFailed: event.LoaderFailed, event.BootServerFailed: event.BootServerFailed, event.ServerUntrusted: event.ServerUntrusted,
 		event.SignatureInvalid: event.SignatureInvalid, event.DigestMismatch: event.DigestMismatch, event.DeadlinePassed: event.DeadlinePassed,
-		event.Released: event.VMStopped, event.AuditFailed: event.VMStopped, "": event.VMStopped, "made-up": event.VMStopped,
+		event.QuoteRefused: event.QuoteRefused, event.Released: event.VMStopped, event.AuditFailed: event.VMStopped, "": event.VMStopped, "made-up": event.VMStopped,
 	} {
 		g := w.take(w.create(api.CreateVM{Name: "web"}).ID)
 		w.refusedOnce(string(said), "vm.aborted", want, func() {
 			w.host.stop(g.id, said)
 			w.waitPhase(g.id, reservation.Aborted)
 		})
+		list := w.journal("vm.aborted")
+		if detail := list[len(list)-1].Detail["detail"]; said == want && !strings.Contains(detail, `"what the host saw"`) {
+			t.Errorf("%s: the journal says %q", said, detail)
+		}
 		w.waitGone(g.id)
 		w.waitFlows(g.id)
 		w.call("DELETE", "/v1/vms/web", nil, nil)

@@ -60,7 +60,7 @@ type Config struct {
 	Now       func() time.Time // time.Now, but in tests
 }
 
-// Verifier judges quotes. It is immutable and may be used by many goroutines.
+// Verifier judges quotes. What it believes is immutable; it may be used by many goroutines.
 type Verifier struct {
 	inventory *Inventory
 	platforms map[string][]*Platform // by release, those that begin last first
@@ -68,6 +68,7 @@ type Verifier struct {
 	policies  Policies
 	most      int // findings, if more than maxFindings
 	now       func() time.Time
+	leaves    *leaves // shared by copies
 }
 
 // New refuses an incomplete configuration: a missing part would be a skipped check. A list
@@ -82,7 +83,7 @@ func New(c Config) (*Verifier, error) {
 	if err := c.Policies.Check(c.Profile); err != nil {
 		return nil, fmt.Errorf("verifier: %w", err)
 	}
-	v := &Verifier{inventory: c.Inventory, platforms: map[string][]*Platform{}, profile: c.Profile, policies: c.Policies, now: c.Now}
+	v := &Verifier{inventory: c.Inventory, platforms: map[string][]*Platform{}, profile: c.Profile, policies: c.Policies, now: c.Now, leaves: new(leaves)}
 	for _, p := range c.Platforms {
 		if p == nil || p.doc.Profile != c.Profile {
 			return nil, errors.New("verifier: reference values of another profile")

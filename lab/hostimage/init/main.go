@@ -105,7 +105,7 @@ func work(port *os.File) (a hostimage.Answer, err error) {
 		"--location", hostimage.Location, "--asset", "LAB-0002", "--software", hostimage.Release, "--out", hostimage.EntryFile); err != nil {
 		return a, err
 	}
-	if err := agent("quote", "--tpm", hostimage.TPMDevice, "--nonce", q.Nonce.String(), "--out", "/run/quote"); err != nil {
+	if err := agent("quote", "--tpm", hostimage.TPMDevice, "--host", hostimage.EntryFile, "--nonce", q.Nonce.String(), "--out", "/run/quote"); err != nil {
 		return a, err
 	}
 	if a.Entry, err = os.ReadFile(hostimage.EntryFile); err != nil {
