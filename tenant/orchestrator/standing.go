@@ -239,7 +239,7 @@ func barring(v verify.Verdict) bool {
 	}
 	for _, f := range v.Findings {
 		switch f.Check {
-		case "quote", "signature", "binding", "selection", "log", "registers":
+		case "quote", "signature", "binding", "selection", "log", "policy", "registers":
 			return true
 		}
 	}
