@@ -3,7 +3,7 @@
 //
 //	foothold-host run     --config FILE
 //	foothold-host enroll  --tpm PATH --name N --api ADDRESS:PORT --location L --asset A --software S --out FILE
-//	foothold-host quote   --tpm PATH --nonce HEX --out FILE [--logs FILE]
+//	foothold-host quote   --tpm PATH --host FILE --nonce HEX --out FILE [--logs FILE]
 package main
 
 import (

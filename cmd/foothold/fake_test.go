@@ -18,6 +18,8 @@ import (
 	"foothold/protocol/bootmsg"
 	"foothold/protocol/digest"
 	"foothold/protocol/event"
+	"foothold/protocol/evidence"
+	"foothold/protocol/platform"
 	"foothold/protocol/zone"
 	"foothold/tenant/verify"
 )
@@ -72,6 +74,9 @@ func newFakeAPI() http.Handler {
 		"GET /v1/inventories":             f.inventories,
 		"POST /v1/inventories":            f.importInventory,
 		"GET /v1/inventories/{v}":         f.inventory,
+		"GET /v1/hosts/{n}/platform":      f.hostPlatform,
+		"GET /v1/hosts/{n}/evidence":      f.hostEvidence,
+		"POST /v1/platform/try":           f.tryPlatform,
 		"GET /v1/status":                  f.status,
 		"GET /v1/fsck":                    f.fsck,
 		"POST /v1/vms/{name}/attest":      f.attest,
@@ -369,6 +374,46 @@ func (f *fakeAPI) deleteTemplate(r *http.Request) (any, *api.Problem) {
 func (f *fakeAPI) hosts(*http.Request) (any, *api.Problem) {
 	return []api.Host{{Name: "alpha", API: netip.MustParseAddrPort("10.83.0.10:8443"), Location: "hall 1, rack 7",
 		Asset: "A-17", Software: "lab", Standing: "good", VMs: len(f.vms)}}, nil
+}
+
+// alpha's agent is another one than the reference values name; beta does not answer.
+func (f *fakeAPI) judge(host, by string) api.Judged {
+	j := api.Judged{Host: host, Release: "2026-11", By: by, Evidence: api.EvidenceAsked, At: time.Now(), Findings: []event.FailedCheck{}}
+	switch host {
+	case "alpha":
+		j.Findings = []event.FailedCheck{{Check: "log", Detail: "x", Component: "file \"/usr/bin/\x1b[2Jagent\"", Expected: "1111", Seen: "2222", Do: "sign others"},
+			{Check: "clock", Component: "the counters", Detail: "the clock went back"}}
+	case "beta":
+		j.Problem = "host-unreachable: host beta"
+	default:
+		j.Accepted = true
+	}
+	return j
+}
+
+func (f *fakeAPI) hostPlatform(r *http.Request) (any, *api.Problem) {
+	if host := r.PathValue("n"); host != "delta" {
+		return f.judge(host, "2026-11"), nil
+	}
+	return nil, refuse(event.NoHost, "host delta is not in the inventory", "foothold host list")
+}
+
+func (f *fakeAPI) hostEvidence(*http.Request) (any, *api.Problem) {
+	return evidence.Platform{Firmware: []byte("firmware"), Kernel: []byte("kernel")}, nil
+}
+
+func (f *fakeAPI) tryPlatform(r *http.Request) (any, *api.Problem) {
+	var in api.TryPlatform
+	var doc platform.Manifest
+	if strictjson.Read(r.Body, 1<<20, &in) != nil || strictjson.Unmarshal(in.Manifest, &doc) != nil {
+		return nil, refuse(event.BadRequest, "no manifest", "")
+	}
+	if host := r.URL.Query().Get("host"); host != "" {
+		return []api.Judged{f.judge(host, doc.Name)}, nil
+	}
+	stored := f.judge("alpha", doc.Name)
+	stored.Evidence, stored.VM, stored.Role = api.EvidenceStored, "web", "watch"
+	return []api.Judged{f.judge("alpha", doc.Name), stored, f.judge("beta", doc.Name), f.judge("gamma", doc.Name)}, nil
 }
 
 func (f *fakeAPI) readmit(r *http.Request) (any, *api.Problem) {

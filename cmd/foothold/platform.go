@@ -24,15 +24,16 @@ import (
 const maxDocument = 64 << 20
 
 func platformCommand() *cobra.Command {
-	return contextFlag(group("platform", "Make, compare and take into use reference values of the provider's platform",
+	return contextFlag(group("platform", "Make, try, compare and take into use reference values of the provider's platform",
 		`Reference values say what one release of the provider's platform measures while it boots,
 and which files it runs. A host that measured anything else gets none of your VMs. You make
 them from a known-good host, examine them, sign them off line, and import them.`,
-		group("manifest", "Make, sign, show, compare, import and withdraw reference values",
+		platformDiff(), platformEvidence(),
+		group("manifest", "Make, try, sign, show, compare, import and withdraw reference values",
 			`A manifest is a JSON document for people and programs. It counts once it is signed and
 imported, from its beginning to its end. Several may count for one release: a host has to
 satisfy all of any one.`,
-			manifestCreate(), manifestSign(), manifestShow(), manifestDiff(), manifestImport(), manifestList(), manifestWithdraw())))
+			manifestCreate(), manifestTry(), manifestSign(), manifestShow(), manifestDiff(), manifestImport(), manifestList(), manifestWithdraw())))
 }
 
 type manifestFlags struct {
@@ -50,7 +51,8 @@ func manifestCreate() *cobra.Command {
 		Long: `Make reference values from what known-good hosts measured, and from the files that the
 release's VMs start with. An evidence file is a JSON object with "firmware" and "kernel",
 base64 of a host's /sys/kernel/security/tpm0/binary_bios_measurements and
-/sys/kernel/security/ima/binary_runtime_measurements.
+/sys/kernel/security/ima/binary_runtime_measurements; 'foothold platform evidence' fetches it.
+Reference values are of the SHA-256 bank, which quotes are of; a log without it is refused.
 
 With several hosts of one release, what differs between them becomes alternatives, and
 what only some have may be missing on others. Read the result before you sign it: what

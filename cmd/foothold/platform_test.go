@@ -16,6 +16,7 @@ import (
 	"foothold/protocol/evidence"
 	"foothold/protocol/platform"
 	"foothold/protocol/signed"
+	"foothold/protocol/tcglog"
 )
 
 // realFirmwareLog is one of a real machine, from the authors of another library.
@@ -32,13 +33,26 @@ func realFirmwareLog(t *testing.T) []byte {
 	return data
 }
 
-// kernelList has an aggregate and then files "path=content".
-func kernelList(files ...string) []byte {
+// kernelList has the aggregate over a firmware's registers and then files "path=content".
+func kernelList(t *testing.T, firmware []byte, files ...string) []byte {
+	t.Helper()
+	l, err := tcglog.Parse(firmware)
+	if err != nil {
+		t.Fatal(err)
+	}
+	values, err := l.Replay(tcglog.SHA256)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var registers []byte
+	for i := range 10 {
+		registers = append(registers, append(values[i], make([]byte, 32)...)[:32]...)
+	}
 	field := func(data []byte) []byte {
 		return append(binary.LittleEndian.AppendUint32(nil, uint32(len(data))), data...)
 	}
 	var list []byte
-	for _, f := range append([]string{"boot_aggregate=registers"}, files...) {
+	for _, f := range append([]string{"boot_aggregate=" + string(registers)}, files...) {
 		path, content, _ := strings.Cut(f, "=")
 		sum := digest.Of([]byte(content))
 		list = binary.LittleEndian.AppendUint32(list, 10)
@@ -68,7 +82,7 @@ func TestPlatformManifest(t *testing.T) {
 		return path(name)
 	}
 	host := func(name string, files ...string) string {
-		data, err := json.Marshal(evidence.Platform{Firmware: realFirmwareLog(t), Kernel: kernelList(files...)})
+		data, err := json.Marshal(evidence.Platform{Firmware: realFirmwareLog(t), Kernel: kernelList(t, realFirmwareLog(t), files...)})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -87,6 +101,14 @@ func TestPlatformManifest(t *testing.T) {
 	}
 	if _, err := create("new", host("a", "/usr/bin/agent=2", "/usr/bin/qemu=1"), host("b", "/usr/bin/agent=2", "/usr/bin/qemu=1", "/usr/bin/new=1")); err != nil {
 		t.Fatal(err)
+	}
+	// Logs are tried without anybody being asked.
+	if tried, err := runPlatform("try", path("new"), "--evidence", path("a"), "--evidence", path("b")); err != nil || strings.Count(tried, "accepted") != 2 {
+		t.Errorf("%v\n%s", err, tried)
+	}
+	tried, err := runPlatform("try", path("old"), "--evidence", path("a"))
+	if err == nil || !strings.Contains(tried, `log: file "/usr/bin/agent"`) || !strings.Contains(tried, "proved by nothing") {
+		t.Errorf("%v\n%s", err, tried)
 	}
 	key, err := signingkey.Ensure(path("key"))
 	if err != nil {

@@ -261,6 +261,9 @@ func (a auditReport) show(out *term.Out) {
 		}
 		out.Line("%s %s: %s quote of host %s for start %d of %s, judged %s: %s", mark(x.Holds()), term.Clean(b.File), term.Clean(x.Role), term.Clean(x.Host), x.Start,
 			term.Clean(x.Reservation), x.At.Format(time.RFC3339), says)
+		if p := x.Policy; p != nil {
+			out.Line("  by the tenant's policy for the host: %s", term.Clean(p.String()))
+		}
 		tests(x.Tests)
 		showFindings(out, x.Findings)
 	}

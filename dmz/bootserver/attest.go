@@ -114,12 +114,13 @@ func (v *conversation) start() {
 	}()
 }
 
-// quote asks for TPM2_Quote in a session salted to the inventoried key, so that only
+// quote asks for TPM2_Quote in a session salted to the inventoried key, or to the tenant's
+// own, so that only
 // that TPM can know the session's key, with parameters encrypted both ways (TPM 2.0
 // Library, part 1, "Session-based encryption"). The session ends with the command.
 func quote(t transport.TPM, keys *hostKeys, binding digest.SHA256) (evidence.Quote, error) {
 	auth := tpm2.HMAC(tpm2.TPMAlgSHA256, nonceSize,
-		tpm2.Salted(tpm2.TPMHandle(inventory.SessionHandle), keys.session), tpm2.AESEncryption(128, tpm2.EncryptInOut))
+		tpm2.Salted(keys.salt, keys.session), tpm2.AESEncryption(128, tpm2.EncryptInOut))
 	rsp, err := tpm2.Quote{
 		SignHandle:     tpm2.AuthHandle{Handle: tpm2.TPMHandle(inventory.AIKHandle), Name: keys.name, Auth: auth},
 		QualifyingData: tpm2.TPM2BData{Buffer: binding[:]},

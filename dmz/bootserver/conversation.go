@@ -175,7 +175,7 @@ func (v *conversation) bind() error {
 	if !vmspec.ValidID(o.Reservation) || len(o.Nonce) != evidence.NonceLen || o.Settings.IsZero() {
 		return event.Refuse(event.BootServerFailed, "the orchestrator's answer is incomplete")
 	}
-	keys, err := v.srv.keys.read(o.AIK, o.Session)
+	keys, err := v.srv.keys.read(o.AIK, o.Session, o.Own)
 	if err != nil {
 		return err
 	}

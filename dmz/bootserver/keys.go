@@ -5,6 +5,7 @@ import (
 
 	"foothold/internal/tpm"
 	"foothold/protocol/event"
+	"foothold/protocol/inventory"
 
 	"github.com/google/go-tpm/tpm2"
 )
@@ -13,8 +14,7 @@ import (
 // server, and beyond it they are read anew.
 const maxKeys = 4096
 
-// keyring reads the keys of hosts, which come from the tenant's inventory and never from
-// the bus. It remembers those that it found good, by all their bytes, because every VM of
+// keyring reads the keys of hosts, which come from the tenant and never from the bus. It remembers those that it found good, by all their bytes, because every VM of
 // a host brings the same. Its zero value is empty.
 type keyring struct {
 	mu    sync.Mutex
@@ -22,24 +22,28 @@ type keyring struct {
 }
 
 // rawKeys are the encoded public areas.
-type rawKeys struct{ aik, session string }
+type rawKeys struct {
+	aik, session string
+	own          bool
+}
 
 // hostKeys are never changed.
 type hostKeys struct {
 	name    tpm2.TPM2BName // of the attestation key
 	session tpm2.TPMTPublic
+	salt    tpm2.TPMHandle // by which the host knows session
 }
 
-// read decodes and checks both keys.
-func (k *keyring) read(aik, session []byte) (*hostKeys, error) {
-	raw := rawKeys{string(aik), string(session)}
+// read decodes and checks both keys; the session key is the inventory's or the tenant's own.
+func (k *keyring) read(aik, session []byte, own bool) (*hostKeys, error) {
+	raw := rawKeys{string(aik), string(session), own}
 	k.mu.Lock()
 	keys, ok := k.known[raw]
 	k.mu.Unlock()
 	if ok {
 		return keys, nil
 	}
-	keys, err := readKeys(aik, session)
+	keys, err := readKeys(aik, session, own)
 	if err != nil {
 		return nil, err
 	}
@@ -52,7 +56,7 @@ func (k *keyring) read(aik, session []byte) (*hostKeys, error) {
 	return keys, nil
 }
 
-func readKeys(rawAIK, rawSession []byte) (*hostKeys, error) {
+func readKeys(rawAIK, rawSession []byte, own bool) (*hostKeys, error) {
 	aik, err := tpm.ParsePublic(rawAIK)
 	if err == nil {
 		err = tpm.CheckAIK(aik)
@@ -60,16 +64,20 @@ func readKeys(rawAIK, rawSession []byte) (*hostKeys, error) {
 	if err != nil {
 		return nil, event.Refuse(event.BootServerFailed, "inventoried AIK: %v", err)
 	}
+	check, salt := tpm.CheckSession, tpm2.TPMHandle(inventory.SessionHandle)
+	if own {
+		check, salt = tpm.CheckMigrated, tpm2.TPMHandle(inventory.TenantHandle)
+	}
 	session, err := tpm.ParsePublic(rawSession)
 	if err == nil {
-		err = tpm.CheckSession(session)
+		err = check(session)
 	}
 	if err != nil {
-		return nil, event.Refuse(event.BootServerFailed, "inventoried session key: %v", err)
+		return nil, event.Refuse(event.BootServerFailed, "session key: %v", err)
 	}
 	name, err := tpm2.ObjectName(aik)
 	if err != nil {
 		return nil, event.Refuse(event.BootServerFailed, "inventoried AIK: %v", err)
 	}
-	return &hostKeys{name: *name, session: *session}, nil
+	return &hostKeys{name: *name, session: *session, salt: salt}, nil
 }

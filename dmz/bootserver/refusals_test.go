@@ -6,14 +6,22 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/binary"
 	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
 	"math/big"
+	"net"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"foothold/protocol/bootmsg"
 	"foothold/protocol/event"
 	"foothold/protocol/token"
+	wire "foothold/protocol/upstream"
 )
 
 // TestRefusedHandshakes: what is no fresh TLS 1.3 connection with one small client
@@ -80,6 +88,69 @@ func TestNoBootIsResumed(t *testing.T) {
 
 // TestMalformedRequestsAreTold: each ends its conversation, is told to the journal under
 // its reason, and is asked of nobody. The VM learns that it is refused, and no more.
+// TestNothingBeforeTheHandshake: data ahead of the handshake - TLS 1.3 early data, or a
+// record out of nowhere - ends the connection, and nobody reads it.
+func TestNothingBeforeTheHandshake(t *testing.T) {
+	w := newWorld(t)
+	v := w.connect()
+	body, _ := json.Marshal(bootmsg.OpenRequest{Token: w.t1, VMKey: v.key})
+	request := fmt.Appendf(nil, "POST %s HTTP/1.1\r\nHost: %s\r\nContent-Length: %d\r\n\r\n%s", bootmsg.PathOpen, bootDNS, len(body), body)
+	record := append([]byte{23, 3, 3, byte(len(request) >> 8), byte(len(request))}, request...) // application data, RFC 8446, section 5.1
+	var opened atomic.Bool
+	pass := w.orch.Open
+	w.orch.Open = func(in wire.OpenRequest) (wire.OpenResponse, error) { opened.Store(true); return pass(in) }
+	for name, first := range map[string][]byte{
+		"early data":                append(earlyHello(t), record...),
+		"data without a handshake":  record,
+		"a request without any TLS": request,
+	} {
+		conn, err := net.Dial("tcp", w.addr)
+		w.must(err)
+		w.must(conn.SetDeadline(time.Now().Add(10 * time.Second)))
+		_, err = conn.Write(first)
+		w.must(err)
+		answer, err := io.ReadAll(conn)
+		var timeout net.Error
+		if errors.As(err, &timeout) && timeout.Timeout() || bytes.Contains(answer, []byte("200 OK")) {
+			t.Errorf("%s: the connection stays (%v), or is answered: %q", name, err, answer)
+		}
+		conn.Close()
+	}
+	if opened.Load() {
+		t.Error("somebody read a token from it")
+	}
+	w.orch.WaitEvent("refusal", func(e event.Event) bool {
+		return e.Kind == "tls.refused" && strings.Contains(e.Detail["why"], "early data")
+	})
+}
+
+// earlyHello is a ClientHello that announces early data (RFC 8446, section 4.2.10).
+func earlyHello(t *testing.T) []byte {
+	t.Helper()
+	here, there := net.Pipe()
+	defer there.Close()
+	go tls.Client(here, &tls.Config{MinVersion: tls.VersionTLS13, ServerName: bootDNS}).Handshake()
+	hello := make([]byte, 4096)
+	n, err := there.Read(hello)
+	if err != nil {
+		t.Fatal(err)
+	}
+	hello = hello[:n]
+	const head, fixed = 5 + 4, 2 + 32 // record and message, version and random
+	at := head + fixed
+	at += 1 + int(hello[at])                                // session
+	at += 2 + int(binary.BigEndian.Uint16(hello[at:]))      // cipher suites
+	at += 1 + int(hello[at])                                // compression
+	if at+2+int(binary.BigEndian.Uint16(hello[at:])) != n { // the extensions are the rest
+		t.Fatalf("a ClientHello of %d bytes has its extensions at %d", n, at)
+	}
+	hello = append(hello, 0, 42, 0, 0)
+	for _, field := range []int{3, 7, at} { // lengths of record, message (its lower half), extensions
+		binary.BigEndian.PutUint16(hello[field:], binary.BigEndian.Uint16(hello[field:])+4)
+	}
+	return hello
+}
+
 func TestMalformedRequestsAreTold(t *testing.T) {
 	w := newWorld(t)
 	v := w.connect()

@@ -57,7 +57,7 @@ func (w *world) host(c net.Conn) {
 		case channel.TunnelUp:
 			say(channel.Message{Type: channel.AskTunnel, Challenge: challenge})
 		case channel.Tunnel:
-			say(channel.Message{Type: channel.Held})
+			say(channel.Message{Type: channel.Ready})
 		case channel.Command:
 			say(channel.Message{Type: channel.Response, Data: m.Data})
 		case channel.Handover:

@@ -138,7 +138,7 @@ func (b *boot) openTunnel(ctx context.Context) error {
 	}
 	b.tunnel = evidence.Tunnel(digest.Of(exporter), b.link.ServerLeaf(), cert.Certificate[0], b.public)
 	clear(exporter)
-	if err := b.local.hold(ctx, b.tunnel); err != nil {
+	if err := b.local.announce(ctx, b.tunnel); err != nil {
 		return err
 	}
 	b.Say("the host holds the TPM for this VM")

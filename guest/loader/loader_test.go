@@ -242,7 +242,7 @@ func (h *hostEnd) hold() bool {
 		return false
 	}
 	h.w.measured = *m.Measurement
-	h.say(channel.Message{Type: channel.Held})
+	h.say(channel.Message{Type: channel.Ready})
 	return true
 }
 
@@ -423,7 +423,7 @@ func TestBootRefuses(t *testing.T) {
 			}
 		}, event.ChannelMisuse},
 		"held unasked": {func(w *world) {
-			w.host = func(h *hostEnd) { h.hear(); h.say(channel.Message{Type: channel.Held}); h.rest() }
+			w.host = func(h *hostEnd) { h.hear(); h.say(channel.Message{Type: channel.Ready}); h.rest() }
 		}, event.ChannelMisuse},
 		"asked again while held": {func(w *world) {
 			w.host = func(h *hostEnd) {
@@ -532,15 +532,55 @@ func FuzzSettings(f *testing.F) {
 	f.Fuzz(func(t *testing.T, settings, text []byte) { _, _, _ = Settings(settings, text) })
 }
 
+// Whatever is signed as a manifest passes only if it is this VM's, and names good components.
+func FuzzManifest(f *testing.F) {
+	public, key, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		f.Fatal(err)
+	}
+	now, part := time.Now(), func(name string) bootmsg.Component {
+		return bootmsg.Component{Name: name, SHA256: digest.Of([]byte(name)), Size: 9}
+	}
+	good := bootmsg.Manifest{Reservation: "r", Start: 1, VMKey: public, Tunnel: digest.SHA256{1}, Expires: now.Add(time.Hour), Cmdline: "quiet",
+		Kernel: part("kernel"), Initramfs: part("initramfs"), Unique: part("unique")}
+	shared, err := json.Marshal(bootmsg.Components{Kernel: good.Kernel, Initramfs: good.Initramfs})
+	if err != nil {
+		f.Fatal(err)
+	}
+	b := &boot{reserved: "r", public: public, tunnel: good.Tunnel}
+	b.Spec.Reservation, b.Spec.Start, b.Spec.Boot.ManifestKey, b.Spec.Boot.ComponentKey = "r", 1, public, public
+	passes := func(t testing.TB, manifest, components []byte) (bootmsg.Manifest, error) {
+		return b.check(&bootmsg.Grant{Manifest: signed.Seal(key, signed.Manifest, manifest), Components: signed.Seal(key, signed.Components, components)}, now)
+	}
+	payload, err := json.Marshal(good)
+	if err != nil {
+		f.Fatal(err)
+	}
+	if _, err := passes(f, payload, shared); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(payload, shared)
+	f.Add([]byte(`{"reservation":"r","reservation":"x"}`), []byte(`{}`))
+	f.Fuzz(func(t *testing.T, manifest, components []byte) {
+		m, err := passes(t, manifest, components)
+		if err != nil {
+			return
+		}
+		if m.Reservation != "r" || m.Start != 1 || m.Tunnel != good.Tunnel || !bytes.Equal(m.VMKey, public) || m.Kernel.Size > bootmsg.MaxKernel || m.Unique.SHA256.IsZero() {
+			t.Fatalf("passed: %+v", m)
+		}
+	})
+}
+
 func FuzzLocalChannel(f *testing.F) {
-	f.Add([]byte("\x00\x00\x00\x0f{\"type\":\"held\"}"))
+	f.Add([]byte("\x00\x00\x00\x10{\"type\":\"ready\"}"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		l := &local{port: struct {
 			io.Reader
 			io.Writer
 		}{bytes.NewReader(data), io.Discard}}
-		if l.hold(t.Context(), digest.SHA256{1}) == nil && !bytes.Contains(data, []byte("ask-tunnel")) {
-			t.Error("held without having been asked")
+		if l.announce(t.Context(), digest.SHA256{1}) == nil && !bytes.Contains(data, []byte("ask-tunnel")) {
+			t.Error("ready without having been asked")
 		}
 	})
 }

@@ -20,9 +20,9 @@ type local struct {
 	broken bool // a frame was cut off: nothing more can be said
 }
 
-// hold announces the tunnel, answers the host's one question, and waits until the
-// host says that PCR 16 and 23 hold this VM's measurement.
-func (l *local) hold(ctx context.Context, tunnel digest.SHA256) error {
+// announce tells of the tunnel, answers the host's one question, and waits until the host
+// has taken down what the VM's quote is to prove.
+func (l *local) announce(ctx context.Context, tunnel digest.SHA256) error {
 	if err := l.send(ctx, channel.Message{Type: channel.TunnelUp}); err != nil {
 		return err
 	}
@@ -36,7 +36,7 @@ func (l *local) hold(ctx context.Context, tunnel digest.SHA256) error {
 	if err := l.send(ctx, channel.Message{Type: channel.Tunnel, Challenge: ask.Challenge, Measurement: &tunnel}); err != nil {
 		return err
 	}
-	_, err = l.expect(ctx, channel.Held)
+	_, err = l.expect(ctx, channel.Ready)
 	return err
 }
 

@@ -18,6 +18,7 @@ import (
 	"foothold/internal/command"
 	"foothold/internal/durable"
 	"foothold/internal/mtls"
+	"foothold/internal/signingkey"
 	"foothold/lab"
 	"foothold/protocol/digest"
 	"foothold/protocol/platform"
@@ -90,7 +91,7 @@ func (m *maker) hostConfig() host.Config {
 		Name: HostName, State: m.Provider("state"), Listen: at(lab.Host, lab.MgmtLAN, hostPort),
 		TLS:     mtls.Files{Cert: tls("host.crt"), Key: tls("host.key"), CA: tls("tenant-ca.crt")},
 		Tenants: []host.Tenant{{Identity: TenantName, Tenant: TenantName}},
-		TPM:     TPMSocket, Log: m.Provider("measurements.json"), Inventory: m.Provider("inventory.json"),
+		TPM:     TPMSocket, Log: m.Provider("measurements.json"), Inventory: m.Provider("inventory.json"), InventoryKey: signingkey.Public(m.inventoryKey),
 		QEMU: filepath.Join(RunDir, QEMU), QEMUModule: filepath.Join(RunDir, QEMUModule), BIOS: filepath.Join(RunDir, BIOS),
 		LoaderKernel: filepath.Join(RunDir, LoaderKernel), LoaderInitramfs: filepath.Join(RunDir, LoaderInitramfs),
 		LoaderCmdline: loaderCmdline, Bridge: lab.CloudBridge, Accel: m.Accel,

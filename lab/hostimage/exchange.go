@@ -18,7 +18,8 @@ type Question struct {
 // Answer is what foothold-host wrote inside the machine, or why it could not.
 type Answer struct {
 	Entry   json.RawMessage `json:"entry,omitempty"`   // inventory.Host
-	Quote   json.RawMessage `json:"quote,omitempty"`   // hostapi.QuoteResponse
+	Quote   json.RawMessage `json:"quote,omitempty"`   // hostapi.QuoteResponse of the command "quote"
+	Served  json.RawMessage `json:"served,omitempty"`  // hostapi.QuoteResponse of the agent, by its API
 	Modules []string        `json:"modules,omitempty"` // files that were loaded from the OS disk
 	Error   string          `json:"error,omitempty"`
 }

@@ -7,7 +7,8 @@
 //	OS disk    erofs: foothold-host, kernel modules      IMA measures files before they run
 //
 // The first process (package init below) lets the foothold-host of the disk enrol and
-// quote, and hands out what it wrote. The machine has no network. OVMF and the stub are
+// quote, runs it as the host's agent, asks that for a quote over its API, and hands out what
+// came of it. The machine has no network. OVMF and the stub are
 // taken from their packages without installing them.
 //
 // What such a host logs, by register, in the order of each (OVMF 2022.11, systemd 252,
@@ -143,7 +144,7 @@ func (o *Options) writeDisk(ctx context.Context, kernel *bootimage.Kernel, path 
 	for _, name := range o.Modules {
 		err = errors.Join(err, copyFile(filepath.Join(modules, filepath.Base(name)), filepath.Join(kernel.Modules(), "kernel", name), 0o644))
 	}
-	if err != nil {
+	if err = errors.Join(err, writeAgent(tree)); err != nil {
 		return fmt.Errorf("make OS disk: %w", err)
 	}
 	return command.Run(ctx, "mkfs.erofs", "--quiet", "-T0", "-U00000000-0000-4000-8000-000000000001", "--all-root", path, tree)

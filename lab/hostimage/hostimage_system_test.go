@@ -72,7 +72,8 @@ type boot struct {
 	files    []imalog.Entry
 	regs     map[int]digest.SHA256
 	entry    inventory.Host
-	answer   hostapi.QuoteResponse
+	answer   hostapi.QuoteResponse // of the agent, by its API
+	alone    hostapi.QuoteResponse // of the command, before the agent ran
 }
 
 // bench boots variants of one host, all on the same TPM.
@@ -113,18 +114,18 @@ func (b *bench) run(t *testing.T, name string, o hostimage.Options) boot {
 	if err != nil {
 		t.Fatalf("%v\n%s", err, run.Console)
 	}
-	var answer hostapi.QuoteResponse
+	var answer, alone hostapi.QuoteResponse
 	var entry inventory.Host
-	if err := errors.Join(json.Unmarshal(run.Answer.Quote, &answer), json.Unmarshal(run.Answer.Entry, &entry)); err != nil {
+	if err := errors.Join(json.Unmarshal(run.Answer.Served, &answer), json.Unmarshal(run.Answer.Quote, &alone), json.Unmarshal(run.Answer.Entry, &entry)); err != nil {
 		t.Fatal(err)
 	}
 	if entry.EKChain, err = swtpm.Chain(b.tpm); err != nil { // as who publishes adds it
 		t.Fatal(err)
 	}
-	b.keep(t, name, entry, run.Answer.Quote, answer.Platform)
+	b.keep(t, name, entry, run.Answer.Served, answer.Platform)
 	t.Logf("%s: answered after %.1f s; firmware's log has %d bytes, kernel's list %d", name, run.Took.Seconds(), len(answer.Platform.Firmware), len(answer.Platform.Kernel))
 	result := replay(t, answer.Platform)
-	result.entry, result.answer = entry, answer
+	result.entry, result.answer, result.alone = entry, answer, alone
 	result.quoted(t, entry, answer.Quote, nonce)
 	result.names(t, "/host/foothold-host", o.Agent)
 	for _, m := range o.Modules {
@@ -285,10 +286,15 @@ func TestHost(t *testing.T) {
 	for _, e := range good.files {
 		t.Logf("file %2d: %s", e.Number, e.Path)
 	}
-	if len(good.files) != 2+len(b.options.Modules) {
-		t.Errorf("the kernel measured %d files, want the registers, the modules and the agent", len(good.files))
+	const agentReads = 5 // its configuration, QEMU, firmware, loader
+	if len(good.files) != 2+len(b.options.Modules)+agentReads {
+		t.Errorf("the kernel measured %d files, want the registers, the modules, the agent and what it reads", len(good.files))
 	}
 	tenant := newTenant(t, b, good.entry, good.answer.Platform)
+	t.Run("policy", func(t *testing.T) { tenant.demands(t, good) })
+	if err := tenant.judge(t, question("good"), good.entry, good.alone).Err(); err != nil {
+		t.Errorf("the good host before its agent ran: %v", err)
+	}
 	if err := tenant.judge(t, question("good"), good.entry, good.answer).Err(); err != nil {
 		t.Errorf("the good host: %v", err)
 	}

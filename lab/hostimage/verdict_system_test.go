@@ -8,10 +8,12 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
 	"foothold/internal/tpm/swtpm"
+	"foothold/lab/hostimage"
 	"foothold/protocol/digest"
 	"foothold/protocol/evidence"
 	"foothold/protocol/hostapi"
@@ -42,6 +44,13 @@ func binding(x verify.StaticExpectation) digest.SHA256 {
 // tenant believes one TPM's manufacturer, and the reference values that one host gave.
 type tenant struct {
 	verifier *verify.Verifier
+	config   verify.Config
+}
+
+// policy is what the good host is: it stands where the inventory says, its firmware knows no
+// secure boot, and it boots with the line of its image.
+func policy() verify.Policy {
+	return verify.Policy{Locations: []string{"lab"}, SecureBoot: verify.SecureBootDisabled, CommandLines: []string{hostimage.Cmdline}}
 }
 
 // newTenant makes reference values from what a known-good host measured, as
@@ -66,9 +75,31 @@ func newTenant(t *testing.T, b *bench, entry inventory.Host, good evidence.Platf
 	list := inventory.Inventory{Provider: "provider", Version: 1, Issued: now, Expires: now.Add(time.Hour), Hosts: []inventory.Host{entry}}
 	inv, err := verify.ParseInventory(encoded(t, signed.Seal(key, signed.Inventory, encoded(t, list))), public, makers, now)
 	check(t, err)
-	v, err := verify.New(verify.Config{Inventory: inv, Platforms: []*verify.Platform{values}, Profile: platform.Production, Now: time.Now})
+	config := verify.Config{Inventory: inv, Platforms: []*verify.Platform{values}, Profile: platform.Production,
+		Policies: verify.Policies{Default: policy()}, Now: time.Now}
+	v, err := verify.New(config)
 	check(t, err)
-	return tenant{v}
+	return tenant{v, config}
+}
+
+// demands holds the good host's genuine logs against policies that they do not prove.
+func (c tenant) demands(t *testing.T, good boot) {
+	for says, change := range map[string]func(*verify.Policy){
+		"location: seen \"lab, rack 2, unit 1\"":       func(p *verify.Policy) { p.Locations = []string{"lab, rack 3"} },
+		"secure boot: seen disabled, want enabled":     func(p *verify.Policy) { p.SecureBoot = verify.SecureBootEnabled },
+		"kernel command line":                          func(p *verify.Policy) { p.CommandLines = []string{hostimage.Cmdline + " init=/bin/sh"} },
+		"firmware version: seen a version that is no ": func(p *verify.Policy) { p.MinimumFirmware = "1.0" },
+		"dynamic launch, PCR 17":                       func(p *verify.Policy) { p.DRTM = verify.DRTMRequired },
+	} {
+		config := c.config
+		change(&config.Policies.Default)
+		v, err := verify.New(config)
+		check(t, err)
+		verdict := tenant{verifier: v}.judge(t, question("good"), good.entry, good.answer)
+		if verdict.Good() || len(verdict.Findings) > 2 || !strings.Contains(verdict.Err().Error(), "policy: "+says) {
+			t.Errorf("the verdict does not say %q: %v", says, verdict.Findings)
+		}
+	}
 }
 
 // judge judges what a host answered to a question.

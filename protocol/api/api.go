@@ -22,6 +22,9 @@
 //	DELETE /v1/templates/NAME         → {}
 //	PUT    /v1/objects/SHA256         bytes              workloads, kernels, initramfs: checked, passed on to the DMZ's store
 //	GET    /v1/hosts                  → []Host
+//	GET    /v1/hosts/NAME/platform    → Judged           what it measures now, against the reference values in force
+//	GET    /v1/hosts/NAME/evidence    → evidence.Platform  its logs as it gives them now, for reference values
+//	POST   /v1/platform/try           TryPlatform → []Judged  ?host=NAME; every host against other reference values
 //	POST   /v1/hosts/NAME/readmit     → Host             one whose quote was refused may get VMs again
 //	GET    /v1/inventories            → []Inventory      every version that was imported, newest first
 //	POST   /v1/inventories            ImportDocument → InventoryImport

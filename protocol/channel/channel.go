@@ -4,13 +4,13 @@
 //
 //	loader                           host
 //	TunnelUp                   →                      a hint: may be sent once
-//	                           ←     AskTunnel        fresh challenge; the host then queues for the TPM
+//	                           ←     AskTunnel        fresh challenge
 //	Tunnel (same challenge)    →
-//	                           ←     Held             PCR 16 and 23 hold this VM's measurement
+//	                           ←     Ready            what the quote is to prove is taken down
 //	Command                    →                      TPM command of the boot server's session
-//	                           ←     Response         repeated
+//	                           ←     Response         repeated; PCR 16 and 23 are the VM's for the quote alone
 //	Handover                   →                      components verified, about to kexec
-//	                           ←     Released         TPM freed, boot timer stopped; the loader kexecs
+//	                           ←     Released         boot timer stopped; the loader kexecs
 //
 // At any point the loader may send Failed, the host Refused.
 package channel
@@ -25,7 +25,7 @@ const (
 	TunnelUp  Type = "tunnel-up"
 	AskTunnel Type = "ask-tunnel"
 	Tunnel    Type = "tunnel"
-	Held      Type = "held"
+	Ready     Type = "ready"
 	Command   Type = "command"
 	Response  Type = "response"
 	Handover  Type = "handover"

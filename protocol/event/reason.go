@@ -47,6 +47,7 @@ const (
 	TPMCommandRefused  Reason = "tpm-command-refused"
 	TPMBusy            Reason = "tpm-busy"
 	TPMLost            Reason = "tpm-lost"
+	LogsUnreadable     Reason = "logs-unreadable"
 	QuoteRefused       Reason = "quote-refused"
 	HostAuditFailed    Reason = "host-audit-failed"
 	SignatureInvalid   Reason = "signature-invalid"

@@ -31,6 +31,7 @@ const (
 	RoleUnlock  = "unlock"  // act 8, static
 	RoleConnect = "connect" // act 9, static
 	RoleWatch   = "watch"   // while computing, static
+	RoleSurvey  = "survey"  // of a host, for no VM, static; releases nothing
 )
 
 // ExporterContext is the context of the boot tunnel's exporter.
@@ -53,6 +54,11 @@ func Binding(role, reservation string, tunnel, settings digest.SHA256, nonce []b
 // verdict before it in this start's chain.
 func StaticBinding(role, reservation string, previous digest.SHA256, nonce []byte) digest.SHA256 {
 	return transcript.Sum("foothold/static-binding/v1", []byte(role), []byte(reservation), previous[:], nonce)
+}
+
+// SurveyBinding is a quote's qualifying data where a host is asked for no VM.
+func SurveyBinding(host string, nonce []byte) digest.SHA256 {
+	return transcript.Sum("foothold/survey-binding/v1", []byte(RoleSurvey), []byte(host), nonce)
 }
 
 // Quote is the TPM's answer to TPM2_Quote: a marshalled TPMS_ATTEST and TPMT_SIGNATURE.

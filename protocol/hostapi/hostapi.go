@@ -39,6 +39,9 @@ type CreateRequest struct {
 	Token token.Token `json:"token"`
 }
 
+// MaxDetail bounds VM.Detail in bytes.
+const MaxDetail = 300
+
 // States of a VM on a host.
 const (
 	Created = "created" // disks and settings are there
@@ -49,9 +52,8 @@ const (
 // Boot stages of a running VM.
 const (
 	Waiting   = "waiting"   // for the loader's tunnel
-	Queued    = "queued"    // for the TPM
-	Held      = "held"      // PCR 16 and 23 are this VM's
-	Quoted    = "quoted"    // TPM freed
+	Attesting = "attesting" // its measurements are taken down, its quote is awaited
+	Quoted    = "quoted"    // in its turn with the TPM
 	Delivered = "delivered" // the loader handed over
 )
 
@@ -69,6 +71,7 @@ type VM struct {
 	Started  time.Time       `json:"started,omitzero"`
 	Ended    time.Time       `json:"ended,omitzero"`
 	Reason   event.Reason    `json:"reason,omitempty"`
+	Detail   string          `json:"detail,omitempty"`   // of the reason: which TPM command was refused, for instance; at most MaxDetail
 	TPMHeld  time.Duration   `json:"tpm_held,omitempty"` // nanoseconds that the TPM was held for it
 }
 
@@ -96,6 +99,15 @@ type InventoryDigest struct {
 type ActivateRequest struct {
 	Blob   []byte `json:"blob"`   // TPMS_ID_OBJECT, at most 128 bytes
 	Secret []byte `json:"secret"` // seed, encrypted to the endorsement key, at most 256 bytes
+}
+
+// MigratedKey is a tenant's own key for sessions with the host's TPM (package
+// internal/tpm), in the place of the inventory's. It is encrypted to the inventory's
+// session key; only that TPM can take it.
+type MigratedKey struct {
+	Public    []byte `json:"public"`    // TPMT_PUBLIC
+	Duplicate []byte `json:"duplicate"` // TPM2B_PRIVATE's buffer, at most 256 bytes
+	Seed      []byte `json:"seed"`      // TPM2B_ENCRYPTED_SECRET's buffer, at most 68 bytes
 }
 
 // ActivateResponse carries what only that TPM could recover.

@@ -11,6 +11,9 @@ import (
 const (
 	AIKHandle     = 0x81010020 // restricted signing key, ECDSA P-256 with SHA-256
 	SessionHandle = 0x81010021 // restricted decryption key, ECC P-256, AES-128-CFB; salts sessions
+	// TenantHandle stands for the tenant's own migrated key, where there is one, in the start
+	// of a VM's session. Nothing lies there: the broker puts the key's handle in its place.
+	TenantHandle = 0x81010022
 )
 
 // MaxEKChain bounds Host.EKChain.

@@ -13,7 +13,8 @@
 //	23     foothold-host, for one VM       the tunnel between that VM and the boot server
 //
 // 16 and 23 reset at locality 0 (TCG PC Client Platform TPM Profile, "PCR
-// Attributes"); the others only with the host. All values are of the SHA-256 bank.
+// Attributes"); the others only with the host. All values are of the SHA-256 bank; a host
+// whose TPM has that bank off is refused, whatever others hold.
 package pcr
 
 import (

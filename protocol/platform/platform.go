@@ -41,4 +41,6 @@ type Event struct {
 	Component string          `json:"component"`          // what is measured, for people
 	SHA256    []digest.SHA256 `json:"sha256"`             // any of these
 	Optional  bool            `json:"optional,omitempty"` // may be missing
+	// Type is what kind of event it is (tcglog.Type), by the word of whoever signs; 0: not said.
+	Type uint32 `json:"type,omitempty"`
 }

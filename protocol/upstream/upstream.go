@@ -51,13 +51,16 @@ type OpenRequest struct {
 }
 
 // OpenResponse gives the boot server what the TPM session needs. The public areas come
-// from the tenant's copy of the inventory; they are never read from the bus.
+// from the tenant's copy of the inventory, or are of the tenant's own key; they are never
+// read from the bus.
 type OpenResponse struct {
-	Reservation string        `json:"reservation"`
-	Nonce       []byte        `json:"nonce"`
-	AIK         []byte        `json:"aik"`      // TPMT_PUBLIC of the host that acknowledged the VM
-	Session     []byte        `json:"session"`  // TPMT_PUBLIC
-	Settings    digest.SHA256 `json:"settings"` // VM configuration digest, part of the qualifying data
+	Reservation string `json:"reservation"`
+	Nonce       []byte `json:"nonce"`
+	AIK         []byte `json:"aik"`     // TPMT_PUBLIC of the host that acknowledged the VM
+	Session     []byte `json:"session"` // TPMT_PUBLIC
+	// Own: Session is the tenant's own key, which the host's TPM was given.
+	Own      bool          `json:"own,omitempty"`
+	Settings digest.SHA256 `json:"settings"` // VM configuration digest, part of the qualifying data
 }
 
 // VerdictRequest carries the boot server's end of the tunnel and the quote.

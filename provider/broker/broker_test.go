@@ -27,14 +27,40 @@ import (
 func newBroker(t testing.TB, timeout time.Duration) (*Broker, *tpm.Device) {
 	t.Helper()
 	dev := swtpmtest.New(t).Open()
-	if _, err := enroll.Enroll(dev, inventory.Host{Name: "host-1"}); err != nil {
-		t.Fatal(err)
-	}
-	b, err := New(dev, timeout)
+	b, err := New(dev, enrolled(t, dev), timeout)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return b, dev
+}
+
+// enrolled gives the keys that the inventory has of a TPM.
+func enrolled(t testing.TB, dev transport.TPM) Keys {
+	t.Helper()
+	entry, err := enroll.Enroll(dev, inventory.Host{Name: "host-1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys, err := KeysOf(entry)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return keys
+}
+
+// commands passes an attestation's commands.
+func commands(t testing.TB, a *Attestation) send {
+	return func(c []byte) ([]byte, error) { return a.Forward(t.Context(), c) }
+}
+
+// begin takes down a VM that is to be attested.
+func (b *Broker) begin(t testing.TB, tenant, name string) *Attestation {
+	t.Helper()
+	a, err := b.Attest(tenant, measurements(name), tunnelOf(name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
 }
 
 // send adapts a function to go-tpm's transport.
@@ -135,12 +161,14 @@ func clean(t testing.TB, b *Broker) {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	rsp, err := tpm2.GetCapability{Capability: tpm2.TPMCapHandles, Property: 0x02000000, PropertyCount: 64}.Execute(b.dev)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if list, err := rsp.CapabilityData.Data.Handles(); err != nil || len(list.Handle) != 0 {
-		t.Errorf("sessions %v are left in the TPM (%v)", list, err)
+	for where, first := range map[string]uint32{"in": 0x02000000, "outside": 0x03000000} {
+		rsp, err := tpm2.GetCapability{Capability: tpm2.TPMCapHandles, Property: first, PropertyCount: 64}.Execute(b.dev)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if list, err := rsp.CapabilityData.Data.Handles(); err != nil || len(list.Handle) != 0 {
+			t.Errorf("sessions %x are left %s the TPM (%v)", list, where, err)
+		}
 	}
 }
 
@@ -159,7 +187,7 @@ func TestManyVMsShareOneTPM(t *testing.T) {
 			default:
 			}
 			data := digest.Of(fmt.Append(nil, n))
-			q, err := b.StaticQuote(t.Context(), data)
+			q, err := b.StaticQuote(t.Context(), "tenant-0", data)
 			if err != nil {
 				t.Errorf("static quote: %v", err)
 			} else if sig, err := tpm2.Unmarshal[tpm2.TPMTSignature](q.Signature); err != nil {
@@ -175,17 +203,13 @@ func TestManyVMsShareOneTPM(t *testing.T) {
 		go func() {
 			defer wg.Done()
 			name := fmt.Sprintf("vm-%d", i)
-			h, err := b.Hold(t.Context(), fmt.Sprintf("tenant-%d", i%3), measurements(name), tunnelOf(name))
-			if err != nil {
-				t.Errorf("%s: %v", name, err)
-				return
-			}
-			defer h.Release()
-			if err := attest(b, send(h.Forward), name); err != nil {
+			a := b.begin(t, fmt.Sprintf("tenant-%d", i%3), name)
+			defer a.Release()
+			if err := attest(b, commands(t, a), name); err != nil {
 				t.Errorf("%s: %v", name, err)
 			}
-			if !h.Quoted() || h.Taken() <= 0 {
-				t.Errorf("%s: quoted %v, held for %s", name, h.Quoted(), h.Taken())
+			if !a.Quoted() || a.Held() <= 0 {
+				t.Errorf("%s: quoted %v, held for %s", name, a.Quoted(), a.Held())
 			}
 		}()
 	}
@@ -197,86 +221,150 @@ func TestManyVMsShareOneTPM(t *testing.T) {
 	clean(t, b)
 }
 
+// TestATurnIsOneVMs: VMs whose sessions are open at the same time each get a quote of their
+// own measurement, whatever the order, and nothing more.
 func TestATurnIsOneVMs(t *testing.T) {
 	b, _ := newBroker(t, 30*time.Second)
-	first, err := b.Hold(t.Context(), "a", measurements("one"), tunnelOf("one"))
-	if err != nil {
+	first, second := b.begin(t, "a", "one"), b.begin(t, "b", "two")
+	var late func() error
+	if err := attest(b, send(func(c []byte) ([]byte, error) {
+		if req, err := parse(c); err == nil && req.kind == quote {
+			late = func() error { return attest(b, commands(t, second), "two") }
+			if err := late(); err != nil { // a whole quote between one's session and its quote
+				t.Errorf("in between: %v", err)
+			}
+		}
+		return first.Forward(t.Context(), c)
+	}), "one"); err != nil || late == nil {
 		t.Fatal(err)
 	}
-	short, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-	defer cancel()
-	if _, err := b.Hold(short, "b", measurements("two"), tunnelOf("two")); !errors.Is(err, context.DeadlineExceeded) {
-		t.Fatalf("a second VM got the TPM: %v", err)
-	}
-	if err := attest(b, send(first.Forward), "one"); err != nil {
-		t.Fatal(err)
-	}
-	// The first VM's turn is over, whatever it sends now.
-	if _, _, err := bootSession(b, send(first.Forward)); !errors.Is(err, ErrRefused) {
-		t.Errorf("after the quote: %v", err)
-	}
-	second, err := b.Hold(t.Context(), "b", measurements("two"), tunnelOf("two"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := attest(b, send(second.Forward), "two"); err != nil {
-		t.Fatal(err)
+	// Either's attestation is over, whatever it sends now.
+	for _, a := range []*Attestation{first, second} {
+		if _, _, err := bootSession(b, commands(t, a)); !errors.Is(err, ErrRefused) {
+			t.Errorf("after the quote: %v", err)
+		}
 	}
 	clean(t, b)
 }
 
-func TestTurnEndsByItself(t *testing.T) {
+// TestAnothersSessionIsRefused: a VM's quote goes through the session that it started.
+func TestAnothersSessionIsRefused(t *testing.T) {
+	b, _ := newBroker(t, 30*time.Second)
+	first, second := b.begin(t, "a", "one"), b.begin(t, "a", "two")
+	s, _, err := bootSession(b, commands(t, first))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := bootSession(b, commands(t, second)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := bootQuote(b, s, digest.Of(nil)).Execute(commands(t, second)); !errors.Is(err, ErrRefused) {
+		t.Errorf("a quote through another VM's session: %v", err)
+	}
+	first.Release()
+	clean(t, b)
+}
+
+// TestATPMThatRefusesIsTold: a quote that the TPM refuses ends the attestation, and the
+// boot server hears the TPM's answer, to the end of its session.
+func TestATPMThatRefusesIsTold(t *testing.T) {
+	b, _ := newBroker(t, time.Minute)
+	a := b.begin(t, "a", "vm")
+	var stale tpm2.TPMRC
+	err := attest(b, send(func(c []byte) ([]byte, error) {
+		if req, err := parse(c); err == nil && req.kind == quote {
+			c = append([]byte(nil), c...)
+			c[60] ^= 1 // the session's HMAC
+		}
+		return a.Forward(t.Context(), c)
+	}), "vm")
+	if !errors.As(err, &stale) || !errors.Is(a.Cause(), ErrTPM) || a.Quoted() {
+		t.Errorf("the boot server hears %v, the cause is %v", err, a.Cause())
+	}
+	if got, err := a.Forward(t.Context(), flushOf(a.handle)); err != nil || !bytes.Equal(got, flushed()) {
+		t.Errorf("the session's flush: %x, %v", got, err)
+	}
+	if _, err := a.Forward(t.Context(), flushOf(a.handle)); !errors.Is(err, ErrOver) {
+		t.Errorf("its second flush: %v", err)
+	}
+	clean(t, b)
+}
+
+func flushOf(session uint32) []byte {
+	c := []byte{0x80, 0x01, 0, 0, 0, 14, 0, 0, 0x01, 0x65}
+	return append(c, byte(session>>24), byte(session>>16), byte(session>>8), byte(session))
+}
+
+func TestAttestationEndsByItself(t *testing.T) {
 	b, _ := newBroker(t, 100*time.Millisecond)
-	h, err := b.Hold(t.Context(), "a", measurements("slow"), tunnelOf("slow"))
+	a := b.begin(t, "a", "slow")
+	s, _, err := bootSession(b, commands(t, a))
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, _, err := bootSession(b, send(h.Forward))
-	if err != nil {
-		t.Fatal(err)
-	}
-	<-h.Ended()
-	if _, err := bootQuote(b, s, digest.Of(nil)).Execute(send(h.Forward)); !errors.Is(err, ErrOver) || !errors.Is(h.Cause(), ErrTimeout) {
-		t.Errorf("quote after the time limit: %v, cause %v", err, h.Cause())
+	<-a.Ended()
+	if _, err := bootQuote(b, s, digest.Of(nil)).Execute(commands(t, a)); !errors.Is(err, ErrOver) || !errors.Is(a.Cause(), ErrTimeout) {
+		t.Errorf("quote after the time limit: %v, cause %v", err, a.Cause())
 	}
 	clean(t, b)
 }
 
-func TestHoldWantsMeasurements(t *testing.T) {
+func TestAttestWantsMeasurements(t *testing.T) {
 	b, _ := newBroker(t, time.Second)
 	for name, events := range map[string][]pcr.Event{
 		"none":           nil,
 		"other register": {{PCR: pcr.Platform, Digest: digest.Of(nil)}},
 		"empty":          {{PCR: pcr.VM}},
 	} {
-		if _, err := b.Hold(t.Context(), "a", events, tunnelOf("x")); err == nil {
-			t.Errorf("%s: held", name)
+		if _, err := b.Attest("a", events, tunnelOf("x")); err == nil {
+			t.Errorf("%s: taken down", name)
 		}
 	}
-	if _, err := b.Hold(t.Context(), "a", measurements("x"), digest.SHA256{}); err == nil {
-		t.Error("held without a tunnel")
+	if _, err := b.Attest("a", measurements("x"), digest.SHA256{}); err == nil {
+		t.Error("taken down without a tunnel")
 	}
 	clean(t, b)
 }
 
 func TestNewWantsItsKeys(t *testing.T) {
+	keys := enrolled(t, swtpmtest.New(t).Open())
 	dev := swtpmtest.New(t).Open()
-	if _, err := New(dev, time.Second); !errors.Is(err, tpm.ErrNoKey) {
+	if _, err := New(dev, keys, time.Second); !errors.Is(err, tpm.ErrNoKey) {
 		t.Errorf("a TPM that is not enrolled: %v", err)
+	}
+	mine := enrolled(t, dev)
+	for name, other := range map[string]Keys{
+		"all":         keys,
+		"AIK":         {keys.AIK, mine.Session},
+		"session key": {mine.AIK, keys.Session},
+	} {
+		if _, err := New(dev, other, time.Second); !errors.Is(err, ErrOtherKey) {
+			t.Errorf("%s of another TPM: %v", name, err)
+		}
+	}
+	if _, err := New(dev, mine, time.Second); err != nil {
+		t.Error(err)
 	}
 }
 
 func TestNewCleansUp(t *testing.T) {
-	old, dev := newBroker(t, time.Hour)
-	h, err := old.Hold(t.Context(), "a", measurements("crashed"), tunnelOf("crashed"))
+	dev := swtpmtest.New(t).Open()
+	keys := enrolled(t, dev)
+	old, err := New(dev, keys, time.Hour)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := bootSession(old, send(h.Forward)); err != nil {
+	if _, _, err := bootSession(old, commands(t, old.begin(t, "a", "crashed"))); err != nil {
 		t.Fatal(err)
 	}
-	// The agent dies here; its successor finds session and measurements.
-	b, err := New(dev, time.Second)
+	if _, _, err := bootSession(old, dev); err != nil { // one that was loaded
+		t.Fatal(err)
+	}
+	if err := old.measure(append(measurements("crashed"), pcr.Event{PCR: pcr.Tunnel, Digest: tunnelOf("crashed")})); err != nil {
+		t.Fatal(err)
+	}
+	// The agent dies here; its successor finds sessions and measurements.
+	b, err := New(dev, keys, time.Second)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -286,19 +374,13 @@ func TestNewCleansUp(t *testing.T) {
 func TestALostTPMIsNotUsedAgain(t *testing.T) {
 	v := swtpmtest.New(t)
 	dev := v.Open()
-	if _, err := enroll.Enroll(dev, inventory.Host{Name: "host-1"}); err != nil {
-		t.Fatal(err)
-	}
-	b, err := New(dev, time.Minute)
+	b, err := New(dev, enrolled(t, dev), time.Minute)
 	if err != nil {
 		t.Fatal(err)
 	}
-	h, err := b.Hold(t.Context(), "a", measurements("x"), tunnelOf("x"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	a := b.begin(t, "a", "x")
 	v.Restart()
-	if _, _, err := bootSession(b, send(h.Forward)); err == nil {
+	if _, _, err := bootSession(b, commands(t, a)); err == nil {
 		t.Error("a session in a TPM that is gone")
 	}
 	select {
@@ -306,10 +388,10 @@ func TestALostTPMIsNotUsedAgain(t *testing.T) {
 	default:
 		t.Error("the broker does not say that it has failed")
 	}
-	if _, err := b.Hold(t.Context(), "a", measurements("y"), tunnelOf("y")); !errors.Is(err, ErrFailed) {
-		t.Errorf("hold: %v", err)
+	if _, err := b.Attest("a", measurements("y"), tunnelOf("y")); !errors.Is(err, ErrFailed) {
+		t.Errorf("attest: %v", err)
 	}
-	if _, err := b.StaticQuote(t.Context(), digest.Of(nil)); !errors.Is(err, ErrFailed) {
+	if _, err := b.StaticQuote(t.Context(), "a", digest.Of(nil)); !errors.Is(err, ErrFailed) {
 		t.Errorf("static quote: %v", err)
 	}
 	if err := b.Probe(); !errors.Is(err, ErrFailed) {
@@ -320,23 +402,27 @@ func TestALostTPMIsNotUsedAgain(t *testing.T) {
 // A TPM that ends while nobody uses it is noticed by a probe, and by whatever comes first.
 func TestALostTPMIsNoticed(t *testing.T) {
 	for what, use := range map[string]func(*Broker) error{
-		"probe":        (*Broker).Probe,
-		"static quote": func(b *Broker) error { _, err := b.StaticQuote(context.Background(), digest.Of(nil)); return err },
-		"activation": func(b *Broker) error {
-			_, err := b.Activate(context.Background(), []byte{1}, []byte{2})
+		"probe": (*Broker).Probe,
+		"static quote": func(b *Broker) error {
+			_, err := b.StaticQuote(context.Background(), "a", digest.Of(nil))
 			return err
 		},
-		"hold": func(b *Broker) error {
-			_, err := b.Hold(context.Background(), "a", measurements("x"), tunnelOf("x"))
+		"activation": func(b *Broker) error {
+			_, err := b.Activate(context.Background(), "a", []byte{1}, []byte{2})
+			return err
+		},
+		"a VM's session": func(b *Broker) error {
+			a, err := b.Attest("a", measurements("x"), tunnelOf("x"))
+			if err != nil {
+				return err
+			}
+			_, _, err = bootSession(b, send(func(c []byte) ([]byte, error) { return a.Forward(context.Background(), c) }))
 			return err
 		},
 	} {
 		v := swtpmtest.New(t)
 		dev := v.Open()
-		if _, err := enroll.Enroll(dev, inventory.Host{Name: "host-1"}); err != nil {
-			t.Fatal(err)
-		}
-		b, err := New(dev, time.Minute)
+		b, err := New(dev, enrolled(t, dev), time.Minute)
 		if err != nil {
 			t.Fatal(err)
 		}

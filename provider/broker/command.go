@@ -54,6 +54,7 @@ const (
 type request struct {
 	kind    kind
 	session uint32 // that quote uses or flush ends
+	own     bool   // the session is salted to the tenant's own key
 }
 
 var errShape = errors.New("TPM command is not of the permitted shape")
@@ -141,15 +142,18 @@ func parse(command []byte) (request, error) {
 	case ccFlushContext:
 		r.want("tag", uint32(tag), tagNoSessions)
 		session := r.u32()
-		return request{flush, session}, r.end()
+		return request{kind: flush, session: session}, r.end()
 	}
 	return request{}, fmt.Errorf("%w: command code %#x", errShape, code)
 }
 
 // parseStart reads TPM2_StartAuthSession: an HMAC session salted to the inventoried
-// key, bound to nothing, with AES-128-CFB for parameters and SHA-256.
+// key, or to the tenant's own, bound to nothing, with AES-128-CFB for parameters and SHA-256.
 func parseStart(r *reader) (request, error) {
-	r.want("tpmKey", r.u32(), inventory.SessionHandle)
+	key := r.u32()
+	if key != inventory.TenantHandle {
+		r.want("tpmKey", key, inventory.SessionHandle)
+	}
 	r.want("bind", r.u32(), handleNull)
 	r.sized("nonceCaller", nonceMin, nonceMax)
 	r.sized("encryptedSalt", 1, saltMax)
@@ -158,7 +162,7 @@ func parseStart(r *reader) (request, error) {
 	r.want("keyBits", uint32(r.u16()), aesBits)
 	r.want("mode", uint32(r.u16()), algCFB)
 	r.want("authHash", uint32(r.u16()), algSHA256)
-	return request{kind: startSession}, r.end()
+	return request{kind: startSession, own: key == inventory.TenantHandle}, r.end()
 }
 
 // parseQuote reads TPM2_Quote: by the AIK, authorised by one session that encrypts
@@ -185,7 +189,7 @@ func parseQuote(r *reader) (request, error) {
 	if bits := r.take(selectLen); bits != nil && !bytes.Equal(bits, bitmap(pcr.BootSelection())) {
 		return request{}, fmt.Errorf("%w: PCR selection is %x", errShape, bits)
 	}
-	return request{quote, session}, r.end()
+	return request{kind: quote, session: session}, r.end()
 }
 
 // bitmap encodes a selection (TPMS_PCR_SELECTION: register 0 is bit 0 of byte 0).

@@ -89,8 +89,8 @@ func TestEveryFixedByteCounts(t *testing.T) {
 	}
 }
 
-// TestOtherCommandsEndTheTurn tries what a VM might want from a TPM.
-func TestOtherCommandsEndTheTurn(t *testing.T) {
+// TestOtherCommandsEndTheAttestation tries what a VM might want from a TPM.
+func TestOtherCommandsEndTheAttestation(t *testing.T) {
 	b, _ := newBroker(t, time.Minute)
 	password := tpm2.PasswordAuth(nil)
 	reg := func(i int) tpm2.AuthHandle { return tpm2.AuthHandle{Handle: tpm2.TPMHandle(i), Auth: password} }
@@ -214,25 +214,35 @@ func TestOtherCommandsEndTheTurn(t *testing.T) {
 	}
 	for name, try := range tries {
 		t.Run(name, func(t *testing.T) {
-			h, err := b.Hold(t.Context(), "a", measurements(name), tunnelOf(name))
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer h.Release()
-			if err := try(send(h.Forward)); !errors.Is(err, ErrRefused) {
+			a := b.begin(t, "a", name)
+			defer a.Release()
+			if err := try(commands(t, a)); !errors.Is(err, ErrRefused) {
 				t.Errorf("not refused: %v", err)
 			}
 			select {
-			case <-h.Ended():
+			case <-a.Ended():
 			default:
-				t.Error("the turn goes on")
+				t.Error("the attestation goes on")
 			}
-			if err := attest(b, send(h.Forward), name); !errors.Is(err, ErrOver) {
+			if err := attest(b, commands(t, a), name); !errors.Is(err, ErrOver) {
 				t.Errorf("a quote afterwards: %v", err)
 			}
 			clean(t, b)
 		})
 	}
+}
+
+// A response opens a session only if all of it is one that does.
+func FuzzStartedSession(f *testing.F) {
+	good := append([]byte{0x80, 1, 0, 0, 0, 48, 0, 0, 0, 0, 2, 0, 0, 1, 0, 32}, make([]byte, 32)...)
+	f.Add(good)
+	f.Add(good[:20])
+	f.Add(flushed())
+	f.Fuzz(func(t *testing.T, response []byte) {
+		if handle, ok := startedSession(response); ok && (handle>>24 != handleTypeHMAC || !succeeded(response) || int(binary.BigEndian.Uint32(response[2:])) != len(response)) {
+			t.Errorf("session %#x of %x", handle, response)
+		}
+	})
 }
 
 func FuzzParse(f *testing.F) {

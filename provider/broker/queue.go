@@ -52,7 +52,7 @@ func (q *queue) take(ctx context.Context, tenant string) error {
 	if !q.leave(tenant, mine) { // it was handed over meanwhile
 		q.free()
 	}
-	return ctx.Err()
+	return context.Cause(ctx)
 }
 
 // leave withdraws a waiting taker and reports whether it was still waiting.
@@ -70,6 +70,13 @@ func (q *queue) leave(tenant string, mine chan struct{}) bool {
 		q.turn = slices.DeleteFunc(q.turn, func(name string) bool { return name == tenant })
 	}
 	return true
+}
+
+// waited reports whether somebody has the thing or waits for it.
+func (q *queue) waited() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.taken
 }
 
 // free hands the turn to the next.

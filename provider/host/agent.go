@@ -10,7 +10,9 @@
 //
 // The agent is trusted with nothing until a quote proves which one it is. What it runs
 // for VMs - QEMU, firmware, loader - it copies into sealed memory at its start, and
-// refuses to serve if the measurement log, which the quotes prove, lacks one of them.
+// refuses to serve if the measurement log, which the quotes prove, lacks one of them. In a
+// lab that is its launcher's log; in production the kernel's list, which it sends with
+// each quote, and the firmware's log.
 //
 // QEMU dies with the agent. An agent that starts again finds its VMs stopped.
 //
@@ -21,6 +23,8 @@ package host
 
 import (
 	"context"
+	"crypto/ed25519"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -35,10 +39,14 @@ import (
 	"foothold/internal/durable"
 	"foothold/internal/mtls"
 	"foothold/internal/serve"
+	"foothold/internal/strictjson"
 	"foothold/internal/tpm"
 	"foothold/protocol/digest"
 	"foothold/protocol/event"
+	"foothold/protocol/evidence"
+	"foothold/protocol/inventory"
 	"foothold/protocol/pcr"
+	"foothold/protocol/signed"
 	"foothold/protocol/vmspec"
 	"foothold/provider/broker"
 	"foothold/provider/measure"
@@ -64,7 +72,7 @@ type Agent struct {
 	conf   Config
 	limits limits
 	broker *broker.Broker
-	log    []pcr.Event // what firmware and launcher measured
+	log    []pcr.Event // what a lab's launcher measured; nil in production
 
 	program, bios, kernel, initrd *qemu.Sealed
 	modules                       string // folder of QEMU's modules
@@ -96,11 +104,15 @@ func Run(ctx context.Context, conf Config, configuration digest.SHA256) error {
 		return err
 	}
 	defer unlock()
-	if a.log, err = measure.ReadLog(conf.Log); err != nil {
-		return err
+	if conf.Log != "" {
+		if a.log, err = measure.ReadLog(conf.Log); err != nil {
+			return err
+		}
 	}
-	if !a.measured(configuration) {
-		return errors.New("the configuration is not in the measurement log: this host was not measured with it")
+	if ok, err := a.measured(configuration); err != nil {
+		return err
+	} else if !ok {
+		return errors.New("the configuration is not in the measurement log: this host was not measured with it" + a.unmeasured())
 	}
 	if err := a.load(); err != nil {
 		return err
@@ -110,9 +122,14 @@ func Run(ctx context.Context, conf Config, configuration digest.SHA256) error {
 		return err
 	}
 	defer dev.Close()
-	if a.broker, err = broker.New(dev, lim.hold); err != nil {
+	keys, err := a.keys()
+	if err != nil {
 		return err
 	}
+	if a.broker, err = broker.New(dev, keys, lim.hold); err != nil {
+		return err
+	}
+	a.restoreSessionKeys()
 	if err := a.recover(); err != nil {
 		return err
 	}
@@ -127,6 +144,32 @@ func Run(ctx context.Context, conf Config, configuration digest.SHA256) error {
 		return lost
 	}
 	return err
+}
+
+// keys are this host's TPM keys, from its entry in the provider's inventory. Whether that
+// is the current one, the tenants judge.
+func (a *Agent) keys() (keys broker.Keys, err error) {
+	provider, err := hex.DecodeString(a.conf.InventoryKey)
+	if err != nil || len(provider) != ed25519.PublicKeySize {
+		return keys, errors.New("configuration: inventory_key: want 64 hexadecimal digits")
+	}
+	data, err := a.readInventory()
+	if err != nil {
+		return keys, err
+	}
+	var env signed.Envelope
+	var inv inventory.Inventory
+	if err := strictjson.Unmarshal(data, &env); err != nil {
+		return keys, fmt.Errorf("read inventory %s: %w", a.conf.Inventory, err)
+	}
+	if err := env.Open(ed25519.PublicKey(provider), signed.Inventory, &inv); err != nil {
+		return keys, fmt.Errorf("read inventory %s: %w", a.conf.Inventory, err)
+	}
+	entry, ok := inv.Find(a.conf.Name)
+	if !ok {
+		return keys, fmt.Errorf("read inventory %s: it has no host %s: publish it with this host's entry", a.conf.Inventory, a.conf.Name)
+	}
+	return broker.KeysOf(entry)
 }
 
 // watchTPM ends the agent when its TPM is lost; the VMs first, while their tenants still
@@ -152,9 +195,38 @@ func (a *Agent) watchTPM(ctx context.Context, end context.CancelCauseFunc) {
 	}
 }
 
-// measured reports whether the platform's log has a file of that digest.
-func (a *Agent) measured(sum digest.SHA256) bool {
-	return slices.ContainsFunc(a.log, func(e pcr.Event) bool { return e.PCR == pcr.Platform && e.Digest == sum })
+// measured reports whether the platform's log has a file of that digest. The file is open
+// already, which is when a kernel measures it.
+func (a *Agent) measured(sum digest.SHA256) (bool, error) {
+	if a.conf.Log == "" {
+		return a.kernelLogs().Measured(sum)
+	}
+	return slices.ContainsFunc(a.log, func(e pcr.Event) bool { return e.PCR == pcr.Platform && e.Digest == sum }), nil
+}
+
+// unmeasured says what helps where the kernel measures.
+func (a *Agent) unmeasured() string {
+	if a.conf.Log != "" {
+		return ""
+	}
+	return "; does the kernel's policy measure what this user reads, with sha256?"
+}
+
+func (a *Agent) kernelLogs() measure.Logs {
+	return measure.Logs{Firmware: a.conf.FirmwareLog, Kernel: a.conf.KernelList}
+}
+
+// platform gives the host's logs, as they are now. What answers with a quote calls it after
+// the quote: a kernel's list must not be behind it.
+func (a *Agent) platform() (evidence.Platform, error) {
+	if a.conf.Log != "" {
+		return evidence.Platform{Log: a.log}, nil
+	}
+	p, err := a.kernelLogs().Read()
+	if err != nil {
+		return p, event.Refuse(event.LogsUnreadable, "%v", err)
+	}
+	return p, nil
 }
 
 // load copies the platform's files into sealed memory.
@@ -191,9 +263,13 @@ func (a *Agent) seal(path string, limit int64) (*qemu.Sealed, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !a.measured(s.SHA256) {
+	ok, err := a.measured(s.SHA256)
+	if err == nil && !ok {
+		err = fmt.Errorf("%s, SHA-256 %s, is not in the measurement log: it changed after it was measured%s", path, s.SHA256, a.unmeasured())
+	}
+	if err != nil {
 		s.File.Close()
-		return nil, fmt.Errorf("%s, SHA-256 %s, is not in the measurement log: it changed after it was measured", path, s.SHA256)
+		return nil, err
 	}
 	return s, nil
 }

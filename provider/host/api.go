@@ -1,6 +1,7 @@
 package host
 
 import (
+	"compress/gzip"
 	"context"
 	"encoding/json"
 	"errors"
@@ -9,13 +10,13 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
+	"strings"
 	"time"
 
 	"foothold/internal/mtls"
 	"foothold/internal/strictjson"
 	"foothold/protocol/digest"
 	"foothold/protocol/event"
-	"foothold/protocol/evidence"
 	"foothold/protocol/hostapi"
 	"foothold/protocol/inventory"
 	"foothold/protocol/signed"
@@ -54,6 +55,7 @@ func (a *Agent) handler() http.Handler {
 		"DELETE /v1/volumes/{id}":    a.callDeleteVolume,
 		"POST /v1/quote":             a.callQuote,
 		"POST /v1/activate":          a.callActivate,
+		"PUT /v1/session-key":        a.callPutSessionKey,
 		"GET /v1/platform":           a.callPlatform,
 		"GET /v1/inventory":          a.callInventory,
 		"GET /v1/inventory/digest":   a.callInventoryDigest,
@@ -85,9 +87,30 @@ func (a *Agent) authorise(pattern string, c call) http.Handler {
 			w.Write(bytes.data)
 			return
 		}
-		w.Header().Set("Content-Type", "application/json")
-		json.NewEncoder(w).Encode(answer)
+		write(w, r, answer)
 	})
+}
+
+// largeAnswer is from how many bytes on an answer is compressed: those with logs are, to
+// about half of what they have in JSON.
+const largeAnswer = 8 << 10
+
+// write answers with JSON.
+func write(w http.ResponseWriter, r *http.Request, answer any) {
+	data, err := json.Marshal(answer)
+	if err != nil {
+		refuse(w, err)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if len(data) < largeAnswer || !strings.Contains(r.Header.Get("Accept-Encoding"), "gzip") {
+		w.Write(data)
+		return
+	}
+	w.Header().Set("Content-Encoding", "gzip")
+	z := gzip.NewWriter(w)
+	defer z.Close()
+	z.Write(data)
 }
 
 func (a *Agent) carryOut(w http.ResponseWriter, r *http.Request, c call) (any, error) {
@@ -100,7 +123,7 @@ func (a *Agent) carryOut(w http.ResponseWriter, r *http.Request, c call) (any, e
 		return nil, event.Refuse(event.NotPermitted, "%s is no tenant of this host", id)
 	}
 	limit := requestLimit
-	if r.Method == http.MethodPut {
+	if r.PathValue("sha") != "" && r.Method == http.MethodPut { // a template
 		limit = uploadLimit
 	} else {
 		r.Body = http.MaxBytesReader(w, r.Body, hostapi.MaxMessage)
@@ -116,7 +139,7 @@ var statuses = map[event.Reason]int{
 	event.BadRequest: http.StatusBadRequest, event.DigestMismatch: http.StatusBadRequest, event.NotPermitted: http.StatusForbidden,
 	event.UnknownVM: http.StatusNotFound, event.UnknownTemplate: http.StatusNotFound, event.InUse: http.StatusConflict,
 	event.VMStopped: http.StatusConflict, event.QuotaExceeded: http.StatusConflict, event.TPMBusy: http.StatusServiceUnavailable,
-	event.TPMLost: http.StatusServiceUnavailable, event.DiskFull: http.StatusInsufficientStorage,
+	event.TPMLost: http.StatusServiceUnavailable, event.LogsUnreadable: http.StatusServiceUnavailable, event.DiskFull: http.StatusInsufficientStorage,
 }
 
 // refuse answers with a Problem. What went wrong inside stays in the log.
@@ -230,7 +253,7 @@ func (a *Agent) callDeleteVolume(r *http.Request, tenant string) (any, error) {
 	return struct{}{}, a.deleteVolume(tenant, id)
 }
 
-func (a *Agent) callQuote(r *http.Request, _ string) (any, error) {
+func (a *Agent) callQuote(r *http.Request, tenant string) (any, error) {
 	var req hostapi.QuoteRequest
 	if err := read(r, &req); err != nil {
 		return nil, err
@@ -238,20 +261,24 @@ func (a *Agent) callQuote(r *http.Request, _ string) (any, error) {
 	if req.QualifyingData.IsZero() {
 		return nil, event.Refuse(event.BadRequest, "qualifying_data: want a SHA-256")
 	}
-	quote, err := a.broker.StaticQuote(r.Context(), req.QualifyingData)
+	quote, err := a.broker.StaticQuote(r.Context(), tenant, req.QualifyingData)
 	if err != nil {
 		return nil, tpmError(err)
 	}
-	return hostapi.QuoteResponse{Quote: quote, Platform: evidence.Platform{Log: a.log}}, nil
+	platform, err := a.platform()
+	if err != nil {
+		return nil, err
+	}
+	return hostapi.QuoteResponse{Quote: quote, Platform: platform}, nil
 }
 
-func (a *Agent) callActivate(r *http.Request, _ string) (any, error) {
+func (a *Agent) callActivate(r *http.Request, tenant string) (any, error) {
 	var req hostapi.ActivateRequest
 	if err := read(r, &req); err != nil {
 		return nil, err
 	}
-	credential, err := a.broker.Activate(r.Context(), req.Blob, req.Secret)
-	if errors.Is(err, broker.ErrFailed) {
+	credential, err := a.broker.Activate(r.Context(), tenant, req.Blob, req.Secret)
+	if errors.Is(err, broker.ErrFailed) || errors.Is(err, broker.ErrBusy) {
 		return nil, tpmError(err)
 	}
 	if err != nil {
@@ -261,7 +288,7 @@ func (a *Agent) callActivate(r *http.Request, _ string) (any, error) {
 }
 
 func (a *Agent) callPlatform(*http.Request, string) (any, error) {
-	return evidence.Platform{Log: a.log}, nil
+	return a.platform()
 }
 
 func (a *Agent) callInventory(*http.Request, string) (any, error) {
@@ -287,19 +314,25 @@ func (a *Agent) callInventoryDigest(*http.Request, string) (any, error) {
 
 // readInventory reads the file anew, since the provider replaces it with each version.
 func (a *Agent) readInventory() ([]byte, error) {
-	f, err := os.Open(a.conf.Inventory)
-	if err != nil {
-		return nil, fmt.Errorf("read inventory: %w", err)
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxInventory+1))
-	if err == nil && len(data) > maxInventory {
-		err = strictjson.ErrTooLarge
-	}
+	data, err := readUpTo(a.conf.Inventory, maxInventory)
 	if err != nil {
 		return nil, fmt.Errorf("read inventory: %w", err)
 	}
 	return data, nil
+}
+
+// readUpTo reads a file that has no more bytes than most.
+func readUpTo(path string, most int64) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, most+1))
+	if err == nil && int64(len(data)) > most {
+		err = strictjson.ErrTooLarge
+	}
+	return data, err
 }
 
 // template is the digest that the path names.

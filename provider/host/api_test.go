@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/ed25519"
+	"crypto/rand"
 	"crypto/x509"
 	"encoding/json"
 	"os"
@@ -21,6 +22,7 @@ import (
 	"foothold/protocol/pcr"
 	"foothold/protocol/signed"
 	"foothold/protocol/token"
+	"foothold/provider/broker"
 	"foothold/provider/enroll"
 
 	"github.com/google/go-tpm/tpm2"
@@ -308,6 +310,95 @@ func TestAgentRefusesWhatWasNotMeasured(t *testing.T) {
 	}
 }
 
+// TestSessionKeysAreTheirTenants: a tenant gives its own key, which survives the agent; what
+// was made for another TPM is refused.
+func TestSessionKeysAreTheirTenants(t *testing.T) {
+	w := newWorld(t, nil)
+	w.run()
+	give := func(entry inventory.Host) hostapi.MigratedKey {
+		key, err := tpm.NewMigrated()
+		if err != nil {
+			t.Fatal(err)
+		}
+		public, err := tpm.MigratedPublic(key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		parent, err := tpm.ParsePublic(entry.Session)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := hostapi.MigratedKey{Public: tpm2.Marshal(public)}
+		if m.Duplicate, m.Seed, err = tpm.Duplicate(parent, key); err != nil {
+			t.Fatal(err)
+		}
+		return m
+	}
+	c := w.client("acme-orchestrator")
+	c.refused("PUT", "/v1/session-key", give(newWorld(t, nil).entry), "bad-request")
+	c.refused("PUT", "/v1/session-key", hostapi.MigratedKey{}, "bad-request")
+	file := w.conf.State + "/sessionkeys/acme.json"
+	if _, err := os.Stat(file); err == nil {
+		t.Error("a refused key was stored")
+	}
+	c.ok("PUT", "/v1/session-key", give(w.entry), nil)
+	first, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.stop()
+	w.run()
+	c = w.client("acme-orchestrator")
+	c.ok("PUT", "/v1/session-key", give(w.entry), nil)
+	if second, err := os.ReadFile(file); err != nil || bytes.Equal(first, second) {
+		t.Errorf("another key does not take its place: %v", err)
+	}
+	if _, err := os.Stat(w.conf.State + "/sessionkeys/other.json"); err == nil {
+		t.Error("another tenant has it")
+	}
+}
+
+// TestAgentWantsItsInventoryEntry: the TPM's keys are those that the provider published for
+// this host, or nothing runs.
+func TestAgentWantsItsInventoryEntry(t *testing.T) {
+	_, stranger, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := newWorld(t, nil)
+	for name, c := range map[string]struct {
+		change func(w *world)
+		why    string
+	}{
+		"signed by somebody else":  {func(w *world) { w.publish(stranger, w.entry) }, "signature"},
+		"without this host":        {func(w *world) { w.publish(w.inventoryKey) }, "no host host-1"},
+		"with another host's keys": {func(w *world) { w.publish(w.inventoryKey, other.entry) }, broker.ErrOtherKey.Error()},
+		"with another session key": {func(w *world) {
+			entry := w.entry
+			entry.Session = other.entry.Session
+			w.publish(w.inventoryKey, entry)
+		}, broker.ErrOtherKey.Error()},
+		"with an AIK for sessions": {func(w *world) {
+			entry := w.entry
+			entry.Session = entry.AIK
+			w.publish(w.inventoryKey, entry)
+		}, "session key"},
+		"no inventory": {func(w *world) {
+			if err := os.WriteFile(w.conf.Inventory, []byte("{}"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}, "read inventory"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, nil)
+			c.change(w)
+			if err := Run(context.Background(), w.conf, w.sum); err == nil || !strings.Contains(err.Error(), c.why) {
+				t.Errorf("it ran: %v", err)
+			}
+		})
+	}
+}
+
 func TestConfigIsChecked(t *testing.T) {
 	good := newWorld(t, nil).conf
 	if _, err := good.check(); err != nil {
@@ -321,7 +412,11 @@ func TestConfigIsChecked(t *testing.T) {
 		"negative time": func(c *Config) { c.HoldTimeout = "-1s" },
 		"no duration":   func(c *Config) { c.BootTimeout = "soon" },
 		"no module":     func(c *Config) { c.QEMUModule = "" },
+		"no key":        func(c *Config) { c.InventoryKey = "" },
 		"name":          func(c *Config) { c.Name = "Host 1" },
+		"no log":        func(c *Config) { c.Log = "" },
+		"both logs":     func(c *Config) { c.FirmwareLog, c.KernelList = "f", "k" },
+		"half a log":    func(c *Config) { c.Log, c.FirmwareLog = "", "f" },
 	} {
 		c := good
 		change(&c)

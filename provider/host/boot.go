@@ -65,22 +65,22 @@ func (c *conversation) run(ctx context.Context, timer *time.Timer) error {
 	if err != nil {
 		return err
 	}
-	// 3. The VM queues for the TPM, silent.
-	c.stage(hostapi.Queued)
-	hold, err := c.queue(ctx, tunnel)
+	// 3. The host takes down what the VM's quote is to prove.
+	attestation, err := c.vm.agent.broker.Attest(c.vm.tenant, vmspec.Measurements(c.vm.agent.firmware, c.vm.spec.Digest()), tunnel)
 	if err != nil {
-		return err
+		return tpmError(err)
 	}
-	defer c.release(hold)
-	c.stage(hostapi.Held)
-	if err := c.send(channel.Message{Type: channel.Held}); err != nil {
+	defer c.release(attestation)
+	c.stage(hostapi.Attesting)
+	if err := c.send(channel.Message{Type: channel.Ready}); err != nil {
 		return err
 	}
 	// 4. The boot server's TPM session, until the loader has verified what it was sent.
-	if err := c.attest(ctx, hold); err != nil {
+	// The TPM is the VM's for the quote alone.
+	if err := c.attest(ctx, attestation); err != nil {
 		return err
 	}
-	c.release(hold)
+	c.release(attestation)
 	// 5. Handover: from here on the VM is the tenant's software, which has no
 	// business on this channel.
 	if !timer.Stop() {
@@ -110,67 +110,66 @@ func (c *conversation) askTunnel(ctx context.Context) (digest.SHA256, error) {
 	return *m.Measurement, nil
 }
 
-// queue waits for the VM's turn with the TPM. Whatever the loader sends meanwhile is
-// unasked; if the VM ends, it leaves the queue.
-func (c *conversation) queue(ctx context.Context, tunnel digest.SHA256) (*broker.Hold, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	type result struct {
-		hold *broker.Hold
-		err  error
-	}
-	ready := make(chan result, 1)
-	v := c.vm
-	go func() {
-		hold, err := v.agent.broker.Hold(ctx, v.tenant, vmspec.Measurements(v.agent.firmware, v.spec.Digest()), tunnel)
-		ready <- result{hold, err}
-	}()
-	select {
-	case r := <-ready:
-		if r.err != nil && ctx.Err() != nil {
-			return nil, context.Cause(ctx)
-		}
-		return r.hold, tpmError(r.err)
-	case m, ok := <-c.in:
-		cancel()
-		if r := <-ready; r.hold != nil {
-			c.release(r.hold)
-		}
-		return nil, c.unexpected(m, ok)
-	}
-}
-
-// attest forwards TPM commands until the loader hands over. The hold ends with the
-// quote; a flush may still come after it.
-func (c *conversation) attest(ctx context.Context, hold *broker.Hold) error {
-	ended := hold.Ended()
+// attest forwards TPM commands until the loader hands over. The broker is done with the
+// VM when it was quoted; a flush may still come after that.
+func (c *conversation) attest(ctx context.Context, a *broker.Attestation) error {
+	ended := a.Ended()
 	for {
 		select {
 		case <-ended:
 			ended = nil
-			if !hold.Quoted() {
-				return tpmError(hold.Cause())
+			if !a.Quoted() {
+				return tpmError(a.Cause())
 			}
-			c.release(hold)
+			c.release(a)
 			c.stage(hostapi.Quoted)
 		case m, ok := <-c.in:
 			switch {
 			case ok && m.Type == channel.Command && only(m, channel.Message{Type: m.Type, Data: m.Data}):
-				response, err := hold.Forward(m.Data)
+				response, err := c.forward(ctx, a, m.Data)
 				if err != nil {
-					return tpmError(err)
+					return err
 				}
 				if err := c.send(channel.Message{Type: channel.Response, Data: response}); err != nil {
 					return err
 				}
-			case ok && m.Type == channel.Handover && only(m, channel.Message{Type: m.Type}) && hold.Quoted():
+			case ok && m.Type == channel.Handover && only(m, channel.Message{Type: m.Type}) && a.Quoted():
 				return nil
 			default:
 				return c.unexpected(m, ok)
 			}
+		case <-c.vm.agent.broker.Failed():
+			return tpmError(broker.ErrFailed)
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
+	}
+}
+
+// forward waits for the VM's turn with the TPM and has a command carried out. Whatever
+// the loader sends meanwhile is unasked; if the VM ends, it leaves the queue.
+func (c *conversation) forward(ctx context.Context, a *broker.Attestation, command []byte) ([]byte, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	type result struct {
+		response []byte
+		err      error
+	}
+	done := make(chan result, 1)
+	go func() {
+		response, err := a.Forward(ctx, command)
+		done <- result{response, err}
+	}()
+	select {
+	case r := <-done:
+		if r.err != nil && ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		return r.response, tpmError(r.err)
+	case m, ok := <-c.in:
+		cancel()
+		<-done
+		return nil, c.unexpected(m, ok)
 	}
 }
 
@@ -181,9 +180,11 @@ func tpmError(err error) error {
 		return nil
 	case errors.Is(err, broker.ErrFailed):
 		return event.Refuse(event.TPMLost, "%v", err)
+	case errors.Is(err, broker.ErrTPM):
+		return event.Refuse(event.QuoteRefused, "%v", err)
 	case errors.Is(err, broker.ErrRefused):
 		return event.Refuse(event.TPMCommandRefused, "%v", err)
-	case errors.Is(err, broker.ErrBusy):
+	case errors.Is(err, broker.ErrBusy), errors.Is(err, broker.ErrEvicted):
 		return event.Refuse(event.TPMBusy, "%v", err)
 	case errors.Is(err, broker.ErrTimeout):
 		return event.Refuse(event.DeadlinePassed, "%v", err)
@@ -193,10 +194,11 @@ func tpmError(err error) error {
 	return err
 }
 
-// release frees the TPM, if it is not free, and tells how long it was held.
-func (c *conversation) release(hold *broker.Hold) {
-	hold.Release()
-	c.vm.update(func(info *hostapi.VM) { info.TPMHeld = hold.Taken() })
+// release ends the broker's work for the VM, if it has not ended, and tells how long the
+// TPM was held.
+func (c *conversation) release(a *broker.Attestation) {
+	a.Release()
+	c.vm.update(func(info *hostapi.VM) { info.TPMHeld = a.Held() })
 }
 
 func (c *conversation) stage(stage string) {

@@ -43,10 +43,15 @@ func agentWithTPM(t *testing.T, hold time.Duration) *Agent {
 func agentOf(t *testing.T, v *swtpmtest.TPM, hold time.Duration) *Agent {
 	t.Helper()
 	dev := v.Open()
-	if _, err := enroll.Enroll(dev, inventory.Host{Name: "host-1"}); err != nil {
+	entry, err := enroll.Enroll(dev, inventory.Host{Name: "host-1"})
+	if err != nil {
 		t.Fatal(err)
 	}
-	b, err := broker.New(dev, hold)
+	keys, err := broker.KeysOf(entry)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := broker.New(dev, keys, hold)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -108,8 +113,8 @@ func (l *loader) upTo(point channel.Type) {
 		return
 	}
 	l.say(channel.Message{Type: channel.Tunnel, Challenge: asked.Challenge, Measurement: &oneTunnel})
-	l.hear(channel.Held)
-	if point == channel.Held {
+	l.hear(channel.Ready)
+	if point == channel.Ready {
 		return
 	}
 	l.quote()
@@ -180,17 +185,17 @@ func TestMisuseEndsTheVM(t *testing.T) {
 		"tunnel unasked":              {"", channel.Message{Type: channel.Tunnel, Challenge: challenge, Measurement: &oneTunnel}, event.ChannelMisuse},
 		"command before all":          {"", channel.Message{Type: channel.Command, Data: []byte{1}}, event.ChannelMisuse},
 		"handover before all":         {"", channel.Message{Type: channel.Handover}, event.ChannelMisuse},
-		"host's own message":          {"", channel.Message{Type: channel.Held}, event.ChannelMisuse},
+		"host's own message":          {"", channel.Message{Type: channel.Ready}, event.ChannelMisuse},
 		"unknown message":             {"", channel.Message{Type: "hello"}, event.ChannelMisuse},
 		"hint with a measurement":     {"", channel.Message{Type: channel.TunnelUp, Measurement: &oneTunnel}, event.ChannelMisuse},
 		"hint twice":                  {channel.AskTunnel, channel.Message{Type: channel.TunnelUp}, event.ChannelMisuse},
 		"wrong challenge":             {channel.AskTunnel, channel.Message{Type: channel.Tunnel, Challenge: challenge, Measurement: &oneTunnel}, event.ChannelMisuse},
 		"no challenge":                {channel.AskTunnel, channel.Message{Type: channel.Tunnel, Measurement: &oneTunnel}, event.ChannelMisuse},
-		"tunnel twice":                {channel.Held, channel.Message{Type: channel.Tunnel, Challenge: challenge, Measurement: &oneTunnel}, event.ChannelMisuse},
-		"handover without a quote":    {channel.Held, channel.Message{Type: channel.Handover}, event.ChannelMisuse},
-		"no TPM command":              {channel.Held, channel.Message{Type: channel.Command, Data: []byte("x")}, event.TPMCommandRefused},
-		"empty TPM command":           {channel.Held, channel.Message{Type: channel.Command}, event.TPMCommandRefused},
-		"command with a reason":       {channel.Held, channel.Message{Type: channel.Command, Data: []byte("x"), Reason: "x"}, event.ChannelMisuse},
+		"tunnel twice":                {channel.Ready, channel.Message{Type: channel.Tunnel, Challenge: challenge, Measurement: &oneTunnel}, event.ChannelMisuse},
+		"handover without a quote":    {channel.Ready, channel.Message{Type: channel.Handover}, event.ChannelMisuse},
+		"no TPM command":              {channel.Ready, channel.Message{Type: channel.Command, Data: []byte("x")}, event.TPMCommandRefused},
+		"empty TPM command":           {channel.Ready, channel.Message{Type: channel.Command}, event.TPMCommandRefused},
+		"command with a reason":       {channel.Ready, channel.Message{Type: channel.Command, Data: []byte("x"), Reason: "x"}, event.ChannelMisuse},
 		"another command after quote": {channel.Response, channel.Message{Type: channel.Command, Data: []byte("x")}, event.TPMCommandRefused},
 		"more after the release":      {channel.Released, channel.Message{Type: channel.Command, Data: []byte("x")}, event.ChannelMisuse},
 		"handover twice":              {channel.Released, channel.Message{Type: channel.Handover}, event.ChannelMisuse},
@@ -233,41 +238,43 @@ func TestGarbageEndsTheVM(t *testing.T) {
 	}
 }
 
-func TestWaitingForTheTPM(t *testing.T) {
+// TestVMsThatWaitDelayNobody: VMs that were promised the TPM and do nothing, or end, are
+// no delay to one that quotes.
+func TestVMsThatWaitDelayNobody(t *testing.T) {
 	a := agentWithTPM(t, time.Minute)
-	first := a.boot(t, "first")
-	first.upTo(channel.Held)
-	queued := func(name string) *loader {
-		l := a.boot(t, name)
-		l.say(channel.Message{Type: channel.TunnelUp})
-		asked := l.hear(channel.AskTunnel)
-		l.say(channel.Message{Type: channel.Tunnel, Challenge: asked.Challenge, Measurement: &oneTunnel})
-		l.vm.await(t.Context(), hostapi.Queued)
-		return l
+	silent, dead, timed, mute := a.boot(t, "silent"), a.boot(t, "dead"), a.boot(t, "timed"), a.boot(t, "mute")
+	for _, l := range []*loader{silent, dead, timed, mute} {
+		l.upTo(channel.Ready)
 	}
-	impatient := queued("impatient")
-	go impatient.say(channel.Message{Type: channel.Command, Data: []byte("x")})
-	impatient.refused(event.ChannelMisuse)
-
-	dead := queued("dead")
+	for _, l := range []*loader{silent, mute} {
+		_, session := a.broker.Keys()
+		if _, _, err := tpm2.HMACSession(l, tpm2.TPMAlgSHA256, 16, tpm2.Salted(session.Handle, session.Public), tpm2.AESEncryption(128, tpm2.EncryptInOut)); err != nil {
+			t.Fatal(err)
+		}
+	}
 	dead.conn.Close()
 	if err := <-dead.ended; !errors.Is(err, errGone) {
-		t.Errorf("a VM that ended in the queue: %v", err)
+		t.Errorf("a VM that ended: %v", err)
 	}
-	timed := queued("timed")
 	timed.cancel(event.Refuse(event.DeadlinePassed, "boot timer"))
 	timed.refused(event.DeadlinePassed)
 
-	patient := queued("patient")
-	first.quote()
-	patient.hear(channel.Held)
-	patient.quote()
+	good := a.boot(t, "good")
+	good.upTo(channel.Released)
+	if vm := good.vm.describe(); vm.TPMHeld <= 0 {
+		t.Errorf("the TPM was held for %s", vm.TPMHeld)
+	}
+	go mute.say(channel.Message{Type: channel.Handover})
+	mute.refused(event.ChannelMisuse)
+	if vm := silent.vm.describe(); vm.Boot != hostapi.Attesting || vm.TPMHeld != 0 {
+		t.Errorf("the VM that stalls: %+v", vm)
+	}
 }
 
 func TestTurnWithoutAQuoteEndsTheVM(t *testing.T) {
 	a := agentWithTPM(t, 50*time.Millisecond)
 	l := a.boot(t, "slow")
-	l.upTo(channel.Held)
+	l.upTo(channel.Ready)
 	l.refused(event.DeadlinePassed)
 }
 

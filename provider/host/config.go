@@ -27,12 +27,22 @@ type Config struct {
 	Tenants []Tenant `yaml:"tenants"`
 	// TPM is the socket of the physical TPM, opened by this process alone.
 	TPM string `yaml:"tpm"`
-	// Log is the measurement log that firmware and launcher left.
-	Log string `yaml:"log"`
-	// Inventory is the provider's signed inventory, served as it is.
+	// Log is the measurement log that a lab's launcher left. A host in production has none,
+	// and names FirmwareLog and KernelList instead: exactly one of the two.
+	Log string `yaml:"log,omitempty"`
+	// FirmwareLog and KernelList are the logs of firmware and kernel, in production:
+	// /sys/kernel/security/tpm0/binary_bios_measurements and
+	// /sys/kernel/security/ima/binary_runtime_measurements. The agent's user must be able to
+	// read them, and the kernel's policy must measure what that user reads.
+	FirmwareLog string `yaml:"firmware_log,omitempty"`
+	KernelList  string `yaml:"kernel_list,omitempty"`
+	// Inventory is the provider's signed inventory, served as it is. This host's TPM keys
+	// are taken from its entry.
 	Inventory string `yaml:"inventory"`
+	// InventoryKey is the provider's key that signs it: Ed25519, 64 hexadecimal digits.
+	InventoryKey string `yaml:"inventory_key"`
 	// QEMU, BIOS, LoaderKernel and LoaderInitramfs are the measured files of the
-	// platform: the agent refuses one whose digest is not in Log.
+	// platform: the agent refuses one whose digest is not in Log, or in KernelList.
 	QEMU            string `yaml:"qemu"`
 	BIOS            string `yaml:"bios"`
 	LoaderKernel    string `yaml:"loader_kernel"`
@@ -47,7 +57,7 @@ type Config struct {
 	Accel string `yaml:"accel"`
 	// Boot timer: a VM that was not handed its components within this time is destroyed [60s].
 	BootTimeout string `yaml:"boot_timeout"`
-	// HoldTimeout ends a hold of the TPM that does not come to its quote [5s].
+	// HoldTimeout ends a VM that does not send its next command for the TPM in time [5s].
 	HoldTimeout string `yaml:"hold_timeout"`
 }
 
@@ -69,7 +79,7 @@ type limits struct{ boot, hold time.Duration }
 // check refuses a configuration that lacks something or contradicts itself.
 func (c *Config) check() (limits, error) {
 	for field, value := range map[string]string{
-		"state": c.State, "tpm": c.TPM, "log": c.Log, "inventory": c.Inventory, "qemu": c.QEMU, "bios": c.BIOS,
+		"state": c.State, "tpm": c.TPM, "inventory": c.Inventory, "inventory_key": c.InventoryKey, "qemu": c.QEMU, "bios": c.BIOS,
 		"loader_kernel": c.LoaderKernel, "loader_initramfs": c.LoaderInitramfs, "bridge": c.Bridge,
 	} {
 		if value == "" {
@@ -77,6 +87,8 @@ func (c *Config) check() (limits, error) {
 		}
 	}
 	switch {
+	case (c.Log == "") == (c.FirmwareLog == "") || (c.FirmwareLog == "") != (c.KernelList == ""):
+		return limits{}, errors.New("configuration: want either log, which a lab's launcher left, or firmware_log and kernel_list")
 	case !vmspec.ValidName(c.Name):
 		return limits{}, errors.New("configuration: name: want a lower-case DNS label")
 	case !c.Listen.IsValid():

@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
 	"io"
@@ -92,16 +93,17 @@ func writePEM(t testing.TB, path, kind string, der []byte) string {
 
 // world is an enrolled, measured host whose agent is about to run.
 type world struct {
-	t        testing.TB
-	tpm      *swtpmtest.TPM
-	conf     Config
-	sum      digest.SHA256 // of the configuration
-	provider *authority
-	tenants  *authority
-	entry    inventory.Host
-	cancel   context.CancelFunc
-	done     chan error
-	gateway  net.Listener // port 80 of the cloud network's gateway; for real VMs alone
+	t            testing.TB
+	tpm          *swtpmtest.TPM
+	conf         Config
+	sum          digest.SHA256 // of the configuration
+	provider     *authority
+	tenants      *authority
+	entry        inventory.Host
+	inventoryKey ed25519.PrivateKey
+	cancel       context.CancelFunc
+	done         chan error
+	gateway      net.Listener // port 80 of the cloud network's gateway; for real VMs alone
 }
 
 // newWorld enrols a host and measures files, whose paths may be changed by adjust.
@@ -134,9 +136,12 @@ func newWorld(t testing.TB, adjust func(*Config, inventory.Host)) *world {
 		QEMU: at("qemu"), QEMUModule: at("module"), BIOS: at("bios"), LoaderKernel: at("kernel"), LoaderInitramfs: at("initramfs"),
 		Bridge: "cloud0", Accel: "tcg",
 	}
-	if err := os.WriteFile(w.conf.Inventory, []byte(`{"payload":"","signature":""}`), 0o600); err != nil {
+	public, private, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
 		t.Fatal(err)
 	}
+	w.inventoryKey, w.conf.InventoryKey = private, hex.EncodeToString(public)
+	w.publish(w.inventoryKey, w.entry)
 	if adjust != nil {
 		adjust(&w.conf, w.entry)
 	}
@@ -151,6 +156,22 @@ func newWorld(t testing.TB, adjust func(*Config, inventory.Host)) *world {
 	w.sum = digest.Of(encoded)
 	w.measure(config)
 	return w
+}
+
+// publish signs an inventory.
+func (w *world) publish(key ed25519.PrivateKey, hosts ...inventory.Host) {
+	w.t.Helper()
+	env, err := enroll.Publish(key, "provider", 1, time.Now(), time.Hour, hosts)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	data, err := json.Marshal(env)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if err := os.WriteFile(w.conf.Inventory, data, 0o600); err != nil {
+		w.t.Fatal(err)
+	}
 }
 
 // measure adds the platform's files to the TPM, as a launcher does at boot, and

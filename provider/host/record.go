@@ -67,7 +67,7 @@ func (a *Agent) recover() error {
 		}
 		if v.info.State != hostapi.Stopped {
 			slog.Warn("vm found stopped", "reservation", id, "was", v.info.State)
-			v.finish(event.VMStopped)
+			v.finish(event.VMStopped, "the host agent started anew")
 		}
 		a.vms[id] = v
 	}

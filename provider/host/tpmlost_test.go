@@ -22,8 +22,8 @@ func (s speechless) Send(command []byte) ([]byte, error) {
 	return nil, errors.New("no answer")
 }
 
-// A TPM that ends while one VM holds it, the next one waits for it, and a third comes
-// later: each is ended for that reason, and none is left waiting.
+// A TPM that ends while one VM needs it, the next one waits for its boot server, and a
+// third comes later: each is ended for that reason, and none is left waiting.
 func TestTPMLostInEachStage(t *testing.T) {
 	v := swtpmtest.New(t)
 	a := agentOf(t, v, time.Minute)
@@ -32,14 +32,13 @@ func TestTPMLostInEachStage(t *testing.T) {
 		asked := l.hear(channel.AskTunnel)
 		l.say(channel.Message{Type: channel.Tunnel, Challenge: asked.Challenge, Measurement: &oneTunnel})
 	}
-	holds, waits := a.boot(t, "holds"), a.boot(t, "waits")
-	holds.upTo(channel.Held)
-	tunnel(waits)
-	waits.vm.await(t.Context(), hostapi.Queued)
+	needs, waits := a.boot(t, "needs"), a.boot(t, "waits")
+	needs.upTo(channel.Ready)
+	waits.upTo(channel.Ready)
 	v.Restart() // one that is back has not what the host put into it
 	_, session := a.broker.Keys()
-	go tpm2.HMACSession(speechless{holds}, tpm2.TPMAlgSHA256, 16, tpm2.Salted(session.Handle, session.Public), tpm2.AESEncryption(128, tpm2.EncryptInOut))
-	holds.refused(event.TPMLost)
+	go tpm2.HMACSession(speechless{needs}, tpm2.TPMAlgSHA256, 16, tpm2.Salted(session.Handle, session.Public), tpm2.AESEncryption(128, tpm2.EncryptInOut))
+	needs.refused(event.TPMLost)
 	waits.refused(event.TPMLost)
 	late := a.boot(t, "late")
 	tunnel(late)
@@ -69,7 +68,7 @@ func TestTPMLostEndsTheAgent(t *testing.T) {
 	c = w.client("acme-orchestrator")
 	var vm hostapi.VM
 	c.ok("GET", "/v1/vms/"+req.Spec.Reservation, nil, &vm)
-	if vm.State != hostapi.Stopped || vm.Reason != event.TPMLost {
+	if vm.State != hostapi.Stopped || vm.Reason != event.TPMLost || vm.Detail == "" {
 		t.Errorf("its VM: %+v", vm)
 	}
 }

@@ -68,7 +68,7 @@ func (v *vm) update(change func(*hostapi.VM)) {
 // The orders in which states and boot stages follow.
 var (
 	stateOrder = map[string]int{hostapi.Created: 1, hostapi.Running: 2, hostapi.Stopped: 3}
-	stageOrder = map[string]int{hostapi.Waiting: 1, hostapi.Queued: 2, hostapi.Held: 3, hostapi.Quoted: 4, hostapi.Delivered: 5}
+	stageOrder = map[string]int{hostapi.Waiting: 1, hostapi.Attesting: 2, hostapi.Quoted: 3, hostapi.Delivered: 4}
 )
 
 // reached reports whether the VM has come to a state or boot stage, or past it.
@@ -228,7 +228,7 @@ func (v *vm) supervise(ctx context.Context, end context.CancelCauseFunc, proc *q
 	if !errors.Is(cause, errGone) {
 		reason, detail = event.ReasonOf(cause), cause.Error()
 	}
-	v.finish(reason)
+	v.finish(reason, detail)
 	v.logger().Info("vm stopped", "reason", reason, "detail", detail, "qemu", exit.Error(), "complaints", proc.Complaints())
 	close(v.done)
 }
@@ -252,7 +252,7 @@ func (v *vm) endedAs(guest string) event.Reason {
 
 // finish records the end, on disk before anybody is told: whoever knows that the VM has
 // stopped may put the next start in its place.
-func (v *vm) finish(reason event.Reason) {
+func (v *vm) finish(reason event.Reason, detail string) {
 	v.mu.Lock()
 	v.token = token.Token{}
 	v.mu.Unlock()
@@ -260,7 +260,7 @@ func (v *vm) finish(reason event.Reason) {
 	if info.State == hostapi.Stopped {
 		return
 	}
-	info.State, info.Reason, info.Ended = hostapi.Stopped, reason, time.Now().UTC()
+	info.State, info.Reason, info.Detail, info.Ended = hostapi.Stopped, reason, detail[:min(len(detail), hostapi.MaxDetail)], time.Now().UTC()
 	if err := v.write(info); err != nil {
 		v.logger().Error("vm not recorded", "error", err) // a restart calls it stopped all the same
 	}
@@ -275,7 +275,7 @@ func (v *vm) stop(reason event.Reason, detail string) {
 	end, done := v.end, v.done
 	v.mu.Unlock()
 	if done == nil {
-		v.finish(reason)
+		v.finish(reason, detail)
 		return
 	}
 	end(event.Refuse(reason, "%s", detail))

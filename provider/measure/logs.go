@@ -1,35 +1,59 @@
 package measure
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 
+	"foothold/protocol/digest"
 	"foothold/protocol/evidence"
 	"foothold/protocol/imalog"
 	"foothold/protocol/tcglog"
 )
 
-// Where securityfs has the logs of what ran before the agent (Linux,
-// Documentation/ABI/testing/ima_policy and .../security/tpm/tpm_event_log.rst).
-const (
-	firmwareLog = "/sys/kernel/security/tpm0/binary_bios_measurements"
-	kernelList  = "/sys/kernel/security/ima/binary_runtime_measurements"
-)
+// Logs are the files in which a host's kernel has the logs of what ran before the agent.
+type Logs struct {
+	Firmware string // of firmware and boot loader, as package tcglog reads it
+	Kernel   string // of the files that the kernel measured, as package imalog reads it
+}
 
-// Logs reads the logs of firmware and kernel. They must be read after the quote that they
-// go with: the kernel's list grows, and a quote proves a beginning of it.
-func Logs() (evidence.Platform, error) { return logs(firmwareLog, kernelList) }
+// SecurityFS is where Linux has them (Documentation/security/tpm/tpm_event_log.rst,
+// Documentation/ABI/testing/ima_policy).
+func SecurityFS() Logs {
+	return Logs{"/sys/kernel/security/tpm0/binary_bios_measurements", "/sys/kernel/security/ima/binary_runtime_measurements"}
+}
 
-func logs(firmware, kernel string) (p evidence.Platform, err error) {
-	if p.Firmware, err = readWhole(firmware, tcglog.MaxSize); err != nil {
+// Read reads both. They must be read after the quote that they go with: the kernel's list
+// grows, and a quote proves a beginning of it.
+func (l Logs) Read() (p evidence.Platform, err error) {
+	if p.Firmware, err = readWhole(l.Firmware, tcglog.MaxSize); err != nil {
 		return evidence.Platform{}, fmt.Errorf("read the firmware's log (is there a TPM, and securityfs mounted?): %w", err)
 	}
-	if p.Kernel, err = readWhole(kernel, imalog.MaxSize); err != nil {
+	if p.Kernel, err = readWhole(l.Kernel, imalog.MaxSize); err != nil {
 		return evidence.Platform{}, fmt.Errorf("read the kernel's list (is securityfs mounted, and ima_policy given?): %w", err)
 	}
 	return p, nil
+}
+
+// Measured reports whether the kernel's list has a file of that digest by now. A kernel
+// measures a file when it is opened, so it is asked after that.
+func (l Logs) Measured(sum digest.SHA256) (bool, error) {
+	data, err := readWhole(l.Kernel, imalog.MaxSize)
+	if err != nil {
+		return false, fmt.Errorf("read the kernel's list: %w", err)
+	}
+	list, err := imalog.Parse(data)
+	if err != nil {
+		return false, err
+	}
+	for _, e := range list.Entries {
+		if !e.Violation && e.Algorithm == "sha256" && bytes.Equal(e.Digest, sum[:]) {
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 // readWhole reads a file that says nothing of its size: all of it, or an error.

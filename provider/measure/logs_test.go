@@ -20,7 +20,7 @@ func TestLogsAreWholeOrAnError(t *testing.T) {
 		return path
 	}
 	firmware, kernel := file("firmware", tcglog.MaxSize), file("kernel", imalog.MaxSize)
-	p, err := logs(firmware, kernel)
+	p, err := Logs{firmware, kernel}.Read()
 	if err != nil || len(p.Firmware) != tcglog.MaxSize || len(p.Kernel) != imalog.MaxSize {
 		t.Errorf("logs as large as may be: %d and %d bytes, %v", len(p.Firmware), len(p.Kernel), err)
 	}
@@ -32,7 +32,7 @@ func TestLogsAreWholeOrAnError(t *testing.T) {
 		"no firmware log":    {filepath.Join(dir, "none"), kernel, "securityfs"},
 		"no kernel list":     {firmware, filepath.Join(dir, "none"), "ima_policy"},
 	} {
-		p, err := logs(c.firmware, c.kernel)
+		p, err := Logs{c.firmware, c.kernel}.Read()
 		if err == nil || !strings.Contains(err.Error(), c.want) || p.Firmware != nil || p.Kernel != nil {
 			t.Errorf("%s: %d and %d bytes, %v", name, len(p.Firmware), len(p.Kernel), err)
 		}

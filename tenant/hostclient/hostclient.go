@@ -28,6 +28,8 @@ import (
 	"foothold/protocol/event"
 	"foothold/protocol/evidence"
 	"foothold/protocol/hostapi"
+	"foothold/protocol/imalog"
+	"foothold/protocol/tcglog"
 )
 
 // Limits of calls.
@@ -38,7 +40,9 @@ const (
 	maxIdleConns = 32               // two for each VM that is judged at the same time
 	maxList      = 16 << 20         // bytes of a list
 	maxConsole   = 2 << 20
-	maxLog       = 2 << 20 // of a platform's measurement log: MaxEvents entries
+	// of a platform's logs: a launcher's MaxEvents entries, or those of firmware and kernel
+	// in base64, and a quote. What comes compressed is bounded as it is unpacked.
+	maxLog = 2<<20 + (tcglog.MaxSize+imalog.MaxSize)*4/3
 )
 
 // nameSuffix completes a host's name to the DNS name in its certificate.
@@ -136,6 +140,11 @@ func (c *Client) Quote(ctx context.Context, qualifying digest.SHA256) (q hostapi
 // Activate challenges the host's TPM to prove that it holds the inventory's AIK.
 func (c *Client) Activate(ctx context.Context, req hostapi.ActivateRequest) (out hostapi.ActivateResponse, err error) {
 	return out, c.call(ctx, callTimeout, http.MethodPost, "/v1/activate", req, &out, hostapi.MaxMessage)
+}
+
+// PutSessionKey has the host's TPM take the tenant's own session key.
+func (c *Client) PutSessionKey(ctx context.Context, m hostapi.MigratedKey) error {
+	return c.call(ctx, callTimeout, http.MethodPut, "/v1/session-key", m, &struct{}{}, hostapi.MaxMessage)
 }
 
 // Platform reads the host's measurement log.

@@ -4,16 +4,17 @@
 // It is one SQLite database in WAL mode with synchronous=FULL: a weaker setting can
 // give a spent token back after a power cut. secure_delete overwrites what is
 // deleted. There is one writer connection, so write transactions are serial; each
-// [Ledger.Write] is all or nothing and durable when it returns. Readers see the last
-// committed state and never wait for the writer.
+// [Ledger.Write] is all or nothing and durable when it returns. Those that wait for their
+// turn at the same time share one commit, each inside a savepoint of its own. Readers see
+// the last committed state and never wait for the writer.
 //
 // What makes an act single is always one compare-and-swap in SQL: [Ledger.Spend] for
 // a token, [Tx.Move] for a phase, [Tx.End] for the end, [Tx.UseNonce] for a nonce.
 // Token and phase and journal entry change in the same transaction. The plain text of
 // a token never comes here; only its digest does.
 //
-// On a full disk a write fails with [ErrFull] and has changed nothing; reading goes on,
-// and the next write that finds room succeeds.
+// On a full disk a write fails with [ErrFull] and has changed nothing, nor has any that
+// shares its commit; reading goes on, and the next write that finds room succeeds.
 package ledger
 
 import (
@@ -41,6 +42,9 @@ var ErrNotFound = errors.New("not in the ledger")
 const (
 	busyTimeout = 5 * time.Second // another process (a backup) may hold the file for a moment
 	readers     = 4               // connections
+	// checkpointAt is how long the write-ahead log gets before its pages go to the database
+	// file, 16 MiB. Many writes change the same pages, and of each the last state alone goes.
+	checkpointAt = 4096
 )
 
 // Ledger is an open ledger. It is safe for concurrent use.
@@ -56,7 +60,7 @@ func Open(ctx context.Context, file string, now func() time.Time) (*Ledger, erro
 	if err := closeToOthers(file); err != nil {
 		return nil, fmt.Errorf("open ledger: %w", err)
 	}
-	write, err := open(file, 1)
+	write, err := open(file, 1, fmt.Sprintf("wal_autocheckpoint(%d)", checkpointAt))
 	if err != nil {
 		return nil, err
 	}
@@ -96,11 +100,12 @@ func closeToOthers(file string) error {
 	return nil
 }
 
-func open(file string, conns int) (*sql.DB, error) {
-	q := url.Values{"_txlock": {"immediate"}, "_pragma": {
+func open(file string, conns int, pragmas ...string) (*sql.DB, error) {
+	q := url.Values{"_txlock": {"immediate"}, "_pragma": append(pragmas,
 		fmt.Sprintf("busy_timeout(%d)", busyTimeout.Milliseconds()),
 		"journal_mode(WAL)", "synchronous(FULL)", "secure_delete(ON)", "foreign_keys(ON)",
-	}}
+		"temp_store(MEMORY)", // else what undoes a savepoint is written to a file in /tmp
+	)}
 	db, err := sql.Open("sqlite", (&url.URL{Scheme: "file", Opaque: (&url.URL{Path: file}).EscapedPath(), RawQuery: q.Encode()}).String())
 	if err != nil {
 		return nil, fmt.Errorf("open ledger: %w", err)

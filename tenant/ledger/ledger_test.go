@@ -319,6 +319,54 @@ func TestNonceServesOnce(t *testing.T) {
 	}
 }
 
+// TestNonceServesOnceAcrossRestartsAndReplicas: of many racing uses, by orchestrators that
+// share one ledger, one wins; and none after a restart.
+func TestNonceServesOnceAcrossRestartsAndReplicas(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "ledger.db")
+	c := newClock()
+	replicas := []*Ledger{openAt(t, file, c), openAt(t, file, c), openAt(t, file, c)}
+	reserve(t, replicas[0], c, 1)
+	var nonce, unused []byte
+	must(t, replicas[0], func(tx *Tx) (err error) {
+		if nonce, err = tx.NewNonce(identifier(1), 1, "boot"); err != nil {
+			return err
+		}
+		unused, err = tx.NewNonce(identifier(1), 1, "boot")
+		return err
+	})
+	use := func(l *Ledger, nonce []byte) error {
+		return l.Write(t.Context(), func(tx *Tx) error { return tx.UseNonce(nonce, identifier(1), 1, "boot", time.Minute) })
+	}
+	var wg sync.WaitGroup
+	var won atomic.Int32
+	for i := range 30 {
+		wg.Go(func() {
+			switch err := use(replicas[i%len(replicas)], nonce); {
+			case err == nil:
+				won.Add(1)
+			case event.ReasonOf(err) != event.QuoteRefused:
+				t.Errorf("use %d: %v", i, err)
+			}
+		})
+	}
+	wg.Wait()
+	if won.Load() != 1 {
+		t.Errorf("%d uses won", won.Load())
+	}
+	for _, l := range replicas {
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	again := openAt(t, file, c)
+	if err := use(again, nonce); event.ReasonOf(err) != event.QuoteRefused {
+		t.Errorf("after a restart: %v", err)
+	}
+	if err := use(again, unused); err != nil {
+		t.Errorf("one that was not used, after a restart: %v", err)
+	}
+}
+
 func TestJournalShowsTampering(t *testing.T) {
 	l, _ := openTest(t)
 	for range 3 {

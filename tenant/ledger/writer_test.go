@@ -443,7 +443,13 @@ func TestFullDiskFailsTheWholeBatch(t *testing.T) {
 						c.write(t.Context(), func(*Tx) error { return event.Refuse(event.NotPermitted, "it saw the token spent") })
 					}
 					synctest.Wait()
-					c.write(t.Context(), more)
+					c.write(t.Context(), func(tx *Tx) error {
+						err := more(tx)
+						if (name == "in its midst") != errors.Is(told(err), ErrFull) {
+							t.Errorf("the statement: %v", err)
+						}
+						return err
+					})
 					synctest.Wait()
 					for range 3 {
 						c.write(t.Context(), func(tx *Tx) error {

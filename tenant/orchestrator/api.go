@@ -41,6 +41,7 @@ func (o *Orchestrator) operatorAPI() http.Handler {
 	o.documentOperations(a)
 	o.templateOperations(a, mux)
 	o.hostAuditOperations(a)
+	o.platformOperations(a)
 	return o.allow(requestRefused, mux, mtls.Operator)
 }
 

@@ -197,7 +197,7 @@ func (o *Orchestrator) openPlatforms(ctx context.Context) (list []*verify.Platfo
 func (o *Orchestrator) rebase(ctx context.Context, inv *verify.Inventory, platforms []*verify.Platform, store func(*ledger.Tx) error) error {
 	next := &basis{inventory: inv, platforms: platforms, now: o.now, hosts: map[string]*hostclient.Client{}, former: map[string]*hostclient.Client{}}
 	var err error
-	if next.verifier, err = verify.New(verify.Config{Inventory: inv, Platforms: append([]*verify.Platform{}, platforms...), Profile: o.conf.Profile, Now: o.now}); err != nil {
+	if next.verifier, err = verify.New(verify.Config{Inventory: inv, Platforms: append([]*verify.Platform{}, platforms...), Profile: o.conf.Profile, Policies: o.conf.HostPolicy, Now: o.now}); err != nil {
 		return err
 	}
 	for _, s := range inv.Hosts() {

@@ -38,6 +38,9 @@ func (o *Orchestrator) bootOpen(ctx context.Context, _ mtls.Identity, in upstrea
 		}
 		s.Opened, s.VMKey, s.BootNonce = t.Now, in.VMKey, nonce
 		out = upstream.OpenResponse{Reservation: r.ID, Nonce: nonce, AIK: host.Host.AIK, Session: host.Host.Session, Settings: s.Spec.Digest()}
+		if o.own != nil {
+			out.Session, out.Own = o.own.public, true
+		}
 		return t.PutStart(r.ID, r.Start, s)
 	})
 	o.zones.journalled()

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"foothold/internal/mtls"
+	"foothold/tenant/verify"
 )
 
 // Config is the orchestrator's configuration file.
@@ -36,10 +37,16 @@ type Config struct {
 	// TPMRoots is a PEM file of the authorities of TPM manufacturers; every host's endorsement
 	// certificate must chain to one of them.
 	TPMRoots string `yaml:"tpm_roots"`
+	// OwnSessionKey: boot servers' sessions with the hosts' TPMs are salted to a key of our
+	// own, which each TPM takes from us, and not to the inventory's session key [false].
+	OwnSessionKey bool `yaml:"own_session_key,omitempty"`
 	// Platform is the signed reference values, PlatformKey the public key that signs them (hex).
 	// The file is the first one, too: see `foothold platform manifest import`.
 	Platform    string `yaml:"platform"`
 	PlatformKey string `yaml:"platform_key"`
+	// HostPolicy is what hosts must be beside their release's reference values: by default,
+	// and what differs for single hosts. In production it must name locations.
+	HostPolicy verify.Policies `yaml:"host_policy,omitempty"`
 	// HostLost is what becomes of VMs that run on a host which lost its good standing, because it left
 	// the inventory, has other keys, or its release has no reference values left: alert, close or
 	// terminate [close]. A refused quote ends a VM whatever this says, and so does limits.attest_within.

@@ -66,6 +66,9 @@ func (o *Orchestrator) bringUp(ctx context.Context, spec hostedSpec, t1 token.To
 	if err := o.ensureActivated(ctx, spec.host); err != nil {
 		return err
 	}
+	if err := o.giveOwnKey(ctx, h, spec.host); err != nil {
+		return err
+	}
 	// 4. Create and start, each idempotent by reservation and start. After a crash the
 	// VM may exist; recovery destroys it.
 	created, err := h.Create(ctx, hostapi.CreateRequest{Spec: spec.Spec, Token: t1})
@@ -374,8 +377,8 @@ func stopped(vm hostapi.VM) error {
 	case event.GuestReset, event.GuestCrashed, event.GuestPoweredOff:
 		return event.Refuse(vm.Reason, "as host %s saw it", vm.Host)
 	case event.ChannelMisuse, event.TPMCommandRefused, event.TPMBusy, event.TPMLost, event.LoaderFailed, event.DigestMismatch,
-		event.SignatureInvalid, event.DeadlinePassed, event.BootServerFailed, event.ServerUntrusted:
-		return event.Refuse(vm.Reason, "host %s ended the VM in boot stage %q", vm.Host, vm.Boot)
+		event.SignatureInvalid, event.QuoteRefused, event.DeadlinePassed, event.BootServerFailed, event.ServerUntrusted:
+		return event.Refuse(vm.Reason, "host %s ended the VM in boot stage %q: %q", vm.Host, vm.Boot, vm.Detail[:min(len(vm.Detail), hostapi.MaxDetail)])
 	}
 	return event.Refuse(event.VMStopped, "host %s reports it %s, boot stage %q, reason %q", vm.Host, vm.State, vm.Boot, vm.Reason)
 }

@@ -244,8 +244,7 @@ func (w *world) inOrder() {
 // TestTurnThatDoesNotCome: a VM that waits for its turn longer than it may be reserved
 // ends then, and says what it waited for; one whose turn comes within that goes on.
 func TestTurnThatDoesNotCome(t *testing.T) {
-	t.Parallel()
-	w := newWorld(t, func(c *Config) { c.Limits.BootsAtOnce, c.Limits.Reserved = 1, 6*time.Second })
+	w := newWorld(t, func(c *Config) { c.Limits.BootsAtOnce, c.Limits.Reserved = 1, 8*time.Second })
 	w.template("debian")
 	first := w.take(w.create(api.CreateVM{Name: "first"}).ID)
 	second := w.create(api.CreateVM{Name: "second"})

@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/json"
+	"errors"
 	"io"
 	"maps"
 	"math/big"
@@ -61,7 +62,14 @@ type fakeHost struct {
 	quoting   func() // guarded by mu: called once, before the next static quote
 	undead    bool   // guarded by mu: destroys nothing but says so
 	mute      mute   // guarded by mu: one call that gets no answer
+	own       []byte // guarded by mu: the tenant's own session key, which the TPM took
 	changed   *sync.Cond
+}
+
+func (h *fakeHost) sessionKey() []byte {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.own
 }
 
 type hostedVM struct {
@@ -203,7 +211,7 @@ func (h *fakeHost) stop(id string, why event.Reason) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if v := h.vms[id]; v != nil {
-		v.State, v.Reason, v.Ended = hostapi.Stopped, why, time.Now()
+		v.State, v.Reason, v.Detail, v.Ended = hostapi.Stopped, why, "what the host saw", time.Now()
 	}
 	h.changed.Broadcast()
 }
@@ -359,6 +367,26 @@ func (h *fakeHost) handler() http.Handler {
 			credential[0] ^= 1
 		}
 		return hostapi.ActivateResponse{Credential: credential}, ""
+	})
+	on("PUT /v1/session-key", func(r *http.Request) (any, event.Reason) {
+		var in hostapi.MigratedKey
+		if strictjson.Read(r.Body, hostapi.MaxMessage, &in) != nil {
+			return nil, event.BadRequest
+		}
+		h.tpmMu.Lock()
+		defer h.tpmMu.Unlock()
+		parent, err1 := tpm.ReadKey(h.dev, inventory.SessionHandle)
+		public, err2 := tpm.ParsePublic(in.Public)
+		if errors.Join(err1, err2) != nil {
+			return nil, event.BadRequest
+		}
+		if _, err := tpm.Import(h.dev, parent, public, in.Duplicate, in.Seed); err != nil {
+			return nil, event.BadRequest
+		}
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		h.own = in.Public
+		return struct{}{}, ""
 	})
 	on("GET /v1/platform", func(*http.Request) (any, event.Reason) {
 		h.tpmMu.Lock()

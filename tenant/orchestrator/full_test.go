@@ -22,7 +22,7 @@ import (
 
 // atOnce is how many tests run side by side where -parallel does not say: each waits
 // more than it computes.
-const atOnce = "6"
+const atOnce = "4"
 
 func TestMain(m *testing.M) {
 	if err := flag.Set("test.parallel", atOnce); err != nil {

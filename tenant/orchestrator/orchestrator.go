@@ -70,6 +70,7 @@ type Orchestrator struct {
 	zones   *zones
 	trust   trust
 	current atomic.Pointer[basis]
+	own     *ownKey // nil: boot sessions are salted to the inventory's keys
 	ground  ground
 	store   *storeClient
 	now     func() time.Time
@@ -134,6 +135,9 @@ func newAt(ctx context.Context, conf Config, now func() time.Time) (_ *Orchestra
 		return nil, err
 	}
 	if err := o.readGround(); err != nil {
+		return nil, err
+	}
+	if err := o.readOwnKey(); err != nil {
 		return nil, err
 	}
 	if err := o.readTrust(); err != nil {

@@ -32,7 +32,8 @@ import (
 func roomy(c *Config) {
 	c.Limits.VMs = 60
 	c.Network.Last = netip.MustParseAddr("10.82.0.90")
-	c.Limits.Booting, c.Limits.Connecting, c.Limits.Unlocking = time.Minute, time.Minute, time.Minute
+	c.Limits.Booting, c.Limits.Connecting, c.Limits.Unlocking = 5*time.Minute, 5*time.Minute, 5*time.Minute
+	c.Limits.Lease = 5 * time.Minute // few send heartbeats
 }
 
 // counted is how often the orchestrator has counted a reason under a kind of entry.
@@ -83,6 +84,7 @@ func (w *world) refusedOnce(what, kind string, r event.Reason, f func()) {
 func TestRefusedWishesLeaveNothing(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, func(c *Config) {
+		c.Limits.Booting = 5 * time.Minute // the one that is held boots all the while
 		c.Limits.VMs, c.Limits.MemoryMiB = 3, 4096
 		c.Network.Last = c.Network.First.Next()
 	})
@@ -704,13 +706,17 @@ func TestTheHostsReasonIsKept(t *testing.T) {
 		event.ChannelMisuse: event.ChannelMisuse, event.TPMCommandRefused: event.TPMCommandRefused, event.TPMBusy: event.TPMBusy,
 		event.LoaderFailed: event.LoaderFailed, event.BootServerFailed: event.BootServerFailed, event.ServerUntrusted: event.ServerUntrusted,
 		event.SignatureInvalid: event.SignatureInvalid, event.DigestMismatch: event.DigestMismatch, event.DeadlinePassed: event.DeadlinePassed,
-		event.Released: event.VMStopped, event.AuditFailed: event.VMStopped, "": event.VMStopped, "made-up": event.VMStopped,
+		event.QuoteRefused: event.QuoteRefused, event.Released: event.VMStopped, event.AuditFailed: event.VMStopped, "": event.VMStopped, "made-up": event.VMStopped,
 	} {
 		g := w.take(w.create(api.CreateVM{Name: "web"}).ID)
 		w.refusedOnce(string(said), "vm.aborted", want, func() {
 			w.host.stop(g.id, said)
 			w.waitPhase(g.id, reservation.Aborted)
 		})
+		list := w.journal("vm.aborted")
+		if detail := list[len(list)-1].Detail["detail"]; said == want && !strings.Contains(detail, `"what the host saw"`) {
+			t.Errorf("%s: the journal says %q", said, detail)
+		}
 		w.waitGone(g.id)
 		w.waitFlows(g.id)
 		w.call("DELETE", "/v1/vms/web", nil, nil)

@@ -75,7 +75,7 @@ func events(log []byte) ([]platform.Event, error) {
 		if e.PCR == pcr.Platform || !slices.Contains(pcr.Static, e.PCR) {
 			return nil, fmt.Errorf("event %d of the firmware's log extends register %d, which is not the firmware's", e.Number, e.PCR)
 		}
-		list = append(list, platform.Event{PCR: e.PCR, Component: e.Describe(), SHA256: []digest.SHA256{digest.SHA256(e.Digest(tcglog.SHA256))}})
+		list = append(list, platform.Event{PCR: e.PCR, Component: e.Describe(), SHA256: []digest.SHA256{digest.SHA256(e.Digest(tcglog.SHA256))}, Type: uint32(e.Type)})
 	}
 	return list, nil
 }
@@ -100,6 +100,9 @@ func merge(have, seen []platform.Event) []platform.Event {
 		for ; i < p[0] && j < p[1]; i, j = i+1, j+1 {
 			e := have[i]
 			e.SHA256 = append(slices.Clone(e.SHA256), seen[j].SHA256...)
+			if e.Type != seen[j].Type {
+				e.Type = 0 // nothing may be read from what is one thing here and another there
+			}
 			out = append(out, e)
 		}
 		for ; i < p[0]; i++ {

@@ -11,6 +11,7 @@ import (
 
 	"foothold/protocol/digest"
 	"foothold/protocol/evidence"
+	"foothold/protocol/platform"
 )
 
 // Pinned is what somebody believes who audits decisions without the orchestrator: none of it
@@ -37,6 +38,7 @@ type Audited struct {
 	Digest    digest.SHA256 `json:"digest"`
 	Inventory int           `json:"inventory_version"`
 	Platform  string        `json:"platform"`
+	Policy    *Policy       `json:"policy,omitempty"` // as recorded: the tenant's own, that no key signs
 	Derived   bool          `json:"derived_accepted"` // by these keys the evidence proves what it must
 	Findings  []Finding     `json:"findings"`         // derived; where there are any, all of them
 	Tests     []Test        `json:"tests"`
@@ -70,7 +72,7 @@ func (p Pinned) Audit(b *Bundle) (Audited, error) {
 		return Audited{}, err
 	}
 	r := b.Record
-	a := Audited{Link: link, Digest: b.Digest, Inventory: r.Inventory.Version, Findings: []Finding{}}
+	a := Audited{Link: link, Digest: b.Digest, Inventory: r.Inventory.Version, Policy: r.Policy, Findings: []Finding{}}
 	test := func(name string, err error, says string) bool {
 		if err != nil {
 			says = err.Error()
@@ -127,6 +129,12 @@ func (p Pinned) ground(b *Bundle) (*Verifier, error) {
 		return nil, errors.New("inventory: it is another than the record names")
 	}
 	v := &Verifier{inventory: inv, platforms: map[string][]*Platform{}, profile: p.Profile, now: p.Now}
+	if r.Policy != nil {
+		if err := r.Policy.check(platform.Production); err != nil { // a lab's is complete as well
+			return nil, fmt.Errorf("policy: %w", err)
+		}
+		v.policies = Policies{Default: *r.Policy}
+	}
 	if (b.Platform == nil) != (r.Platform == nil) {
 		return nil, errors.New("reference values: record and bundle do not agree whether there are any")
 	}

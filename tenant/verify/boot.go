@@ -101,28 +101,41 @@ func (j *judgement) bootInput(x BootExpectation, e BootEvidence) {
 	if _, err := certificate(e.LoaderLeaf); err != nil {
 		j.find("input", "the loader's certificate: %v", err)
 	}
-	if err := believable(e.ServerLeaf, x.Settings.Boot, j.verdict.At); err != nil {
+	if err := j.v.leaves.believable(e.ServerLeaf, x.Settings.Boot, j.verdict.At); err != nil {
 		j.find("input", "the boot server's certificate: %v", err)
 	}
 }
 
-// believable reports whether the loader, by its measured settings, accepts this leaf.
-func believable(leaf []byte, boot vmspec.Boot, at time.Time) error {
+// believable reports whether the loader, by its measured settings, accepts this leaf, and
+// from when to when it does.
+func believable(leaf []byte, boot vmspec.Boot, at time.Time) (v validity, err error) {
 	cert, err := certificate(leaf)
 	if err != nil {
-		return err
+		return v, err
 	}
 	ca, err := x509.ParseCertificate(boot.CA)
 	if err != nil {
-		return errors.New("the settings' boot authority is not a certificate")
+		return v, errors.New("the settings' boot authority is not a certificate")
 	}
 	roots := x509.NewCertPool()
 	roots.AddCert(ca)
-	_, err = cert.Verify(x509.VerifyOptions{
+	chains, err := cert.Verify(x509.VerifyOptions{
 		Roots: roots, DNSName: boot.ServerName, CurrentTime: at,
 		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	})
-	return err
+	if err != nil {
+		return v, err
+	}
+	v = validity{cert.NotBefore, cert.NotAfter}
+	for _, c := range chains[0] { // the leaf and its authority: there is no other way
+		if c.NotBefore.After(v.from) {
+			v.from = c.NotBefore
+		}
+		if c.NotAfter.Before(v.until) {
+			v.until = c.NotAfter
+		}
+	}
+	return v, nil
 }
 
 func certificate(der []byte) (*x509.Certificate, error) {

@@ -49,6 +49,7 @@ type Record struct {
 	At        time.Time     `json:"at"` // judged as of then
 	Inventory ReadInventory `json:"inventory"`
 	Platform  *ReadPlatform `json:"platform,omitempty"`     // absent: the host's release had no reference values
+	Policy    *Policy       `json:"policy,omitempty"`       // that the host was held against; absent in a lab that has none
 	Logs      digest.SHA256 `json:"logs"`                   // of the logs' JSON
 	Dropped   int           `json:"dropped_logs,omitempty"` // bytes of logs that were too large to be read or kept
 	Boot      *BootRecord   `json:"boot,omitempty"`

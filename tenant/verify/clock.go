@@ -42,12 +42,13 @@ func clockOf(aik digest.SHA256, info tpm2.TPMSClockInfo) Clock {
 func booted(a, b Clock) int32 { return int32(b.Resets - a.Resets) }
 
 // follow reports whether a quote's clock goes on from the last one, and whether the
-// host has booted in between. That is allowed to a boot quote, which starts afresh; a
-// static quote continues an admitted start, which no host boot survives.
+// host has booted in between. That is allowed to a boot quote, which starts afresh, and to a
+// survey, which concerns no VM; a static quote continues an admitted start, which no host
+// boot survives.
 func (c Clock) follow(q Clock, role string) (rebooted bool, err error) {
-	boots := booted(c, q)
+	boots, afresh := booted(c, q), role == evidence.RoleBoot || role == evidence.RoleSurvey
 	switch {
-	case c == Clock{} && role != evidence.RoleBoot:
+	case c == Clock{} && !afresh:
 		return false, fmt.Errorf("no earlier quote of this start is known")
 	case c == Clock{}:
 		return false, nil
@@ -55,7 +56,7 @@ func (c Clock) follow(q Clock, role string) (rebooted bool, err error) {
 		return false, fmt.Errorf("the last quote of this host was by another attestation key")
 	case boots < 0:
 		return false, fmt.Errorf("the TPM's reset count went back by %d", -int64(boots))
-	case boots > 0 && role != evidence.RoleBoot:
+	case boots > 0 && !afresh:
 		return true, fmt.Errorf("the host has booted %d times since this VM was admitted", boots)
 	case boots > 0:
 		// The clock may step back over an unclean power-off (part 1, "Clock").

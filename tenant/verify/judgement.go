@@ -17,9 +17,13 @@ import (
 	"github.com/google/go-tpm/tpm2"
 )
 
-// maxFindings bounds what one quote can write into the journal; the last one says how
-// many more there were.
-const maxFindings = 64
+// maxFindings bounds what one quote can write into the journal, maxTrial what one is said to
+// differ by for people: a release of the platform may change thousands of files. The last
+// finding says how many more there were.
+const (
+	maxFindings = 64
+	maxTrial    = 4096
+)
 
 // judgement is one quote being judged.
 type judgement struct {
@@ -27,6 +31,7 @@ type judgement struct {
 	verdict  Verdict
 	host     *hostKeys // nil: not in the inventory
 	platform *Platform // nil: no reference values
+	policy   Policy    // of the host
 	logs     evidence.Platform
 	dropped  int // bytes of logs that are too large to be read or kept; 0: none
 	more     int // findings beyond maxFindings
@@ -45,19 +50,21 @@ func (j *judgement) differ(check, component, expected, seen, do string) {
 }
 
 func (j *judgement) add(f Finding) {
-	if len(j.verdict.Findings) == maxFindings {
+	if len(j.verdict.Findings) == j.most() {
 		j.more++
 		return
 	}
 	j.verdict.Findings = append(j.verdict.Findings, f)
 }
 
+func (j *judgement) most() int { return max(maxFindings, j.v.most) }
+
 // begin checks what does not depend on the quote, as of at: inventory, host, and the
 // reference values p, which are nil where the host's release has none.
 func (v *Verifier) begin(role, reservation string, start int, host string, at time.Time, p *Platform, logs evidence.Platform, dropped int) *judgement {
 	j := &judgement{v: v, verdict: Verdict{Role: role, Reservation: reservation, Start: start, Host: host, At: at}}
 	j.logs, j.dropped = keepable(logs, dropped)
-	if !vmspec.ValidID(reservation) || start < 1 {
+	if role != evidence.RoleSurvey && (!vmspec.ValidID(reservation) || start < 1) {
 		j.find("input", "there is no start %d of %q", start, reservation)
 	}
 	if j.dropped > 0 {
@@ -82,6 +89,8 @@ func (j *judgement) standing(host string, at time.Time, p *Platform) {
 	for _, problem := range h.problems {
 		j.find("host", "%s", problem)
 	}
+	j.policy = v.policies.of(host)
+	j.location()
 	if p == nil {
 		j.find("platform", "there are no reference values for its release %q", h.entry.Software)
 		return
@@ -296,13 +305,16 @@ func explain(got []byte, want quoteExpectation) []string {
 func (j *judgement) end(r Record) Verdict {
 	v := &j.verdict
 	if j.more > 0 {
-		v.Findings = v.Findings[:maxFindings-1]
+		v.Findings = v.Findings[:j.most()-1]
 		j.find("more", "%d more findings", j.more+1)
 	}
 	if v.good = len(v.Findings) == 0; !v.good {
 		v.Clock = Clock{} // of a refused quote nothing is believed
 	}
 	r.Profile, r.At, r.Accepted, r.Findings, r.Dropped = j.v.profile, v.At, v.good, append([]Finding{}, v.Findings...), j.dropped
+	if j.v.profile == platform.Production || len(j.policy.Locations) > 0 {
+		r.Policy = &j.policy
+	}
 	r.Inventory = ReadInventory{SHA256: j.v.inventory.digest, Version: j.v.inventory.doc.Version, Read: j.v.inventory.read}
 	v.Parts.Inventory = j.v.inventory.signed
 	if p := j.platform; p != nil {

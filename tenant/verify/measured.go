@@ -57,7 +57,10 @@ func (j *judgement) readLogs(p evidence.Platform) (expected, claimed measured) {
 	if len(p.Log) > 0 {
 		j.find("log", "a launcher's log counts in a lab alone")
 	}
-	m := measured{regs: j.firmwareLog(p.Firmware), kernel: &imalog.List{}}
+	m := measured{kernel: &imalog.List{}}
+	var boot bootLog
+	m.regs, boot = j.firmwareLog(p.Firmware)
+	j.bootPolicy(boot)
 	kernel, err := imalog.Parse(p.Kernel)
 	if err != nil {
 		j.find("log", "%v", err)
@@ -87,25 +90,24 @@ func (j *judgement) launched(log []pcr.Event) (expected, claimed measured) {
 // firmwareLog holds the firmware's log against the reference values and replays it.
 // Types, numbers and data in the log decide nothing: each register's digests must be
 // those of the release, in order.
-func (j *judgement) firmwareLog(data []byte) map[int]digest.SHA256 {
-	regs := map[int]digest.SHA256{}
+func (j *judgement) firmwareLog(data []byte) (map[int]digest.SHA256, bootLog) {
+	regs, boot := map[int]digest.SHA256{}, bootLog{map[int][]tcglog.Event{}, map[int][]platform.Event{}}
 	if len(data) == 0 {
 		j.find("log", "there is no log of the firmware")
-		return regs
+		return regs, boot
 	}
 	l, err := tcglog.Parse(data)
 	if err != nil {
 		j.find("log", "%v", err)
-		return regs
+		return regs, boot
 	}
 	values, err := l.Replay(tcglog.SHA256)
 	if err != nil {
 		j.find("log", "%v", err)
-		return regs
+		return regs, boot
 	}
-	byRegister := map[int][]tcglog.Event{}
 	for _, e := range l.Events {
-		byRegister[e.PCR] = append(byRegister[e.PCR], e)
+		boot.events[e.PCR] = append(boot.events[e.PCR], e)
 	}
 	for _, i := range slices.Sorted(maps.Keys(values)) {
 		if i == pcr.Platform || !slices.Contains(pcr.Static, i) {
@@ -116,23 +118,25 @@ func (j *judgement) firmwareLog(data []byte) map[int]digest.SHA256 {
 	}
 	for _, i := range pcr.Static {
 		if i != pcr.Platform {
-			j.register(i, byRegister[i])
+			boot.named[i] = j.register(i, boot.events[i])
 		}
 	}
-	return regs
+	return regs, boot
 }
 
-// register compares one register's events with the reference values.
-func (j *judgement) register(index int, events []tcglog.Event) {
+// register compares one register's events with the reference values, and gives for each
+// event the one that it was found to be.
+func (j *judgement) register(index int, events []tcglog.Event) (named []platform.Event) {
 	want := j.reference().boot[index]
 	for _, e := range events {
+		var is platform.Event
 		got := digest.SHA256(e.Digest(tcglog.SHA256))
 		at := slices.IndexFunc(want, func(w platform.Event) bool { return slices.Contains(w.SHA256, got) })
 		// Between here and there only optional ones may be missing.
 		missing := slices.IndexFunc(want, func(w platform.Event) bool { return !w.Optional })
 		switch {
 		case at >= 0 && (missing < 0 || at <= missing):
-			want = want[at+1:]
+			is, want = want[at], want[at+1:]
 		case missing >= 0:
 			j.differ("log", fmt.Sprintf("%s, PCR %d", want[missing].Component, index), list(want[missing].SHA256),
 				fmt.Sprintf("%s (event %d, which says %v)", got, e.Number, e.Type), changedPlatform)
@@ -141,12 +145,14 @@ func (j *judgement) register(index int, events []tcglog.Event) {
 			j.differ("log", fmt.Sprintf("PCR %d", index), "no further event",
 				fmt.Sprintf("%s (event %d, which says %v)", got, e.Number, e.Type), changedPlatform)
 		}
+		named = append(named, is)
 	}
 	for _, w := range want {
 		if !w.Optional {
 			j.differ("log", fmt.Sprintf("%s, PCR %d", w.Component, index), list(w.SHA256), "no such event", changedPlatform)
 		}
 	}
+	return named
 }
 
 // kernelList compares each file that the kernel measured with the reference values. All of

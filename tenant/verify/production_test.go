@@ -40,25 +40,40 @@ type measurement struct {
 
 // newMachine measures as a PC does, in small.
 func newMachine() *machine {
-	m := &machine{events: []measurement{{0, tcglog.CRTMVersion, "firmware 1.0"}, {7, tcglog.VariableConfig, "SecureBoot on"}}}
+	m := &machine{events: []measurement{{0, tcglog.CRTMVersion, "firmware 1.0"}, {7, tcglog.VariableConfig, secureBoot(1)}}}
 	for i := range 8 {
 		m.events = append(m.events, measurement{i, tcglog.Separator, "\x00\x00\x00\x00"})
 	}
 	m.events = append(m.events,
 		measurement{4, 0x80000003, "boot loader"}, measurement{11, tcglog.IPL, ".linux"}, measurement{11, tcglog.IPL, "kernel"},
-		measurement{11, tcglog.IPL, ".cmdline"}, measurement{11, tcglog.IPL, "quiet lockdown"})
+		measurement{11, tcglog.IPL, ".cmdline"}, measurement{11, tcglog.IPL, "quiet lockdown"},
+		measurement{9, tcglog.EventTag, string(tcglog.UTF16("quiet lockdown"))})
 	for _, name := range []string{"/usr/bin/foothold-host", "/usr/lib/modules/tun.ko", "/usr/bin/qemu-system-x86_64"} {
 		m.files = append(m.files, file(name))
 	}
 	return m
 }
 
+// variable is UEFI_VARIABLE_DATA.
+func variable(vendor tcglog.GUID, name string, data ...byte) string {
+	wide := tcglog.UTF16(name)
+	wide = wide[:len(wide)-2]
+	out := binary.LittleEndian.AppendUint64(vendor[:], uint64(len(wide)/2))
+	out = append(binary.LittleEndian.AppendUint64(out, uint64(len(data))), wide...)
+	return string(append(out, data...))
+}
+
+func secureBoot(state ...byte) string { return variable(tcglog.GlobalVariable, "SecureBoot", state...) }
+
+// anywhere demands nothing but what every host must have.
+var anywhere = Policies{Default: Policy{Locations: []string{"site 1"}}}
+
 // manifest is the reference values of this machine.
 func (m *machine) manifest(w *world) platform.Manifest {
 	doc := w.manifest()
 	doc.Profile, doc.Files = platform.Production, slices.Clone(m.files)
 	for i, e := range m.events {
-		doc.Boot = append(doc.Boot, platform.Event{PCR: e.pcr, Component: fmt.Sprintf("part %d", i+1), SHA256: []digest.SHA256{digest.Of([]byte(e.data))}})
+		doc.Boot = append(doc.Boot, platform.Event{PCR: e.pcr, Component: fmt.Sprintf("part %d", i+1), SHA256: []digest.SHA256{digest.Of([]byte(e.data))}, Type: uint32(e.typ)})
 	}
 	return doc
 }
@@ -131,6 +146,11 @@ func (m *machine) boot(h *host) evidence.Platform {
 // production is a verifier for that profile with one release.
 func (w *world) production(t *testing.T, doc platform.Manifest) *Verifier {
 	t.Helper()
+	return w.productionWith(t, doc, anywhere)
+}
+
+func (w *world) productionWith(t *testing.T, doc platform.Manifest, policies Policies) *Verifier {
+	t.Helper()
 	p, err := ParsePlatform(seal(t, w.plat, signed.Platform, doc), w.plat.Public().(ed25519.PublicKey), platform.Production, w.now)
 	if err != nil {
 		t.Fatal(err)
@@ -139,7 +159,7 @@ func (w *world) production(t *testing.T, doc platform.Manifest) *Verifier {
 	if err != nil {
 		t.Fatal(err)
 	}
-	v, err := New(Config{Inventory: inv, Platforms: []*Platform{p}, Profile: platform.Production, Now: func() time.Time { return w.now }})
+	v, err := New(Config{Inventory: inv, Platforms: []*Platform{p}, Profile: platform.Production, Policies: policies, Now: func() time.Time { return w.now }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -183,8 +203,8 @@ func TestProductionHost(t *testing.T) {
 		says   []string
 	}{
 		"other firmware":           {func(m *machine) { m.events[0].data = "firmware 0.9" }, []string{"part 1, PCR 0"}},
-		"secure boot off":          {func(m *machine) { m.events[1].data = "SecureBoot off" }, []string{"part 2, PCR 7"}},
-		"one more kernel argument": {func(m *machine) { m.events[len(m.events)-1].data = "quiet lockdown init=/bin/sh" }, []string{"part 15, PCR 11"}},
+		"secure boot off":          {func(m *machine) { m.events[1].data = secureBoot(0) }, []string{"part 2, PCR 7"}},
+		"one more kernel argument": {func(m *machine) { m.events[len(m.events)-2].data = "quiet lockdown init=/bin/sh" }, []string{"part 15, PCR 11"}},
 		"an event missing":         {func(m *machine) { m.events = slices.Delete(m.events, 10, 11) }, []string{"part 11, PCR 4", "no such event"}},
 		"a separator missing":      {func(m *machine) { m.events = slices.Delete(m.events, 3, 4) }, []string{"part 4, PCR 1", "no such event"}},
 		"an event more":            {func(m *machine) { m.events = append(m.events, measurement{4, 0x80000003, "another loader"}) }, []string{"PCR 4", "no further event"}},
@@ -266,7 +286,7 @@ func TestProductionLogsThatLie(t *testing.T) {
 	// What types and data say decides nothing; the same digests under other names are accepted.
 	renamed := newMachine()
 	if verdict := renamed.prove(w, v, func(p *evidence.Platform) {
-		p.Firmware = bytes.Replace(p.Firmware, []byte("SecureBoot on"), []byte("SecureBoot ??"), 1)
+		p.Firmware = bytes.Replace(p.Firmware, []byte("boot loader"), []byte("b00t l0ader"), 1)
 	}); !verdict.Good() {
 		t.Errorf("data that nothing is read from: %v", verdict.Err())
 	}

@@ -15,6 +15,7 @@ var subjects = map[string]subject{
 	"binding":   {"the quote's qualifying data", "this role, reservation, tunnel, settings, earlier verdict and nonce", "somebody replays or relays quotes: look at the boot server and at the host's network"},
 	"selection": {"the quoted registers' list", "exactly the registers of this kind of quote, SHA-256 bank", "use the host agent of the release that the tenant examined"},
 	"log":       {"the host's measurement logs", "logs that can be read and consist of what the reference values name", changedPlatform},
+	"policy":    {"what the tenant demands of the host", "what host_policy states", "compare the host with host_policy in the orchestrator's configuration"},
 	"registers": {"the quoted registers' values", "what the reference values, this VM's settings and this tunnel lead to", changedPlatform},
 	"clock":     {"the TPM's counters", "counters that go on from the last quote of this host", "start the VM again after the host's boot; if nobody booted it, find out who did"},
 	"more":      {"further findings", "none", "mend what is listed first"},

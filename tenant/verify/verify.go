@@ -19,6 +19,9 @@
 //	log         the host's logs consist of what the reference values name: in a lab the platform's
 //	            files, in order; in production each register's events of firmware and boot loader,
 //	            in order, and of the files that the kernel measured none that is not named
+//	policy      the host stands where it may, and in production its logs prove the secure boot
+//	            state, the firmware, the kernel's command line and the dynamic launch that the
+//	            tenant's [Policy] for it demands
 //	registers   PCR 16 as predicted from the reservation, PCR 23 as computed from our end
 //	            of the tunnel, the static ones as those logs lead to
 //	clock       reset count, restart count and clock go on from the last quote of that AIK
@@ -33,6 +36,7 @@ package verify
 
 import (
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 
@@ -52,15 +56,19 @@ type Config struct {
 	Inventory *Inventory       // from OpenInventory
 	Platforms []*Platform      // from OpenPlatform; a host's release is found by its name, which several may have
 	Profile   string           // platform.Lab or platform.Production
+	Policies  Policies         // what is demanded of hosts beside; the zero value is the strictest
 	Now       func() time.Time // time.Now, but in tests
 }
 
-// Verifier judges quotes. It is immutable and may be used by many goroutines.
+// Verifier judges quotes. What it believes is immutable; it may be used by many goroutines.
 type Verifier struct {
 	inventory *Inventory
 	platforms map[string][]*Platform // by release, those that begin last first
 	profile   string
+	policies  Policies
+	most      int // findings, if more than maxFindings
 	now       func() time.Time
+	leaves    *leaves // shared by copies
 }
 
 // New refuses an incomplete configuration: a missing part would be a skipped check. A list
@@ -72,7 +80,10 @@ func New(c Config) (*Verifier, error) {
 	if !validProfile(c.Profile) {
 		return nil, errors.New("verifier: profile must be lab or production")
 	}
-	v := &Verifier{inventory: c.Inventory, platforms: map[string][]*Platform{}, profile: c.Profile, now: c.Now}
+	if err := c.Policies.Check(c.Profile); err != nil {
+		return nil, fmt.Errorf("verifier: %w", err)
+	}
+	v := &Verifier{inventory: c.Inventory, platforms: map[string][]*Platform{}, profile: c.Profile, policies: c.Policies, now: c.Now, leaves: new(leaves)}
 	for _, p := range c.Platforms {
 		if p == nil || p.doc.Profile != c.Profile {
 			return nil, errors.New("verifier: reference values of another profile")

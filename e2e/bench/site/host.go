@@ -35,9 +35,10 @@ import (
 	"foothold/tenant/hostclient"
 
 	"github.com/google/go-tpm/tpm2"
+	"github.com/google/go-tpm/tpm2/transport"
 )
 
-// turn is how long a VM may hold a TPM.
+// turn is how long a VM may take for each of its commands.
 const turn = 30 * time.Second
 
 // host speaks hostapi; its TPM and the broker before it are real.
@@ -45,6 +46,7 @@ type host struct {
 	entry  inventory.Host
 	pid    int // of its TPM's process
 	broker *broker.Broker
+	bus    *bus
 	log    []pcr.Event
 
 	mu  sync.Mutex
@@ -88,7 +90,12 @@ func (s *Site) newHost(ctx context.Context, name string) (*host, error) {
 		}
 		h.log = append(h.log, pcr.Event{PCR: pcr.Platform, Digest: f.SHA256, Name: f.Name})
 	}
-	if h.broker, err = broker.New(dev, turn); err != nil {
+	keys, err := broker.KeysOf(h.entry)
+	if err != nil {
+		return nil, err
+	}
+	h.bus = &bus{TPM: dev}
+	if h.broker, err = broker.New(h.bus, keys, turn); err != nil {
 		return nil, err
 	}
 	files, err := s.issue(s.provider, authority.Provider, mtls.Host, name, authority.Server, hostclient.ServerName(name))
@@ -109,6 +116,21 @@ func (s *Site) newHost(ctx context.Context, name string) (*host, error) {
 		return nil
 	})
 	return h, nil
+}
+
+// bus is the way between a host's broker and its TPM.
+type bus struct {
+	transport.TPM
+	// before, if set, is called with each command before it goes on: by whoever else can
+	// reach the TPM. It is set while nothing is under way.
+	before func(tpm transport.TPM, command []byte)
+}
+
+func (b *bus) Send(command []byte) ([]byte, error) {
+	if b.before != nil {
+		b.before(b.TPM, command)
+	}
+	return b.TPM.Send(command)
 }
 
 // power starts a TPM on a thread that lives as long as it: it dies with its thread.
@@ -216,7 +238,7 @@ func (h *host) handler() http.Handler {
 			answer(w, nil, event.BadRequest)
 			return
 		}
-		credential, err := h.broker.Activate(r.Context(), in.Blob, in.Secret)
+		credential, err := h.broker.Activate(r.Context(), tenantName, in.Blob, in.Secret)
 		if err != nil {
 			answer(w, nil, event.BadRequest)
 			return

@@ -22,10 +22,10 @@ import (
 	"foothold/protocol/bootmsg"
 	"foothold/protocol/digest"
 	"foothold/protocol/evidence"
+	"foothold/protocol/pcr"
 	"foothold/protocol/signed"
 	"foothold/protocol/token"
 	"foothold/protocol/vmspec"
-	"foothold/provider/broker"
 	"foothold/tenant/authority"
 	"foothold/tenant/ledger"
 	"foothold/tenant/policy"
@@ -155,6 +155,10 @@ type Loader struct {
 
 // Dial connects as a loader does: a fresh key pair and certificate, TLS 1.3 in full.
 func (s *Site) Dial(ctx context.Context, vm *VM) (*Loader, error) {
+	return s.dialTo(ctx, vm, s.boot.String())
+}
+
+func (s *Site) dialTo(ctx context.Context, vm *VM, address string) (*Loader, error) {
 	public, key, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
 		return nil, err
@@ -169,7 +173,7 @@ func (s *Site) Dial(ctx context.Context, vm *VM) (*Loader, error) {
 		return nil, err
 	}
 	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: vm.from.AsSlice()}}
-	raw, err := d.DialContext(ctx, "tcp", s.boot.String())
+	raw, err := d.DialContext(ctx, "tcp", address)
 	if err != nil {
 		return nil, err
 	}
@@ -199,24 +203,38 @@ func (l *Loader) Open() error {
 	return nil
 }
 
-// Attest has the host hold its TPM for this VM and passes the boot server's commands to
-// it, until the orchestrator has judged the quote and the grant is there.
+// Attest has the host take down what this VM's quote is to prove, and passes the boot
+// server's commands to it, until the orchestrator has judged the quote and the grant is there.
 func (l *Loader) Attest(ctx context.Context, s *Site) error {
+	tunnel, err := l.tunnel()
+	if err != nil {
+		return err
+	}
+	return l.attestAt(ctx, l.vm.host, vmspec.Measurements(s.firmware, l.vm.spec.Digest()), tunnel)
+}
+
+// tunnel measures this connection.
+func (l *Loader) tunnel() (digest.SHA256, error) {
 	state := l.conn.ConnectionState()
 	exporter, err := state.ExportKeyingMaterial(evidence.ExporterLabel, evidence.ExporterContext(l.vm.spec.Reservation, l.nonce), evidence.ExporterLen)
 	if err != nil {
-		return err
+		return digest.SHA256{}, err
 	}
-	tunnel := evidence.Tunnel(digest.Of(exporter), state.PeerCertificates[0].Raw, l.leaf, l.key)
-	hold, err := l.vm.host.broker.Hold(ctx, tenantName, vmspec.Measurements(s.firmware, l.vm.spec.Digest()), tunnel)
+	return evidence.Tunnel(digest.Of(exporter), state.PeerCertificates[0].Raw, l.leaf, l.key), nil
+}
+
+// attestAt has a host's TPM quote what it is told.
+func (l *Loader) attestAt(ctx context.Context, h *host, events []pcr.Event, tunnel digest.SHA256) error {
+	a, err := h.broker.Attest(tenantName, events, tunnel)
 	if err != nil {
 		return err
 	}
-	defer hold.Release()
-	return l.session(hold)
+	defer a.Release()
+	return l.session(func(command []byte) ([]byte, error) { return a.Forward(ctx, command) })
 }
 
-func (l *Loader) session(hold *broker.Hold) error {
+// session answers the boot server's commands.
+func (l *Loader) session(answer func(command []byte) ([]byte, error)) error {
 	var in bootmsg.AttestRequest
 	for range 4 { // session, quote, grant, and one that is one too many
 		var out bootmsg.AttestResponse
@@ -226,7 +244,7 @@ func (l *Loader) session(hold *broker.Hold) error {
 		if out.Grant != nil {
 			return nil
 		}
-		response, err := hold.Forward(out.Command)
+		response, err := answer(out.Command)
 		if err != nil {
 			return err
 		}

@@ -65,6 +65,8 @@ type Options struct {
 	Hosts     int    // each with a TPM
 	Kernel    []byte // what the boot server delivers
 	Initramfs []byte
+	// OwnSessionKey: boot sessions are salted to the tenant's own key.
+	OwnSessionKey bool
 }
 
 // Site is what runs. Its methods are safe for concurrent use.
@@ -237,7 +239,8 @@ func (s *Site) configure(context.Context) error {
 	hosts, e4 := s.issue(s.tenant, authority.Tenant, mtls.Orchestrator, tenantName, authority.Client)
 	hosts.CA = s.provider.CertFile(authority.Provider)
 	s.conf = orchestrator.Config{
-		State: s.path("tenant"), Profile: platform.Lab, API: "127.0.0.1:0", Upstream: addresses[2], Tenant: tenantName,
+		OwnSessionKey: s.options.OwnSessionKey,
+		State:         s.path("tenant"), Profile: platform.Lab, API: "127.0.0.1:0", Upstream: addresses[2], Tenant: tenantName,
 		OperatorTLS: operator, UpstreamTLS: daemons, StoreTLS: stores, HostTLS: hosts,
 		Inventory: inventoryFile, InventoryKey: hexKey(s.keys.inventory), TPMRoots: s.path(tpmRoots), Platform: platformFile, PlatformKey: hexKey(s.keys.platform),
 		ComponentKey: hexKey(s.keys.component), HostLost: "close",

@@ -1,6 +1,7 @@
 // Command init is the first process of a lab's production host: it mounts the OS disk,
-// loads the modules that are there, lets foothold-host enrol and quote, and hands out
-// what that wrote by a virtio port. Then it powers the machine off.
+// loads the modules that are there, lets foothold-host enrol and quote, runs it as the
+// host's agent and asks that for a quote, and hands out what came of it by a virtio port.
+// Then it powers the machine off.
 package main
 
 import (
@@ -22,7 +23,7 @@ import (
 // Where the OS disk is, and is mounted.
 const (
 	disk = "/dev/vda"
-	root = "/host"
+	root = hostimage.Root
 )
 
 // maxQuestion bounds a question in bytes.
@@ -100,20 +101,21 @@ func work(port *os.File) (a hostimage.Answer, err error) {
 	if a.Modules, err = loadModules(); err != nil {
 		return a, err
 	}
-	if err := agent("enroll", "--tpm", "/dev/tpm0", "--name", "alpha", "--api", "192.0.2.1:7443",
-		"--location", "lab, rack 2, unit 1", "--asset", "LAB-0002", "--software", "hostimage", "--out", "/run/entry"); err != nil {
+	if err := agent("enroll", "--tpm", hostimage.TPMDevice, "--name", hostimage.HostName, "--api", "192.0.2.1:7443",
+		"--location", hostimage.Location, "--asset", "LAB-0002", "--software", hostimage.Release, "--out", hostimage.EntryFile); err != nil {
 		return a, err
 	}
-	if err := agent("quote", "--tpm", "/dev/tpm0", "--nonce", q.Nonce.String(), "--out", "/run/quote"); err != nil {
+	if err := agent("quote", "--tpm", hostimage.TPMDevice, "--host", hostimage.EntryFile, "--nonce", q.Nonce.String(), "--out", "/run/quote"); err != nil {
 		return a, err
 	}
-	if a.Entry, err = os.ReadFile("/run/entry"); err != nil {
+	if a.Entry, err = os.ReadFile(hostimage.EntryFile); err != nil {
 		return a, fmt.Errorf("read entry: %w", err)
 	}
 	if a.Quote, err = os.ReadFile("/run/quote"); err != nil {
 		return a, fmt.Errorf("read quote: %w", err)
 	}
-	return a, nil
+	a.Served, err = ask(q.Nonce)
+	return a, err
 }
 
 // loadModules loads every module of the OS disk, in the order of their names.

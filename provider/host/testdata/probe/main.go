@@ -228,7 +228,7 @@ func boot(port *os.File) error {
 		return err
 	}
 	tunnel := digest.Of([]byte("tunnel"))
-	if _, err := h.ask(channel.Message{Type: channel.Tunnel, Challenge: asked.Challenge, Measurement: &tunnel}, channel.Held); err != nil {
+	if _, err := h.ask(channel.Message{Type: channel.Tunnel, Challenge: asked.Challenge, Measurement: &tunnel}, channel.Ready); err != nil {
 		return err
 	}
 	if err := quote(h); err != nil {

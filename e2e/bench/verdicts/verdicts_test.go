@@ -1,0 +1,75 @@
+package verdicts
+
+import (
+	"fmt"
+	"net"
+	"testing"
+	"time"
+)
+
+// TestEvidenceIsJudged: all three judges take the evidence, and each refuses some of it
+// that was altered; a nonce is spent once.
+func TestEvidenceIsJudged(t *testing.T) {
+	e, err := Make(t.Context(), t.TempDir(), 40)
+	if err != nil {
+		t.Fatal(err)
+	}
+	theirs, err := e.GoAttestation()
+	if err != nil {
+		t.Fatal(err)
+	}
+	bare, err := e.Bare()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, judge := range map[string]Judge{"ours": e.Ours(), "go-attestation": theirs, "bare": bare} {
+		o, err := e.Run(t.Context(), judge, Load{Clients: 4})
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if o.Rate <= 0 || o.CPU <= 0 || o.Percentile(99) < o.Percentile(50) {
+			t.Errorf("%s: %+v", name, o)
+		}
+		bad := e.requests[0]
+		bad.Evidence.Quote.Attest = append([]byte(nil), bad.Evidence.Quote.Attest...)
+		bad.Evidence.Quote.Attest[20] ^= 1
+		if err := judge(bad); err == nil {
+			t.Errorf("%s: takes an altered quote", name)
+		}
+	}
+	if each, err := e.Kept(t.Context(), 5); err != nil || each <= 0 {
+		t.Errorf("stored in %s, %v", each, err)
+	}
+	if len(e.Held) != 40 || len(e.Own) == 0 {
+		t.Errorf("the TPM was timed %d and %d times", len(e.Held), len(e.Own))
+	}
+	e.requests = append(e.requests, e.requests[0])
+	if _, err := e.Run(t.Context(), bare, Load{Clients: 1}); err == nil {
+		t.Error("a nonce was spent twice")
+	}
+}
+
+func TestDelayIsARoundTrip(t *testing.T) {
+	here, there := net.Pipe()
+	const by = 50 * time.Millisecond
+	d := delayed(here, by)
+	defer d.Close()
+	began := time.Now()
+	for i := range 3 {
+		if n, err := fmt.Fprint(d, i); n != 1 || err != nil {
+			t.Fatal(err)
+		}
+	}
+	if took := time.Since(began); took >= by {
+		t.Errorf("the writer waited %s", took)
+	}
+	got := make([]byte, 1)
+	for i := range 3 {
+		if _, err := there.Read(got); err != nil || string(got) != fmt.Sprint(i) {
+			t.Fatalf("%q, %v", got, err)
+		}
+	}
+	if took := time.Since(began); took < by {
+		t.Errorf("it arrived after %s", took)
+	}
+}

@@ -1,0 +1,261 @@
+package verify
+
+import (
+	"bytes"
+	"crypto/ed25519"
+	"encoding/binary"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"foothold/protocol/digest"
+	"foothold/protocol/evidence"
+	"foothold/protocol/platform"
+	"foothold/protocol/tcglog"
+)
+
+// launch are the events of a dynamic launch.
+var launch = []measurement{{17, 0x502, "SINIT"}, {18, 0x502, "launch policy"}}
+
+// relabel gives an event of the firmware's log another type.
+func relabel(p *evidence.Platform, from, to tcglog.Type, data string) {
+	sum := digest.Of([]byte(data))
+	at := bytes.Index(p.Firmware, sum[:])
+	binary.LittleEndian.PutUint32(p.Firmware[at-10:], uint32(to)) // type u32 | count u32 | algorithm u16 | digest
+	if from == to {
+		panic("nothing to relabel")
+	}
+}
+
+// swap gives an event other data, of the same length, and leaves its digest.
+func swap(p *evidence.Platform, data, other string) {
+	sum := digest.Of([]byte(data))
+	at := bytes.Index(p.Firmware, sum[:]) + len(sum) + 4
+	copy(p.Firmware[at:], other)
+}
+
+// replaced takes one data's place in the events.
+func replaced(m *machine, data, other string) {
+	i := slices.IndexFunc(m.events, func(e measurement) bool { return e.data == data })
+	m.events[i].data = other
+}
+
+func TestHostPolicy(t *testing.T) {
+	w := newWorld(t)
+	// The release's reference values bear two firmwares, two command lines, either state of
+	// secure boot, and a dynamic launch: so the policy alone tells the hosts apart.
+	m := newMachine()
+	doc := m.manifest(w)
+	also := func(data, other string) {
+		i := slices.IndexFunc(m.events, func(e measurement) bool { return e.data == data })
+		doc.Boot[i].SHA256 = append(doc.Boot[i].SHA256, digest.Of([]byte(other)))
+	}
+	const line, otherLine = "quiet lockdown", "quiet lockdown console=ttyS0"
+	wide := func(s string) string { return string(tcglog.UTF16(s)) }
+	also("firmware 1.0", "firmware 0.9")
+	also("firmware 1.0", wide("firmware 1.10"))
+	also("firmware 1.0", "beta")
+	also(wide(line), wide(otherLine))
+	for _, state := range []string{secureBoot(0), secureBoot(), secureBoot(2), variable(tcglog.GUID{1}, "SecureBoot", 1), variable(tcglog.GlobalVariable, "SecureBoo", 1)} {
+		also(secureBoot(1), state)
+	}
+	for _, e := range launch {
+		doc.Boot = append(doc.Boot, platform.Event{PCR: e.pcr, Component: e.data, SHA256: []digest.SHA256{digest.Of([]byte(e.data))}, Optional: true})
+	}
+	second := platform.Event{PCR: 7, Component: "another", SHA256: []digest.SHA256{digest.Of([]byte(secureBoot(0))), digest.Of([]byte("x"))}, Optional: true}
+	doc.Boot = append(doc.Boot, second)
+	doc.Boot = slices.Insert(doc.Boot, 2, second)
+
+	with := func(change func(*Policy)) Policies {
+		p := Policy{Locations: []string{"site 1"}}
+		change(&p)
+		return Policies{Default: p}
+	}
+	minimum := func(v string) Policies { return with(func(p *Policy) { p.MinimumFirmware = v }) }
+	lines := func(l ...string) Policies { return with(func(p *Policy) { p.CommandLines = l }) }
+	drtm := with(func(p *Policy) { p.DRTM = DRTMRequired })
+	asIs, unforged := func(*machine) {}, func(*evidence.Platform) {}
+	for _, c := range []struct {
+		name     string
+		policies Policies
+		change   func(*machine)
+		forge    func(*evidence.Platform)
+		says     string // "": accepted
+	}{
+		{"nothing stated", Policies{}, asIs, unforged, "location"},
+		{"an allowed place", anywhere, asIs, unforged, ""},
+		{"the beginning of a place's name", Policies{Default: Policy{Locations: []string{"site"}}}, asIs, unforged, "location"},
+		{"another place", Policies{Default: Policy{Locations: []string{"site 2"}}}, asIs, unforged, `seen "site 1"`},
+		{"another place for this host", Policies{Default: anywhere.Default, Hosts: map[string]Policy{"host-1": {Locations: []string{"site 2"}}}}, asIs, unforged, "location"},
+		{"another place for another host", Policies{Default: anywhere.Default, Hosts: map[string]Policy{"host-2": {Locations: []string{"site 2"}}}}, asIs, unforged, ""},
+
+		{"secure boot off", anywhere, func(m *machine) { replaced(m, secureBoot(1), secureBoot(0)) }, unforged, "seen disabled, want enabled"},
+		{"secure boot unknown to the firmware", anywhere, func(m *machine) { replaced(m, secureBoot(1), secureBoot()) }, unforged, "seen disabled, want enabled"},
+		{"secure boot in another form", anywhere, func(m *machine) { replaced(m, secureBoot(1), secureBoot(2)) }, unforged, "another form"},
+		{"secure boot on where it must be off", with(func(p *Policy) { p.SecureBoot = SecureBootDisabled }), asIs, unforged, "seen enabled, want disabled"},
+		{"secure boot off where it must be", with(func(p *Policy) { p.SecureBoot = SecureBootDisabled }), func(m *machine) { replaced(m, secureBoot(1), secureBoot(0)) }, unforged, ""},
+		{"secure boot of another vendor", anywhere, func(m *machine) { replaced(m, secureBoot(1), variable(tcglog.GUID{1}, "SecureBoot", 1)) }, unforged, "no variable"},
+		{"another variable that is on", anywhere, func(m *machine) { replaced(m, secureBoot(1), variable(tcglog.GlobalVariable, "SecureBoo", 1)) }, unforged, "no variable"},
+		{"secure boot on by its data alone", anywhere, func(m *machine) { replaced(m, secureBoot(1), secureBoot(0)) },
+			func(p *evidence.Platform) { swap(p, secureBoot(0), secureBoot(1)) }, "no variable"},
+		{"secure boot on, its event of another type", anywhere, asIs, func(p *evidence.Platform) { relabel(p, tcglog.VariableConfig, tcglog.IPL, secureBoot(1)) }, ""},
+		{"secure boot off and then on", anywhere, func(m *machine) {
+			m.events = slices.Insert(m.events, 2, measurement{7, tcglog.VariableConfig, secureBoot(0)})
+		}, unforged, "more than one state"},
+		{"secure boot off after the separator", anywhere, func(m *machine) { m.events = append(m.events, measurement{7, tcglog.VariableConfig, secureBoot(0)}) }, unforged, ""},
+
+		{"the firmware that is the least", minimum("firmware 1.0"), asIs, unforged, ""},
+		{"a later firmware", minimum("firmware 1.9"), func(m *machine) { replaced(m, "firmware 1.0", wide("firmware 1.10")) }, unforged, ""},
+		{"an earlier firmware", minimum("firmware 1.0"), func(m *machine) { replaced(m, "firmware 1.0", "firmware 0.9") }, unforged, `seen "firmware 0.9", want firmware 1.0 or later`},
+		{"an earlier firmware that this host may have", Policies{Default: minimum("firmware 1.0").Default, Hosts: map[string]Policy{"host-1": {MinimumFirmware: "firmware 0.9"}}},
+			func(m *machine) { replaced(m, "firmware 1.0", "firmware 0.9") }, unforged, ""},
+		{"an earlier firmware with a later one's data", minimum("firmware 1.0"), func(m *machine) { replaced(m, "firmware 1.0", "firmware 0.9") },
+			func(p *evidence.Platform) { swap(p, "firmware 0.9", "firmware 9.0") }, "not what was measured"},
+		{"a firmware whose version's type is hidden", minimum("firmware 1.1"), asIs, func(p *evidence.Platform) { relabel(p, tcglog.CRTMVersion, tcglog.IPL, "firmware 1.0") }, "firmware 1.1 or later"},
+		{"a version that does not compare", minimum("1.0"), asIs, unforged, "does not compare"},
+		{"a version without a number", minimum("firmware 1.0"), func(m *machine) { replaced(m, "firmware 1.0", "beta") }, unforged, "does not compare"},
+
+		{"the allowed command line", lines(line), asIs, unforged, ""},
+		{"one of the allowed", lines("quiet", otherLine, line), asIs, unforged, ""},
+		{"another command line", lines(otherLine), asIs, unforged, "kernel command line: seen another"},
+		{"a command line that no reference value has", lines("quiet"), asIs, unforged, "no event of register 9"},
+		{"another command line with the allowed one's data", lines(line), func(m *machine) { replaced(m, wide(line), wide(otherLine)) },
+			func(p *evidence.Platform) { swap(p, wide(otherLine), wide(line)+"\x00\x00") }, "kernel command line"},
+
+		{"no dynamic launch", drtm, asIs, unforged, "dynamic launch, PCR 17"},
+		{"half a dynamic launch", drtm, asIs, func(p *evidence.Platform) { p.Firmware = firmwareLog(append(newMachine().events, launch[0])) }, "dynamic launch, PCR 18"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			m := newMachine()
+			c.change(m)
+			verdict := m.prove(w, w.productionWith(t, doc, c.policies), c.forge)
+			if c.says == "" {
+				if err := verdict.Err(); err != nil {
+					t.Error(err)
+				}
+				return
+			}
+			found := slices.ContainsFunc(verdict.Findings, func(f Finding) bool {
+				return f.Check == "policy" && strings.Contains(f.Detail, c.says) && f.Component != "" && f.Expected != "" && f.Seen != "" && f.Do != ""
+			})
+			if verdict.Good() || !found {
+				t.Errorf("want a finding of the policy that says %q: %v", c.says, verdict.Findings)
+			}
+		})
+	}
+}
+
+// A log can name a dynamic launch; that there was one, only the registers show, which no
+// program here can extend: they take a processor's locality.
+func TestDynamicLaunchIsProved(t *testing.T) {
+	w := newWorld(t)
+	m := newMachine()
+	m.events = append(m.events, launch...)
+	doc := m.manifest(w)
+	verdict := newMachine().prove(w, w.productionWith(t, doc, Policies{Default: Policy{Locations: []string{"site 1"}, DRTM: DRTMRequired}}),
+		func(p *evidence.Platform) { p.Firmware = firmwareLog(m.events) })
+	if verdict.Good() || !strings.Contains(checks(verdict), "registers") || strings.Contains(checks(verdict), "policy") {
+		t.Errorf("a launch that the log alone has: %v", verdict.Findings)
+	}
+}
+
+func TestPoliciesAreChecked(t *testing.T) {
+	for name, c := range map[string]struct {
+		profile string
+		policy  Policy
+	}{
+		"secure boot by another word": {platform.Production, Policy{SecureBoot: "any"}},
+		"DRTM by another word":        {platform.Production, Policy{DRTM: "off"}},
+		"a minimum without a number":  {platform.Production, Policy{MinimumFirmware: "newest"}},
+		"an empty place":              {platform.Production, Policy{Locations: []string{""}}},
+		"an empty command line":       {platform.Production, Policy{CommandLines: []string{" "}}},
+		"secure boot in a lab":        {platform.Lab, Policy{SecureBoot: SecureBootEnabled}},
+		"DRTM in a lab":               {platform.Lab, Policy{DRTM: DRTMRequired}},
+	} {
+		for _, p := range []Policies{{Default: c.policy}, {Hosts: map[string]Policy{"host-1": c.policy}}} {
+			if err := p.Check(c.profile); err == nil {
+				t.Errorf("%s: accepted", name)
+			}
+		}
+	}
+	if err := (Policies{Default: Policy{Locations: []string{"here"}}}).Check(platform.Lab); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestVersionsCompare(t *testing.T) {
+	for _, c := range []struct {
+		a, b string
+		want int // 2: they do not
+	}{
+		{"1.0", "1.0", 0}, {"1.10", "1.9", 1}, {"1.9", "1.10", -1}, {"2", "10", -1}, {"1.0", "1.00", 0}, {"1.0.1", "1.0", 1}, {"1.0", "1.0.1", -1},
+		{"U30 v2.80 (01/20/2023)", "U30 v2.80", 1}, {"U30 v2.80", "U32 v2.80", -1}, {"A2.1", "B2.1", 2}, {"", "1", -1}, {"1", "v1", 2},
+		{"99999999999999999999999999", "100000000000000000000000000", -1}, {"2022.11-6", "2022.11-5", 1},
+	} {
+		order, ok := compareVersions(c.a, c.b)
+		if got := sign(order); ok && got != c.want || !ok && c.want != 2 {
+			t.Errorf("%q and %q: %d, %v, want %d", c.a, c.b, order, ok, c.want)
+		}
+	}
+}
+
+func sign(n int) int { return min(1, max(-1, n)) }
+
+// A lab's host may be anywhere, until the tenant says where.
+func TestLabLocation(t *testing.T) {
+	w := newWorld(t)
+	v := w.verifier()
+	for _, c := range []struct {
+		locations []string
+		good      bool
+	}{{nil, true}, {[]string{"site 1"}, true}, {[]string{"site 2"}, false}} {
+		v.policies.Default.Locations = c.locations
+		a := w.attempt()
+		a.quote()
+		if _, verdict := v.Boot(a.expect, a.ev); verdict.Good() != c.good || !c.good && !strings.Contains(checks(verdict), "policy") {
+			t.Errorf("%q: %v", c.locations, verdict.Findings)
+		}
+	}
+}
+
+// Who audits a decision sees which policy it was judged by, and derives it by that one.
+func TestAuditKnowsThePolicy(t *testing.T) {
+	w := newWorld(t)
+	m := newMachine()
+	policies := Policies{Default: Policy{Locations: []string{"site 1"}, MinimumFirmware: "firmware 1.0"}}
+	v := w.productionWith(t, m.manifest(w), policies)
+	pinned := Pinned{InventoryKey: w.inv.Public().(ed25519.PublicKey), PlatformKey: w.plat.Public().(ed25519.PublicKey), Makers: w.makers(),
+		Profile: platform.Production, Now: func() time.Time { return w.now }}
+	audit := func(verdict Verdict, change func(*Bundle)) Audited {
+		data, err := verdict.Parts.Bundle()
+		w.host.must(err)
+		b, err := ParseBundle(data)
+		w.host.must(err)
+		change(b)
+		a, err := pinned.Audit(b)
+		w.host.must(err)
+		return a
+	}
+	good := m.prove(w, v, nil)
+	a := audit(good, func(*Bundle) {})
+	if !a.Holds() || !a.Derived || a.Policy == nil || a.Policy.MinimumFirmware != "firmware 1.0" || a.Policy.SecureBoot != SecureBootEnabled {
+		t.Errorf("an acceptance: %+v", a)
+	}
+	v = w.productionWith(t, m.manifest(w), Policies{Default: Policy{Locations: []string{"site 1"}, MinimumFirmware: "firmware 2.0"}})
+	bad := m.prove(w, v, nil)
+	if a := audit(bad, func(*Bundle) {}); !a.Holds() || a.Derived || len(a.Findings) != 1 || a.Findings[0].Check != "policy" {
+		t.Errorf("a refusal: %+v", a)
+	}
+	for name, change := range map[string]func(*Policy){
+		"a lower minimum": func(p *Policy) { p.MinimumFirmware = "firmware 1.0" },
+		"another word":    func(p *Policy) { p.SecureBoot = "any" },
+	} {
+		if a := audit(bad, func(b *Bundle) { p := *b.Record.Policy; change(&p); b.Record.Policy = &p }); a.Holds() {
+			t.Errorf("%s in the record: %+v", name, a)
+		}
+	}
+	if a := audit(good, func(b *Bundle) { b.Record.Policy = nil }); a.Holds() {
+		t.Errorf("no policy in the record: %+v", a)
+	}
+}
