@@ -33,6 +33,7 @@ func TestStory(t *testing.T) {
 	t.Run("a VM computes and says how it came there", func(t *testing.T) { complete(t, vm) })
 	t.Run("the workload answers through the tunnel", func(t *testing.T) { s.workload(t, vm) })
 	t.Run("people are told", func(t *testing.T) { s.told(t) })
+	t.Run("its evidence leads to the same verdicts", s.evidence)
 	t.Run("the host measures what the reference values say", func(t *testing.T) { s.measures(t) })
 	t.Run("everything fits while it computes", func(t *testing.T) { s.fits(t, 1) })
 	for range 3 {

@@ -154,6 +154,18 @@ func (o *Orchestrator) limitAttestation(ctx context.Context, id string) error {
 	}
 }
 
+// hostSilent is the finding about a host that has missed a quote, and is borne still.
+func (o *Orchestrator) hostSilent(r ledger.Reservation, s ledger.Start) (event.FailedCheck, bool) {
+	if r.Phase != reservation.Computing || s.Attested.IsZero() || o.now().Sub(s.Attested) < 2*o.watchEvery {
+		return event.FailedCheck{}, false
+	}
+	f := event.FailedCheck{Check: "time", Component: "the static quote of host " + r.Host, Expected: fmt.Sprintf("a good one every %v", o.watchEvery),
+		Seen: fmt.Sprintf("none since %s; it is borne until %s", s.Attested.UTC().Format(time.RFC3339), s.Attested.Add(o.attestWithin).UTC().Format(time.RFC3339)),
+		Do:   event.Explain(event.HostUnreachable).Next}
+	f.Detail = f.Component + ": " + f.Seen
+	return f, true
+}
+
 func lateRefusal(r ledger.Reservation, s ledger.Start, within time.Duration) *event.Refusal {
 	since := s.Attested.UTC().Format(time.RFC3339)
 	why := event.Refuse(event.AttestationLate, "host %s gave its last good quote at %s, %v are borne", r.Host, since, within)

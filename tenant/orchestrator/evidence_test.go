@@ -236,6 +236,14 @@ func TestHostSilentForTooLong(t *testing.T) {
 			g := w.computing("web")
 			silence(w.host)
 			borne := w.vm("web").Attested.Add(4 * time.Second)
+			w.wait("web", "explained", func(vm api.VM) bool {
+				var e api.Explanation
+				w.call("GET", "/v1/vms/web/explain", nil, &e)
+				return slices.ContainsFunc(e.Findings, func(f event.FailedCheck) bool { return f.Check == "time" && f.Seen != "" && f.Do != "" })
+			})
+			if vm := w.vm("web"); vm.Phase != string(reservation.Computing) {
+				t.Errorf("it was %s before it was told of", vm.Phase)
+			}
 			vm := w.wait("web", "stopped", func(vm api.VM) bool { return vm.Phase == string(reservation.Stopped) })
 			if vm.Reason != event.AttestationLate || time.Now().Before(borne) {
 				t.Errorf("ended with %q (%s) %v before it was late", vm.Reason, vm.Explanation, time.Until(borne))

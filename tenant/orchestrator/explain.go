@@ -64,6 +64,9 @@ func (o *Orchestrator) explain(ctx context.Context, r ledger.Reservation) (api.E
 			known := event.Explain(l.why.Reason)
 			e.Reason, e.What, e.Next = l.why.Reason, known.Cause+": "+l.why.Detail, known.Next
 		}
+		if f, ok := o.hostSilent(r, s); ok {
+			e.Findings = append(e.Findings, f)
+		}
 		for _, z := range o.zones.states() {
 			if z.Live < z.Wanted || z.Error != "" {
 				e.Findings = append(e.Findings, zoneBehind(z))

@@ -37,7 +37,7 @@ type firmwareEvent struct {
 func newMachine() *machine {
 	m := &machine{firmware: vmspec.Firmware{BIOS: digest.Of([]byte("bios")), LoaderKernel: digest.Of([]byte("kernel")),
 		LoaderInitramfs: digest.Of([]byte("initramfs")), LoaderCmdline: "console=ttyS0"}}
-	m.events = append(m.events, firmwareEvent{0, tcglog.CRTMVersion, []byte("firmware 1.0")})
+	m.events = append(m.events, firmwareEvent{0, tcglog.CRTMVersion, []byte("firmware 1.0")}, firmwareEvent{7, tcglog.VariableConfig, secureBoot()})
 	for i := range 8 {
 		m.events = append(m.events, firmwareEvent{i, tcglog.Separator, make([]byte, 4)})
 	}
@@ -48,6 +48,17 @@ func newMachine() *machine {
 		m.files = append(m.files, platform.File{Name: path, SHA256: digest.Of([]byte(path))})
 	}
 	return m
+}
+
+// secureBoot is UEFI_VARIABLE_DATA that says: enabled.
+func secureBoot() []byte {
+	const name = "SecureBoot"
+	out := binary.LittleEndian.AppendUint64(bytes.Clone(tcglog.GlobalVariable[:]), uint64(len(name)))
+	out = binary.LittleEndian.AppendUint64(out, 1)
+	for _, c := range []byte(name) {
+		out = append(out, c, 0)
+	}
+	return append(out, 1)
 }
 
 // reference are the events as reference values have them.
