@@ -37,7 +37,7 @@ type firmwareEvent struct {
 func newMachine() *machine {
 	m := &machine{firmware: vmspec.Firmware{BIOS: digest.Of([]byte("bios")), LoaderKernel: digest.Of([]byte("kernel")),
 		LoaderInitramfs: digest.Of([]byte("initramfs")), LoaderCmdline: "console=ttyS0"}}
-	m.events = append(m.events, firmwareEvent{0, tcglog.CRTMVersion, []byte("firmware 1.0")})
+	m.events = append(m.events, firmwareEvent{0, tcglog.CRTMVersion, []byte("firmware 1.0")}, firmwareEvent{7, tcglog.VariableConfig, secureBoot()})
 	for i := range 8 {
 		m.events = append(m.events, firmwareEvent{i, tcglog.Separator, make([]byte, 4)})
 	}
@@ -50,10 +50,18 @@ func newMachine() *machine {
 	return m
 }
 
+// secureBoot is UEFI_VARIABLE_DATA of the variable, enabled.
+func secureBoot() []byte {
+	name := tcglog.UTF16("SecureBoot")
+	name = name[:len(name)-2] // without its end
+	out := binary.LittleEndian.AppendUint64(tcglog.GlobalVariable[:], uint64(len(name)/2))
+	return append(append(binary.LittleEndian.AppendUint64(out, 1), name...), 1)
+}
+
 // reference are the events as reference values have them.
 func (m *machine) reference() (list []platform.Event) {
 	for i, e := range m.events {
-		list = append(list, platform.Event{PCR: e.pcr, Component: fmt.Sprintf("part %d", i+1), SHA256: []digest.SHA256{digest.Of(e.data)}})
+		list = append(list, platform.Event{PCR: e.pcr, Component: fmt.Sprintf("part %d", i+1), SHA256: []digest.SHA256{digest.Of(e.data)}, Type: uint32(e.typ)})
 	}
 	return list
 }

@@ -180,7 +180,8 @@ func (e *Evidence) believe(entry inventory.Host, m *machine) (*verify.Verifier, 
 	if err != nil {
 		return nil, err
 	}
-	return verify.New(verify.Config{Inventory: inv, Platforms: []*verify.Platform{p}, Profile: platform.Production, Now: time.Now})
+	return verify.New(verify.Config{Inventory: inv, Platforms: []*verify.Platform{p}, Profile: platform.Production,
+		Policies: verify.Policies{Default: verify.Policy{Locations: []string{entry.Location}}}, Now: time.Now})
 }
 
 // quotes stores n nonces and has the VM quoted for each.
