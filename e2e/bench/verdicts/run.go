@@ -201,12 +201,19 @@ func (e *Evidence) call(ctx context.Context, s *server, l Load) (o Outcome, err 
 	if err != nil {
 		return o, err
 	}
-	clients := make([]*client, l.Clients)
-	for i := range clients {
-		if clients[i], err = dial(ctx, s, l.RoundTrip); err != nil {
-			return o, err
+	clients, refused := make([]*client, l.Clients), make([]error, l.Clients)
+	var dialling sync.WaitGroup
+	for i := range clients { // all at once: each handshake takes the round trip's time
+		dialling.Go(func() { clients[i], refused[i] = dial(ctx, s, l.RoundTrip) })
+	}
+	dialling.Wait()
+	for _, c := range clients {
+		if c != nil {
+			defer c.conn.Close()
 		}
-		defer clients[i].conn.Close()
+	}
+	if err := errors.Join(refused...); err != nil {
+		return o, err
 	}
 	o.Latency = make([]time.Duration, len(messages))
 	answered := make([]time.Time, len(messages))
