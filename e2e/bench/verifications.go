@@ -13,11 +13,11 @@ import (
 // Sizes of the measurement of verdicts.
 const (
 	verdictRuns   = 3    // of each rate; the median counts
-	verdictQuotes = 2000 // judged in a run
+	verdictQuotes = 1200 // judged in a run
 	// verdictClients keep both processors busy.
 	verdictClients = 16
 	// farClients have as many calls under way as the rate fills the longer way with, and more.
-	farClients = 800
+	farClients = 500
 	keptRuns   = 500
 )
 
