@@ -47,7 +47,7 @@ unit:
 
 # One package at a time: VMs on two cores slow each other down.
 system: build
-	$(GO) test -tags system -count=1 -p 1 -timeout 25m $(SYSTEM)
+	$(GO) test -tags system -count=1 -p 1 -timeout 40m $(SYSTEM)
 
 faults: deps
 	FOOTHOLD_FAULTS=all $(GO) test -tags system -count=1 -timeout 90m -run TestFaults -v ./e2e

@@ -123,7 +123,7 @@ func addKey(keys map[string]bool, quoted []byte) error {
 	} else if err := json.Unmarshal(quoted, &key); err != nil {
 		return describe(err)
 	}
-	folded := strings.ToLower(key)
+	folded := strings.ToLower(strings.ToUpper(key)) // encoding/json takes ſ for s, and the Kelvin sign for k
 	if keys[folded] {
 		return fmt.Errorf("duplicate key %q", key)
 	}

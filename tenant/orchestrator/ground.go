@@ -32,7 +32,7 @@ const servedOnce = 3
 // is asked again: its TPM may have been busy, or the provider has mended it. And it asks a
 // few, others each time, which inventory they serve.
 func (o *Orchestrator) keepProving(ctx context.Context) {
-	told := map[hostapi.InventoryDigest]bool{}
+	told := newTold()
 	for {
 		o.activateAll(ctx)
 		o.compareServed(ctx, told)
@@ -50,10 +50,31 @@ func (o *Orchestrator) activateAll(ctx context.Context) {
 	}
 }
 
+// told is what was told of inventories that hosts serve: each once, and of one host a few
+// in this process, so that one that makes them up fills no journal.
+type told struct {
+	served map[hostapi.InventoryDigest]bool
+	by     map[string]int
+}
+
+const toldByHost = 3
+
+func newTold() *told { return &told{map[hostapi.InventoryDigest]bool{}, map[string]int{}} }
+
+// before reports whether it was told, or is not to be, and notes it.
+func (t *told) before(host string, d hostapi.InventoryDigest) bool {
+	if t.served[d] || t.by[host] >= toldByHost {
+		return true
+	}
+	t.served[d] = true
+	t.by[host]++
+	return false
+}
+
 // compareServed journals, once each, that hosts serve a newer inventory than counts here, or
 // another of the same version: it was not imported yet, this state was put back from a copy,
 // or the provider tells two stories. It is the hosts' word, and changes nothing.
-func (o *Orchestrator) compareServed(ctx context.Context, told map[hostapi.InventoryDigest]bool) {
+func (o *Orchestrator) compareServed(ctx context.Context, told *told) {
 	b, asked := o.basis(), 0
 	for name, h := range b.hosts {
 		if asked++; asked > servedOnce {
@@ -64,10 +85,9 @@ func (o *Orchestrator) compareServed(ctx context.Context, told map[hostapi.Inven
 			slog.Debug("ask for the inventory's digest", "host", name, "error", err)
 			continue
 		}
-		if served.Version < b.inventory.Version() || served.SHA256 == b.inventory.Digest() || told[served] {
+		if served.Version < b.inventory.Version() || served.SHA256 == b.inventory.Digest() || told.before(name, served) {
 			continue
 		}
-		told[served] = true
 		kind := "inventory.newer-served"
 		if served.Version == b.inventory.Version() {
 			kind = "inventory.other-served"
@@ -114,6 +134,10 @@ func (o *Orchestrator) ensureActivated(ctx context.Context, name string) error {
 		state, err := t.Host(name)
 		if err != nil {
 			return err
+		}
+		if asked != nil && state.Activated == standing.Keys() {
+			asked = nil // another challenge at the same time was answered
+			return nil
 		}
 		if state.Activated = (digest.SHA256{}); asked == nil {
 			state.Activated = standing.Keys()

@@ -139,7 +139,7 @@ func TestServedInventoryIsCompared(t *testing.T) {
 	w := newWorld(t)
 	w.publish(5, w.host.entry)
 	now := w.counts()
-	told := map[hostapi.InventoryDigest]bool{}
+	told := newTold()
 	other := digest.Of([]byte("another"))
 	for _, c := range []struct {
 		served       hostapi.InventoryDigest
@@ -150,6 +150,8 @@ func TestServedInventoryIsCompared(t *testing.T) {
 		{hostapi.InventoryDigest{Version: 6, SHA256: other}, 1, 0},
 		{hostapi.InventoryDigest{Version: 5, SHA256: other}, 1, 1},
 		{hostapi.InventoryDigest{Version: 6, SHA256: other}, 1, 1},
+		{hostapi.InventoryDigest{Version: 7, SHA256: other}, 2, 1},
+		{hostapi.InventoryDigest{Version: 8, SHA256: other}, 2, 1}, // one host makes them up
 	} {
 		w.host.mu.Lock()
 		w.host.served = c.served

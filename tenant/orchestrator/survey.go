@@ -96,7 +96,7 @@ func (o *Orchestrator) hostPlatform(ctx context.Context, name string) (api.Judge
 // are not in force: what its VMs' quotes proved last, and what it answers now.
 func (o *Orchestrator) tryPlatform(ctx context.Context, doc platform.Manifest, only, who string) ([]api.Judged, error) {
 	b := o.basis()
-	trial, err := b.verifier.Try(doc)
+	trial, err := b.verifier.Try(doc, only != "")
 	if err != nil {
 		return nil, event.Refuse(event.BadRequest, "%v", err)
 	}

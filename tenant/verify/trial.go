@@ -24,14 +24,18 @@ func (v *Verifier) Current() *Trial {
 }
 
 // Try judges every host by these reference values, whatever release the inventory names for
-// it and whenever they count. A document that could not be signed is refused.
-func (v *Verifier) Try(doc platform.Manifest) (*Trial, error) {
+// it and whenever they count. A document that could not be signed is refused. Of each answer
+// as many findings are named as of a refusal, or all for people, where few are judged.
+func (v *Verifier) Try(doc platform.Manifest, all bool) (*Trial, error) {
 	p, err := proposed(doc, v.profile)
 	if err != nil {
 		return nil, err
 	}
 	shadow := *v
-	shadow.platforms, shadow.most = map[string][]*Platform{}, maxTrial
+	shadow.platforms, shadow.most = map[string][]*Platform{}, maxFindings
+	if all {
+		shadow.most = maxTrial
+	}
 	for _, h := range v.inventory.doc.Hosts {
 		shadow.platforms[h.Software] = []*Platform{p}
 	}

@@ -93,7 +93,7 @@ func TestTrial(t *testing.T) {
 	next := m.manifest(w)
 	next.Name, next.ValidFrom, next.ValidUntil = "release-2", w.now.Add(24*time.Hour), w.now.Add(48*time.Hour)
 	next.Files = append(next.Files, file("/usr/bin/new"))
-	same, err := v.Try(next)
+	same, err := v.Try(next, true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -106,7 +106,7 @@ func TestTrial(t *testing.T) {
 	gone := next
 	gone.Files = slices.Clone(next.Files)
 	gone.Files[0].SHA256[0] ^= 1
-	other, err := v.Try(gone)
+	other, err := v.Try(gone, true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -164,7 +164,7 @@ func TestTrial(t *testing.T) {
 	} {
 		bad := m.manifest(w)
 		change(&bad)
-		if _, err := v.Try(bad); err == nil {
+		if _, err := v.Try(bad, true); err == nil {
 			t.Errorf("reference values %s are tried", name)
 		}
 	}
