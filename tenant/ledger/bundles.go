@@ -9,9 +9,12 @@ import (
 	"foothold/tenant/verify"
 )
 
-// KeepWatch is how many accepted bundles of role watch are kept of a VM: an hour's, at one a
-// minute. Of older ones the link stays. Boot, unlock and connect are kept, and every refusal.
-const KeepWatch = 60
+// How many accepted bundles are kept of a VM. Of older ones the link stays. Every refusal is
+// kept: it ends its VM, so a host cannot make many.
+const (
+	KeepWatch  = 60     // of role watch: an hour's, at one a minute
+	KeepStarts = 3 * 30 // of boot, unlock and connect: thirty starts'
+)
 
 // BundleRow is one verdict of a start.
 type BundleRow struct {
@@ -31,10 +34,13 @@ func (t *Tx) AddBundle(p verify.Parts) error {
 	err := t.one("keep evidence", `INSERT INTO bundles (digest, reservation, start, role, host, at, accepted, previous, record_sha256, kept, record, logs, inventory, platform)
 		VALUES ($1,$2,$3,$4,$5,$6,$7,$8,$9,1,$10,$11,$12,$13)`, l.Digest().String(), l.Reservation, l.Start, l.Role, l.Host, nanos(l.At), l.Accepted,
 		textOf(l.Previous), l.Record.String(), p.Record, textOf(p.Logs.SHA256), textOf(p.Inventory.SHA256), textOf(p.Platform.SHA256))
-	if err != nil || l.Role != evidence.RoleWatch {
+	if err != nil || !l.Accepted {
 		return err
 	}
-	return t.pruneWatch(l.Reservation)
+	if l.Role == evidence.RoleWatch {
+		return t.prune(l.Reservation, "role = 'watch'", KeepWatch)
+	}
+	return t.prune(l.Reservation, "role <> 'watch'", KeepStarts)
 }
 
 // textOf is a digest as the tables hold it: empty for none.
@@ -57,17 +63,17 @@ func (t *Tx) putDocument(d verify.Document) error {
 	return t.one("keep part of evidence", `INSERT INTO evidence_parts (sha256, data) VALUES ($1,$2)`, d.SHA256.String(), d.Data)
 }
 
-// pruneWatch leaves the newest bundles of a VM's watch, and the links of the others.
-func (t *Tx) pruneWatch(id string) error {
+// prune leaves the newest accepted bundles of a VM's roles, and the links of the others.
+func (t *Tx) prune(id, roles string, most int) error {
 	old := map[string][]string{} // digest → documents
 	err := t.each("old evidence", `SELECT digest, logs, inventory, platform FROM bundles
-		WHERE reservation = $1 AND role = 'watch' AND kept = 1 AND accepted = 1 ORDER BY rowid DESC LIMIT -1 OFFSET $2`, func(row scanner) error {
+		WHERE reservation = $1 AND `+roles+` AND kept = 1 AND accepted = 1 ORDER BY rowid DESC LIMIT -1 OFFSET $2`, func(row scanner) error {
 		var sum string
 		docs := make([]string, 3)
 		err := row.Scan(&sum, &docs[0], &docs[1], &docs[2])
 		old[sum] = docs
 		return err
-	}, id, KeepWatch)
+	}, id, most)
 	if err != nil {
 		return err
 	}
@@ -109,6 +115,19 @@ func scanLink(row scanner, more ...any) (r BundleRow, err error) {
 	}
 	r.At = instant(at)
 	return r, errors.Join(r.Digest.UnmarshalText([]byte(sum)), r.Previous.UnmarshalText([]byte(previous)), r.Link.Record.UnmarshalText([]byte(record)))
+}
+
+// NewestBundle is the digest of the newest verdict of a start whose bundle is kept; zero:
+// there is none.
+func (t *Tx) NewestBundle(id string, start int) (sum digest.SHA256, err error) {
+	err = t.each("evidence", `SELECT digest FROM bundles WHERE reservation = $1 AND start = $2 AND kept = 1 ORDER BY rowid DESC LIMIT 1`, func(row scanner) error {
+		var text string
+		if err := row.Scan(&text); err != nil {
+			return err
+		}
+		return sum.UnmarshalText([]byte(text))
+	}, id, start)
+	return sum, err
 }
 
 // Bundle reads the evidence of one verdict of a VM. One that is not kept any more, like one

@@ -94,6 +94,49 @@ func TestBundlesAreBounded(t *testing.T) {
 	}
 }
 
+// TestWaysUpAreBounded: of a VM that is started again and again the newest starts' evidence
+// stays, and of the others the links and every refusal.
+func TestWaysUpAreBounded(t *testing.T) {
+	l, c := openTest(t)
+	reserve(t, l, c, 1)
+	const starts = KeepStarts/3 + 2
+	var newest digest.SHA256
+	for i := range starts {
+		last := digest.SHA256{}
+		for _, role := range []string{"boot", "unlock", "connect"} {
+			p := parts(c, role, i, last, i != 0 || role != "unlock", "logs")
+			p.Link.Start = i + 1
+			must(t, l, func(tx *Tx) error { return tx.AddBundle(p) })
+			last = p.Link.Digest()
+			c.Add(time.Minute)
+		}
+		newest = last
+	}
+	for start := 1; start <= starts; start++ {
+		var rows []BundleRow
+		must(t, l, func(tx *Tx) (err error) { rows, err = tx.Bundles(identifier(1), start); return err })
+		if len(rows) != 3 {
+			t.Fatalf("start %d has %d links", start, len(rows))
+		}
+		for _, r := range rows {
+			if want := start > 2 || !r.Accepted; r.Kept != want {
+				t.Errorf("start %d, %s: kept %v", start, r.Role, r.Kept)
+			}
+		}
+	}
+	must(t, l, func(tx *Tx) error {
+		have, err := tx.NewestBundle(identifier(1), starts)
+		if err == nil && have != newest {
+			t.Errorf("the newest is %s, want %s", have, newest)
+		}
+		none, err2 := tx.NewestBundle(identifier(1), 2)
+		if !none.IsZero() {
+			t.Errorf("start 2 has %s", none)
+		}
+		return errors.Join(err, err2)
+	})
+}
+
 // TestNonceOverARestart: a nonce that was used before the ledger was closed is used after
 // it, one that was not still serves once, and one that was forgotten serves nobody.
 func TestNonceOverARestart(t *testing.T) {

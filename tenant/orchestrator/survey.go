@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"slices"
 	"strconv"
 	"sync"
 
@@ -195,16 +194,14 @@ func (o *Orchestrator) judgeStored(ctx context.Context, trial *verify.Trial, nam
 			if r.Host != name {
 				continue
 			}
-			rows, err := t.Bundles(r.ID, r.Start)
+			newest, err := t.NewestBundle(r.ID, r.Start)
 			if err != nil {
 				return err
 			}
-			slices.Reverse(rows)
-			at := slices.IndexFunc(rows, func(b ledger.BundleRow) bool { return b.Kept })
-			if at < 0 {
+			if newest.IsZero() {
 				continue
 			}
-			parts, err := t.Bundle(r.ID, rows[at].Digest)
+			parts, err := t.Bundle(r.ID, newest)
 			if err != nil {
 				return err
 			}
