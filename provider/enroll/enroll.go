@@ -7,6 +7,8 @@ package enroll
 import (
 	"crypto/ed25519"
 	"crypto/rand"
+	"crypto/subtle"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -21,7 +23,9 @@ import (
 )
 
 // Enroll completes entry - name, API, location, asset, software and the endorsement
-// certificate's chain given - with the keys of the TPM, making those that are missing.
+// certificate's chain given - with the keys of the TPM, making those that are missing. It
+// refuses a TPM that does not prove, as each tenant will have it proved, that the attestation
+// key lies with the endorsement key of the certificate that the entry names.
 func Enroll(t transport.TPM, entry inventory.Host) (inventory.Host, error) {
 	ek, err := tpm.EndorsementCertificate(t)
 	if err != nil {
@@ -30,6 +34,9 @@ func Enroll(t transport.TPM, entry inventory.Host) (inventory.Host, error) {
 	aik, err := ensure(t, inventory.AIKHandle, tpm.AIKTemplate(), tpm.CheckAIK)
 	if err != nil {
 		return entry, fmt.Errorf("enrol %s: attestation key: %w", entry.Name, err)
+	}
+	if err := prove(t, ek, aik); err != nil {
+		return entry, fmt.Errorf("enrol %s: attestation key beside the endorsement certificate's: %w", entry.Name, err)
 	}
 	session, err := ensure(t, inventory.SessionHandle, tpm.SessionTemplate(), tpm.CheckSession)
 	if err != nil {
@@ -43,6 +50,34 @@ func Enroll(t transport.TPM, entry inventory.Host) (inventory.Host, error) {
 	entry.SessionCertify, entry.SessionSignature = certify, signature
 	return entry, nil
 }
+
+// prove has the TPM answer a challenge to the endorsement key of the certificate, for the
+// attestation key (TPM 2.0 Library, part 1, "Credential Protection").
+func prove(t transport.TPM, ek []byte, aik tpm.Key) error {
+	cert, err := x509.ParseCertificate(ek)
+	if err != nil {
+		return fmt.Errorf("endorsement certificate: %w", err)
+	}
+	secret := make([]byte, tpm.SecretLen)
+	rand.Read(secret)
+	blob, encrypted, err := tpm.Challenge(cert, &aik.Public, secret)
+	if err != nil {
+		return fmt.Errorf("%w; enrol a host whose TPM has an endorsement certificate for such a key", err)
+	}
+	answer, err := tpm.Activate(t, aik, blob, encrypted)
+	switch {
+	case errors.Is(err, tpm.ErrNoKey):
+		return fmt.Errorf("%w; make it: tpm2_createek -c 0x81010001 -G rsa -u ek.pub", err)
+	case err != nil:
+		return fmt.Errorf("%w; %s", err, notProved)
+	case subtle.ConstantTimeCompare(answer, secret) != 1:
+		return errors.New("the TPM answered the challenge wrongly; " + notProved)
+	}
+	return nil
+}
+
+// notProved is what to do about a TPM that fails the challenge.
+const notProved = "if the certificate in its NV memory is another TPM's, have the manufacturer's written again; else somebody may stand between: examine the host, and do not enrol it"
 
 // ensure returns the key at handle; if there is none it makes one in the endorsement
 // hierarchy and makes it persistent. A key of another form is an error, never replaced.

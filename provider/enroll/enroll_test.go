@@ -6,9 +6,12 @@ import (
 	"crypto/ed25519"
 	"crypto/sha256"
 	"crypto/x509"
+	"encoding/binary"
 	"errors"
 	"math/big"
 	"net/netip"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -18,6 +21,7 @@ import (
 	"foothold/protocol/signed"
 
 	"github.com/google/go-tpm/tpm2"
+	"github.com/google/go-tpm/tpm2/transport"
 )
 
 func TestEnrolKeepsKeysAndCertifies(t *testing.T) {
@@ -108,6 +112,62 @@ func TestEnrolRefusesAnotherKeyAtItsHandle(t *testing.T) {
 	}
 	if _, err := Enroll(dev, inventory.Host{Name: "host-1"}); err == nil {
 		t.Fatal("a key of another form was taken for the AIK")
+	}
+}
+
+// exchanged is a TPM whose commands of some codes another answers.
+type exchanged struct {
+	transport.TPM
+	other transport.TPM
+	codes []tpm2.TPMCC
+}
+
+func (e exchanged) Send(command []byte) ([]byte, error) {
+	if slices.Contains(e.codes, tpm2.TPMCC(binary.BigEndian.Uint32(command[6:]))) { // after tag and size
+		return e.other.Send(command)
+	}
+	return e.TPM.Send(command)
+}
+
+func TestEnrolRefusesTheCertificateOfAnotherTPM(t *testing.T) {
+	dev, other := swtpmtest.New(t).Open(), swtpmtest.New(t).Open()
+	theirs, err := tpm.EndorsementCertificate(other)
+	if err != nil {
+		t.Fatal(err)
+	}
+	liar := exchanged{dev, other, []tpm2.TPMCC{tpm2.TPMCCNVReadPublic, tpm2.TPMCCNVRead}}
+	if shown, err := tpm.EndorsementCertificate(liar); err != nil || !bytes.Equal(shown, theirs) {
+		t.Fatalf("the other's certificate is not shown: %v", err)
+	}
+	h, err := Enroll(liar, inventory.Host{Name: "host-1"})
+	if err == nil || !strings.Contains(err.Error(), "activate credential") || !strings.Contains(err.Error(), "do not enrol it") {
+		t.Errorf("refusal: %v", err)
+	}
+	if len(h.EK) > 0 || len(h.AIK) > 0 {
+		t.Error("an entry was made")
+	}
+	if _, err := Enroll(dev, inventory.Host{Name: "host-1"}); err != nil {
+		t.Errorf("with its own certificate: %v", err)
+	}
+}
+
+func TestEnrolSaysHowToMakeTheEndorsementKey(t *testing.T) {
+	dev := swtpmtest.New(t).Open()
+	const handle = 0x81010001
+	public, err := tpm2.ReadPublic{ObjectHandle: tpm2.TPMHandle(handle)}.Execute(dev)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = tpm2.EvictControl{
+		Auth:             tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth(nil)},
+		ObjectHandle:     tpm2.NamedHandle{Handle: handle, Name: public.Name},
+		PersistentHandle: handle,
+	}.Execute(dev)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Enroll(dev, inventory.Host{Name: "host-1"}); err == nil || !strings.Contains(err.Error(), "tpm2_createek") {
+		t.Errorf("without its endorsement key: %v", err)
 	}
 }
 
