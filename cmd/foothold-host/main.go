@@ -2,7 +2,7 @@
 // because it is measured: a change elsewhere must not change a host's registers.
 //
 //	foothold-host run     --config FILE
-//	foothold-host enroll  --tpm PATH --name N --api ADDRESS:PORT --location L --asset A --software S --out FILE
+//	foothold-host enroll  --tpm PATH --name N --api ADDRESS:PORT --location L --asset A --software S --out FILE [--ek-chain FILE]
 //	foothold-host quote   --tpm PATH --host FILE --nonce HEX --out FILE [--logs FILE]
 package main
 
@@ -16,6 +16,7 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"foothold/internal/config"
@@ -91,19 +92,29 @@ func enrollHost(_ context.Context, args []string) error {
 	f := flag.NewFlagSet("enroll", flag.ContinueOnError)
 	path := f.String("tpm", "/dev/tpm0", "TPM device, or socket of an emulator")
 	var h inventory.Host
-	f.StringVar(&h.Name, "name", "", "host's name, a DNS label")
+	f.StringVar(&h.Name, "name", "", "host's name, a DNS label: that of its server certificate")
 	api := f.String("api", "", "management address, ADDRESS:PORT")
-	f.StringVar(&h.Location, "location", "", "site, row, rack")
-	f.StringVar(&h.Asset, "asset", "", "asset tag")
-	f.StringVar(&h.Software, "software", "", "platform release")
+	f.StringVar(&h.Location, "location", "", "where it stands - site, row, rack - as tenants' policies name it")
+	f.StringVar(&h.Asset, "asset", "", "asset tag, as it is on the machine")
+	f.StringVar(&h.Software, "software", "", "platform release that is installed: the name of its reference values")
 	out := f.String("out", "", "file for the inventory entry")
+	var chain []string
+	f.Func("ek-chain", "PEM file of certificates between the TPM's endorsement certificate and its manufacturer's root,\n"+
+		"from the manufacturer; repeatable. Those that the TPM holds itself are added", func(file string) error {
+		chain = append(chain, file)
+		return nil
+	})
 	if err := parse(f, args); err != nil {
 		return err
 	}
 	var err error
-	if h.API, err = netip.ParseAddrPort(*api); err != nil || !vmspec.ValidName(h.Name) || *out == "" {
-		fmt.Fprintln(os.Stderr, "enroll: want --name, --api ADDRESS:PORT and --out")
+	if h.API, err = netip.ParseAddrPort(*api); err != nil || !vmspec.ValidName(h.Name) || *out == "" ||
+		strings.TrimSpace(h.Location) == "" || strings.TrimSpace(h.Asset) == "" || strings.TrimSpace(h.Software) == "" {
+		fmt.Fprintln(os.Stderr, "enroll: want --name, --api ADDRESS:PORT, --location, --asset, --software and --out, none of them empty; -h says what each is")
 		return errUsage
+	}
+	if h.EKChain, err = enroll.ReadChain(chain); err != nil {
+		return err
 	}
 	dev, err := tpm.Open(*path)
 	if err != nil {

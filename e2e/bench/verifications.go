@@ -13,7 +13,7 @@ import (
 // Sizes of the measurement of verdicts.
 const (
 	verdictRuns   = 3    // of each rate; the median counts
-	verdictQuotes = 1200 // judged in a run
+	verdictQuotes = 1200 // judged in a run; the software TPM takes some 6 ms to make each
 	// verdictClients keep both processors busy.
 	verdictClients = 16
 	// farClients have as many calls under way as the rate fills the longer way with, and more.

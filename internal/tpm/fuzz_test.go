@@ -3,6 +3,7 @@ package tpm
 import (
 	"bytes"
 	"encoding/binary"
+	"slices"
 	"testing"
 	"testing/iotest"
 
@@ -52,13 +53,19 @@ func FuzzPublic(f *testing.F) {
 	})
 }
 
-// What pads a certificate in NV memory is cut off; nothing panics.
+// What pads certificates in NV memory is cut off; nothing panics.
 func FuzzCertificate(f *testing.F) {
 	f.Add([]byte{0x30, 0})
 	f.Add([]byte{0x30, 0x84, 0xff, 0xff, 0xff, 0xff})
 	f.Fuzz(func(t *testing.T, data []byte) {
-		if der, err := certificate(data); err == nil && !bytes.HasPrefix(data, der) {
+		if der, rest, err := certificate(data); err == nil && !bytes.Equal(slices.Concat(der, rest), data) {
 			t.Fatal("not what was there")
+		}
+		chain, err := certificates(data)
+		for _, der := range chain {
+			if err != nil || len(der) == 0 || !bytes.Contains(data, der) {
+				t.Fatalf("not what was there: %x, %v", der, err)
+			}
 		}
 	})
 }

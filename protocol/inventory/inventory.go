@@ -16,8 +16,9 @@ const (
 	TenantHandle = 0x81010022
 )
 
-// MaxEKChain bounds Host.EKChain.
-const MaxEKChain = 4
+// MaxEKChain bounds Host.EKChain. A firmware TPM certified on the die has five certificates
+// there: three of the machine, two of the manufacturer.
+const MaxEKChain = 8
 
 // Inventory is the payload of a signed envelope with label signed.Inventory.
 type Inventory struct {

@@ -6,9 +6,15 @@ import (
 	"crypto/ed25519"
 	"crypto/sha256"
 	"crypto/x509"
+	"encoding/binary"
+	"encoding/pem"
 	"errors"
 	"math/big"
 	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -18,6 +24,7 @@ import (
 	"foothold/protocol/signed"
 
 	"github.com/google/go-tpm/tpm2"
+	"github.com/google/go-tpm/tpm2/transport"
 )
 
 func TestEnrolKeepsKeysAndCertifies(t *testing.T) {
@@ -108,6 +115,170 @@ func TestEnrolRefusesAnotherKeyAtItsHandle(t *testing.T) {
 	}
 	if _, err := Enroll(dev, inventory.Host{Name: "host-1"}); err == nil {
 		t.Fatal("a key of another form was taken for the AIK")
+	}
+}
+
+// exchanged is a TPM whose commands of some codes another answers.
+type exchanged struct {
+	transport.TPM
+	other transport.TPM
+	codes []tpm2.TPMCC
+}
+
+func (e exchanged) Send(command []byte) ([]byte, error) {
+	if slices.Contains(e.codes, tpm2.TPMCC(binary.BigEndian.Uint32(command[6:]))) { // after tag and size
+		return e.other.Send(command)
+	}
+	return e.TPM.Send(command)
+}
+
+func TestEnrolRefusesTheCertificateOfAnotherTPM(t *testing.T) {
+	dev, other := swtpmtest.New(t).Open(), swtpmtest.New(t).Open()
+	theirs, err := tpm.EndorsementCertificate(other)
+	if err != nil {
+		t.Fatal(err)
+	}
+	liar := exchanged{dev, other, []tpm2.TPMCC{tpm2.TPMCCNVReadPublic, tpm2.TPMCCNVRead}}
+	if shown, err := tpm.EndorsementCertificate(liar); err != nil || !bytes.Equal(shown, theirs) {
+		t.Fatalf("the other's certificate is not shown: %v", err)
+	}
+	h, err := Enroll(liar, inventory.Host{Name: "host-1"})
+	if err == nil || !strings.Contains(err.Error(), "activate credential") || !strings.Contains(err.Error(), "do not enrol it") {
+		t.Errorf("refusal: %v", err)
+	}
+	if len(h.EK) > 0 || len(h.AIK) > 0 {
+		t.Error("an entry was made")
+	}
+	if _, err := Enroll(dev, inventory.Host{Name: "host-1"}); err != nil {
+		t.Errorf("with its own certificate: %v", err)
+	}
+}
+
+func TestEnrolSaysHowToMakeTheEndorsementKey(t *testing.T) {
+	dev := swtpmtest.New(t).Open()
+	const handle = 0x81010001
+	public, err := tpm2.ReadPublic{ObjectHandle: tpm2.TPMHandle(handle)}.Execute(dev)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = tpm2.EvictControl{
+		Auth:             tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth(nil)},
+		ObjectHandle:     tpm2.NamedHandle{Handle: handle, Name: public.Name},
+		PersistentHandle: handle,
+	}.Execute(dev)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Enroll(dev, inventory.Host{Name: "host-1"}); err == nil || !strings.Contains(err.Error(), "tpm2_createek") {
+		t.Errorf("without its endorsement key: %v", err)
+	}
+}
+
+// store puts data into an index of the TPM's NV memory that anybody may read.
+func store(t *testing.T, dev transport.TPM, index tpm2.TPMHandle, data []byte) {
+	t.Helper()
+	owner := tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth(nil)}
+	area := tpm2.TPMSNVPublic{NVIndex: index, NameAlg: tpm2.TPMAlgSHA256, DataSize: uint16(len(data)),
+		Attributes: tpm2.TPMANV{OwnerWrite: true, AuthRead: true, NoDA: true, NT: tpm2.TPMNTOrdinary}}
+	if public, err := (tpm2.NVReadPublic{NVIndex: index}).Execute(dev); err == nil {
+		if _, err := (tpm2.NVUndefineSpace{AuthHandle: owner, NVIndex: tpm2.NamedHandle{Handle: index, Name: public.NVName}}).Execute(dev); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := (tpm2.NVDefineSpace{AuthHandle: owner, PublicInfo: tpm2.New2B(area)}).Execute(dev); err != nil {
+		t.Fatal(err)
+	}
+	public, err := tpm2.NVReadPublic{NVIndex: index}.Execute(dev)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for at := 0; at < len(data); at += 512 {
+		_, err := tpm2.NVWrite{AuthHandle: owner, NVIndex: tpm2.NamedHandle{Handle: index, Name: public.NVName}, Offset: uint16(at),
+			Data: tpm2.TPM2BMaxNVBuffer{Buffer: data[at:min(at+512, len(data))]}}.Execute(dev)
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestEnrolRecordsTheChain: what is given, then what the TPM holds from 0x01c00100 on.
+func TestEnrolRecordsTheChain(t *testing.T) {
+	v := swtpmtest.New(t)
+	dev := v.Open()
+	ek, issuers := v.Endorsement(dev)
+	_, others := func() ([]byte, [][]byte) { o := swtpmtest.New(t); return o.Endorsement(o.Open()) }()
+	issuer, other := issuers[0], others[0]
+	enrolled := func(given ...[]byte) ([][]byte, error) {
+		h, err := Enroll(dev, inventory.Host{Name: "host-1", EKChain: given})
+		return h.EKChain, err
+	}
+	want := func(what string, got [][]byte, err error, chain ...[]byte) {
+		t.Helper()
+		if err != nil || !slices.EqualFunc(got, chain, bytes.Equal) {
+			t.Errorf("%s: %d certificates, want %d; %v", what, len(got), len(chain), err)
+		}
+	}
+	got, err := enrolled()
+	want("a TPM that holds none", got, err)
+	got, err = enrolled(issuer)
+	want("one given", got, err, issuer)
+
+	held := slices.Concat(issuer, make([]byte, 7), other, ek, bytes.Repeat([]byte{0xff}, 9))
+	store(t, dev, 0x01c00100, held[:700]) // within the first
+	store(t, dev, 0x01c00101, held[700:1500])
+	store(t, dev, 0x01c00102, held[1500:])
+	store(t, dev, 0x01c00104, []byte("behind a gap"))
+	got, err = enrolled()
+	want("over three indices", got, err, issuer, other)
+	got, err = enrolled(other)
+	want("one given again", got, err, other, issuer)
+	many := [][]byte{}
+	for i := range inventory.MaxEKChain - 1 {
+		many = append(many, []byte{byte(i)})
+	}
+	if _, err := enrolled(many...); err == nil || !strings.Contains(err.Error(), "--ek-chain") {
+		t.Errorf("more than are read: %v", err)
+	}
+
+	store(t, dev, 0x01c00103, []byte("no certificate"))
+	if _, err := enrolled(); err == nil || !strings.Contains(err.Error(), "--ek-chain") {
+		t.Errorf("no chain in the TPM: %v", err)
+	}
+	got, err = enrolled(issuer)
+	want("no chain in the TPM, one given", got, err, issuer)
+}
+
+func TestReadChain(t *testing.T) {
+	v := swtpmtest.New(t)
+	_, issuers := v.Endorsement(v.Open())
+	text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: issuers[0]})
+	file := func(content []byte) string {
+		name := filepath.Join(t.TempDir(), "chain.pem")
+		if err := os.WriteFile(name, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return name
+	}
+	two := slices.Concat([]byte("\n"), text, []byte("\n"), text, []byte("\n\n"))
+	if chain, err := ReadChain([]string{file(two), file(text)}); err != nil || len(chain) != 3 || !bytes.Equal(chain[2], issuers[0]) {
+		t.Errorf("%d certificates, %v", len(chain), err)
+	}
+	if chain, err := ReadChain(nil); err != nil || chain != nil {
+		t.Errorf("of no file: %v, %v", chain, err)
+	}
+	for says, files := range map[string][]string{
+		"no such file":          {filepath.Join(t.TempDir(), "absent")},
+		"holds no certificate":  {file([]byte("\n"))},
+		"no PEM certificate":    {file(issuers[0])},
+		"is no PEM certificate": {file(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: issuers[0]}))},
+		"malformed":             {file(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: []byte{1}}))},
+		"bytes; give":           {file(make([]byte, maxChainFile+1))},
+		"something that is":     {file(append(slices.Clone(text), "and more"...))},
+		"leave out the root":    {file(bytes.Repeat(text, inventory.MaxEKChain)), file(text)},
+	} {
+		if chain, err := ReadChain(files); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("want %q: %d certificates, %v", says, len(chain), err)
+		}
 	}
 }
 

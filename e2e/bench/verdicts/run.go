@@ -40,11 +40,19 @@ type Load struct {
 	Rate      float64       // calls a second that are begun; 0: each client's next at once
 }
 
+// await waits until call i is due, and returns when that was: a client that was busy, or
+// slept too long, has that counted as its call's latency.
+func (l Load) await(began time.Time, i int) time.Time {
+	due := began.Add(time.Duration(float64(i) / l.Rate * float64(time.Second)))
+	time.Sleep(time.Until(due))
+	return due
+}
+
 // Outcome is what came of it.
 type Outcome struct {
 	Rate    float64         // calls a second, from the first answer to the last
 	CPU     time.Duration   // processor time of this process for each: clients, TLS, judge and ledger
-	Latency []time.Duration // of each call, ascending; from when it was due, if no client was free then
+	Latency []time.Duration // of each call, ascending; with a Rate from when it was due, begun or not
 }
 
 // Percentile of the latencies, p in 0 to 100.
@@ -231,13 +239,7 @@ func (e *Evidence) call(ctx context.Context, s *server, l Load) (o Outcome, err 
 				}
 				from := time.Now()
 				if l.Rate > 0 {
-					due := began.Add(time.Duration(float64(i) / l.Rate * float64(time.Second)))
-					if wait := time.Until(due); wait > 0 {
-						time.Sleep(wait)
-						from = time.Now()
-					} else {
-						from = due
-					}
+					from = l.await(began, i)
 				}
 				if err := c.call(messages[i]); err != nil {
 					once.Do(func() { failed = fmt.Errorf("call %d: %w", i, err) })

@@ -49,6 +49,20 @@ func TestEvidenceIsJudged(t *testing.T) {
 	}
 }
 
+// TestLatencyCountsFromWhenACallIsDue: neither a busy client nor a long sleep hides waiting.
+func TestLatencyCountsFromWhenACallIsDue(t *testing.T) {
+	l := Load{Clients: 1, Rate: 1000}
+	for what, began := range map[string]time.Time{"ahead": time.Now(), "late": time.Now().Add(-time.Second)} {
+		due := began.Add(20 * time.Millisecond)
+		if from := l.await(began, 20); !from.Equal(due) {
+			t.Errorf("%s: counted from %s after it was due", what, from.Sub(due))
+		}
+		if early := time.Until(due); early > 0 {
+			t.Errorf("%s: begun %s early", what, early)
+		}
+	}
+}
+
 func TestDelayIsARoundTrip(t *testing.T) {
 	here, there := net.Pipe()
 	const by = 50 * time.Millisecond
