@@ -186,3 +186,26 @@ func TestNothingIsReleasedAtAHostOutOfStanding(t *testing.T) {
 	w.judge(w.audit(func(r *hostaudit.Report) { r.EK = []byte("another TPM's") }))
 	release(event.HostAuditFailed)
 }
+
+// TestHostAuditByTheCurrentInventory: a report that was judged by an inventory that counts no
+// more when it would be stored is not stored, and is judged again.
+func TestHostAuditByTheCurrentInventory(t *testing.T) {
+	w := newWorld(t)
+	env := w.audit(nil)
+	stale := w.o.basis()
+	var report hostaudit.Report
+	check(t, json.Unmarshal(env.Payload, &report))
+	var row ledger.HostAudit
+	check(t, w.o.ledger.Read(t.Context(), func(tx *ledger.Tx) (err error) { row, err = tx.HostAudit(report.Number); return err }))
+	var order hostaudit.Order
+	check(t, json.Unmarshal(row.Order, &order))
+	changed := w.host.entry
+	changed.Session = changed.AIK // other keys than those in the TPM
+	w.publish(2, changed)
+	if _, err := w.o.auditBy(t.Context(), stale, row, order, env, "test"); !errors.Is(err, errRebased) {
+		t.Errorf("by the inventory before: %v", err)
+	}
+	if a, code, p := w.judge(env); code != 200 || a.Good || len(a.Checks) == 0 {
+		t.Errorf("by the current one: %d %+v %+v", code, p, a)
+	}
+}
