@@ -100,7 +100,7 @@ func (t *Tx) certificate(serial string) (Certificate, error) {
 
 // HostState is what is remembered of a host between quotes.
 type HostState struct {
-	Clock    []byte // JSON of the verifier's clock state; empty: never quoted
+	Clock    []byte // JSON of verify.Clocks; empty: never quoted
 	Standing string // empty: good
 	Quoted   time.Time
 	// Activated is the digest of the keys (verify.Standing.Keys) that the host's TPM has proved to hold.

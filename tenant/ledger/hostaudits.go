@@ -31,8 +31,9 @@ func (t *Tx) AddHostAudit(a HostAudit) error {
 }
 
 // JudgeHostAudit stores what came of an order, and with it the host's standing: a failed
-// audit is one until a later one is good. It succeeds once for each order, before it
-// expires.
+// audit is one until one that was ordered later is good. A good report of an earlier order,
+// which may have been held back, changes no standing. It succeeds once for each order, before
+// it expires.
 func (t *Tx) JudgeHostAudit(a HostAudit, why string) error {
 	n, err := t.change("judge host audit", `UPDATE host_audits SET judged = $2, failed = $3, report = $4
 		WHERE number = $1 AND judged = 0 AND expires > $2`, a.Number, nanos(t.Now), a.Failed, append([]byte{}, a.Report...))
@@ -41,6 +42,16 @@ func (t *Tx) JudgeHostAudit(a HostAudit, why string) error {
 	}
 	if n != 1 {
 		return event.Refuse(event.BadRequest, "audit %s of host %s has had its report, or expired at %s: order another", a.Number, a.Host, a.Expires.UTC().Format(time.RFC3339))
+	}
+	if a.Failed == "" {
+		var outdone bool
+		if err := t.tx.queryRow(`SELECT EXISTS (SELECT 1 FROM host_audits WHERE host = $1 AND failed <> ''
+			AND rowid > (SELECT rowid FROM host_audits WHERE number = $2))`, a.Host, a.Number).Scan(&outdone); err != nil {
+			return fmt.Errorf("judge host audit: %w", err)
+		}
+		if outdone {
+			return nil
+		}
 	}
 	_, err = t.change("judge host audit", `INSERT INTO hosts (name, clock, standing, quoted, activated, audit_failed) VALUES ($1,x'','',0,$3,$2)
 		ON CONFLICT (name) DO UPDATE SET audit_failed = excluded.audit_failed`, a.Host, why, digest.SHA256{}.String())

@@ -72,3 +72,50 @@ func TestHostAuditIsJudgedOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// TestHostAuditHeldBack: a good report clears only what failed on an earlier order. One that
+// was kept back while a later audit failed is stored and clears nothing; a failed one counts
+// whenever it comes.
+func TestHostAuditHeldBack(t *testing.T) {
+	c := newClock()
+	l := openAt(t, t.TempDir()+"/ledger.db", c)
+	write := func(f func(*Tx) error) {
+		t.Helper()
+		if err := l.Write(context.Background(), f); err != nil {
+			t.Fatal(err)
+		}
+	}
+	audit := func(number, host string) HostAudit {
+		return HostAudit{Number: number, Host: host, Order: []byte(`{}`), Key: []byte("k"), Answer: digest.Of([]byte("a")), Expires: c.Now().Add(time.Hour)}
+	}
+	for _, a := range []HostAudit{audit("f0", "host-1"), audit("e0", "host-1"), audit("d0", "host-1"), audit("c0", "host-1"), audit("b0", "host-2")} {
+		write(func(tx *Tx) error { return tx.AddHostAudit(a) })
+	}
+	judge := func(number, host, why, want string) {
+		t.Helper()
+		a := audit(number, host)
+		if why != "" {
+			a.Failed = `[{}]`
+		}
+		write(func(tx *Tx) error { return tx.JudgeHostAudit(a, why) })
+		var h HostState
+		var stored HostAudit
+		if err := l.Read(context.Background(), func(tx *Tx) (err error) {
+			if stored, err = tx.HostAudit(number); err != nil {
+				return err
+			}
+			h, err = tx.Host("host-1")
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if stored.Judged.IsZero() || (stored.Failed == "") != (why == "") || h.AuditFailed != want {
+			t.Errorf("%s: stored %+v, host-1 %q, want %q", number, stored, h.AuditFailed, want)
+		}
+	}
+	judge("e0", "host-1", "the second failed", "the second failed")
+	judge("f0", "host-1", "", "the second failed") // held back
+	judge("b0", "host-2", "", "the second failed") // another host's
+	judge("c0", "host-1", "", "")
+	judge("d0", "host-1", "the third failed", "the third failed") // held back: nothing good is newer than it and came after
+}

@@ -59,11 +59,13 @@ func (o *Orchestrator) judgeBoot(ctx context.Context, r ledger.Reservation, s le
 	}
 	expect := verify.BootExpectation{Reservation: r.ID, Start: r.Start, Host: r.Host, Settings: s.Spec, Nonce: s.BootNonce,
 		Claim: &verify.Claim{Settings: vm.Settings, Firmware: vm.Firmware}}
-	if expect.Clock, err = o.useBootNonce(ctx, r, s.BootNonce, vm.TPMHeld); err != nil {
+	clocks, err := o.useBootNonce(ctx, r, s.BootNonce, vm.TPMHeld)
+	if err != nil {
 		return none, err
 	}
 	var out upstream.VerdictResponse
 	err = o.judge(func(v *verify.Verifier) (*verify.Admitted, verify.Verdict) {
+		expect.Clock = v.Last(r.Host, clocks) // by the same inventory as the quote
 		return v.Boot(expect, verify.BootEvidence{ExporterHash: in.ExporterHash, ServerLeaf: in.ServerLeaf,
 			LoaderLeaf: in.LoaderLeaf, VMKey: in.VMKey, Quote: in.Quote, Platform: platform})
 	}, func(b *basis, admitted *verify.Admitted, verdict verify.Verdict) (err error) {
@@ -88,8 +90,8 @@ func hearHost(ctx context.Context, h *hostclient.Client, id string) (platform ev
 }
 
 // useBootNonce uses up a nonce in one swap, records how long the TPM was held, and reads
-// the host's clock state.
-func (o *Orchestrator) useBootNonce(ctx context.Context, r ledger.Reservation, nonce []byte, held time.Duration) (clock verify.Clock, err error) {
+// the host's clocks.
+func (o *Orchestrator) useBootNonce(ctx context.Context, r ledger.Reservation, nonce []byte, held time.Duration) (clocks verify.Clocks, err error) {
 	err = o.ledger.Write(ctx, func(t *ledger.Tx) error {
 		if err := t.UseNonce(nonce, r.ID, r.Start, evidence.RoleBoot, o.limits.Of(r.Phase)); err != nil {
 			return err
@@ -100,12 +102,13 @@ func (o *Orchestrator) useBootNonce(ctx context.Context, r ledger.Reservation, n
 			}
 		}
 		state, err := t.Host(r.Host)
-		if err != nil || len(state.Clock) == 0 {
+		if err != nil {
 			return err
 		}
-		return json.Unmarshal(state.Clock, &clock)
+		clocks, err = verify.ParseClocks(state.Clock)
+		return err
 	})
-	return clock, err
+	return clocks, err
 }
 
 // errRebased says that another basis came while a quote was judged.
@@ -152,7 +155,7 @@ func (o *Orchestrator) keepVerdict(ctx context.Context, r ledger.Reservation, b 
 			return errors.Join(t.PutHost(r.Host, state), tellNeighbours(t, r, "host "+r.Host+": "+state.Barred))
 		}
 		state.Standing, state.Quoted = "", v.At
-		if state.Clock, err = laterClock(state.Clock, v.Clock); err != nil {
+		if state.Clock, err = keepClock(state.Clock, v.Clock); err != nil {
 			return err
 		}
 		s, err := t.Start(r.ID, r.Start)
@@ -203,8 +206,9 @@ func keepBundle(t *ledger.Tx, v verify.Verdict) error {
 }
 
 // permitted is asked in the transaction that releases something: the quote has admitted
-// this start for the phase, and the reservation is in it now, before its deadline. A
-// reservation that ended while its quote was judged gets nothing.
+// this start for the phase, the reservation is in it now, before its deadline, and its host
+// is one that would get a VM: a failed audit, or a neighbour's refused quote, outdoes a good one.
+// A reservation that ended while its quote was judged gets nothing.
 func permitted(t *ledger.Tx, admitted *verify.Admitted, r ledger.Reservation, phase reservation.Phase) (ledger.Reservation, error) {
 	if err := admitted.Check(r.ID, r.Start, string(phase), t.Now); err != nil {
 		return r, err
@@ -216,17 +220,19 @@ func permitted(t *ledger.Tx, admitted *verify.Admitted, r ledger.Reservation, ph
 	if now.Phase != phase || now.Start != r.Start || !now.Deadline.After(t.Now) {
 		return now, event.Refuse(event.DeadlinePassed, "the VM is %s by now", now.Phase)
 	}
-	return now, nil
+	host, err := t.Host(r.Host)
+	if err != nil {
+		return now, err
+	}
+	return now, trusted(r.Host, host, event.HostLost)
 }
 
-func laterClock(stored []byte, c verify.Clock) ([]byte, error) {
-	var old verify.Clock
-	if len(stored) > 0 {
-		if err := json.Unmarshal(stored, &old); err != nil {
-			return nil, fmt.Errorf("stored clock: %w", err)
-		}
+func keepClock(stored []byte, c verify.Clock) ([]byte, error) {
+	clocks, err := verify.ParseClocks(stored)
+	if err != nil {
+		return nil, err
 	}
-	return json.Marshal(old.Later(c))
+	return json.Marshal(clocks.Keep(c))
 }
 
 // attestAgain asks the host of a live VM again what it runs: a static quote, chained to

@@ -127,7 +127,7 @@ func (o *Orchestrator) fail(ctx context.Context, id string, start int, why event
 		if r.Phase != reservation.Computing && (why.Reason == event.GuestPoweredOff || why.Reason == event.GuestReset) {
 			why.Reason = event.VMStopped // its agent gave up: nothing in it was asked to
 		}
-		closed := why.Reason == event.HostLost && o.conf.HostLost != lostTerminate && reservation.MayStop(r.Phase, r.Start)
+		closed := (why.Reason == event.HostLost || why.Reason == event.HostAuditFailed) && o.conf.HostLost != lostTerminate && reservation.MayStop(r.Phase, r.Start)
 		if closed || r.Wish != ledger.WishNone && reservation.Outage(why.Reason) || reservation.EndsStart(why.Reason, r.Phase, r.Start) {
 			to = reservation.Stopped
 			won, err = halt(t, r, why)

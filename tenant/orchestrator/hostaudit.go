@@ -118,12 +118,25 @@ func (o *Orchestrator) judgeAudit(ctx context.Context, host string, env signed.E
 	if err := json.Unmarshal(row.Order, &order); err != nil {
 		return none, fmt.Errorf("judge host audit: %w", err)
 	}
-	report, findings, err := o.basis().inventory.HostAudit(verify.AuditExpectation{Order: order, Key: row.Key, Answer: row.Answer}, env)
-	if err != nil {
-		return none, event.Refuse(event.SignatureInvalid, "audit %s: %v", row.Number, err)
-	}
 	if row.Report, err = json.Marshal(env); err != nil {
 		return none, fmt.Errorf("judge host audit: %w", err)
+	}
+	for {
+		out, err := o.auditBy(ctx, o.basis(), row, order, env, by)
+		if !errors.Is(err, errRebased) {
+			return out, err
+		}
+	}
+}
+
+// auditBy holds a report against the inventory of one basis, and stores what came of it only
+// while that is the current one.
+func (o *Orchestrator) auditBy(ctx context.Context, b *basis, row ledger.HostAudit, order hostaudit.Order, env signed.Envelope, by string) (api.HostAudit, error) {
+	var none api.HostAudit
+	host := row.Host
+	report, findings, err := b.inventory.HostAudit(verify.AuditExpectation{Order: order, Key: row.Key, Answer: row.Answer}, env)
+	if err != nil {
+		return none, event.Refuse(event.SignatureInvalid, "audit %s: %v", row.Number, err)
 	}
 	why := ""
 	e := event.Event{Kind: "host.audited", Detail: map[string]string{"host": host, "audit": row.Number, "by": by}}
@@ -140,6 +153,9 @@ func (o *Orchestrator) judgeAudit(ctx context.Context, host string, env signed.E
 		}
 	}
 	err = o.ledger.Write(ctx, func(t *ledger.Tx) error {
+		if o.basis() != b {
+			return errRebased
+		}
 		if err := errors.Join(t.JudgeHostAudit(row, why), t.Journal(e)); err != nil || why == "" {
 			return err
 		}
@@ -157,7 +173,7 @@ func (o *Orchestrator) judgeAudit(ctx context.Context, host string, env signed.E
 	}
 	row.Judged = o.now()
 	out := shownAudit(row)
-	if known, ok := o.basis().inventory.Host(host); ok {
+	if known, ok := b.inventory.Host(host); ok {
 		out.Inventory = known.Host.Asset
 	}
 	out.Asset, out.Serial = clip(report.Asset, maxText), clip(report.Serial, maxText)

@@ -4,6 +4,7 @@ import (
 	"crypto/ed25519"
 	"crypto/rand"
 	"encoding/json"
+	"errors"
 	"slices"
 	"strings"
 	"testing"
@@ -11,6 +12,7 @@ import (
 	"foothold/internal/tpm"
 	"foothold/protocol/api"
 	"foothold/protocol/event"
+	"foothold/protocol/evidence"
 	"foothold/protocol/hostaudit"
 	"foothold/protocol/inventory"
 	"foothold/protocol/signed"
@@ -66,14 +68,22 @@ func (w *world) judge(env signed.Envelope) (a api.HostAudit, code int, p api.Pro
 func TestHostAuditDecidesStanding(t *testing.T) {
 	w := newWorld(t)
 	w.template("debian")
-	running := w.create(api.CreateVM{Name: "before"})
-	w.waitPhase(running.ID, reservation.Booting)
+	before := w.take(w.create(api.CreateVM{Name: "before"}).ID)
 	a, code, p := w.judge(w.audit(func(r *hostaudit.Report) { r.EK = []byte("another TPM's") }))
 	if code != 200 || a.Good || len(a.Checks) != 1 || a.Checks[0].Component != "endorsement certificate" || a.Checks[0].Do == "" {
 		t.Fatalf("%d %+v %+v", code, p, a)
 	}
 	if kinds := w.events("before"); !slices.Contains(kinds, "host.lost-standing") {
 		t.Errorf("it is not told for the VM that runs there: %q", kinds)
+	}
+	if why := before.boot(); why != event.HostAuditFailed {
+		t.Errorf("its boot quote, which is good: %q", why)
+	}
+	if vm := w.waitPhase("before", reservation.Aborted); vm.Reason != event.HostAuditFailed || !strings.Contains(vm.Explanation, "audit from trusted media failed") {
+		t.Errorf("it ended with %q: %s", vm.Reason, vm.Explanation)
+	}
+	if kinds := w.events("before"); slices.Contains(kinds, "components.released") || !slices.Contains(kinds, "quote.accepted") {
+		t.Errorf("it got components there: %q", kinds)
 	}
 	refused := func(name string) {
 		t.Helper()
@@ -136,5 +146,66 @@ func TestHostAuditRefusals(t *testing.T) {
 		if _, p := w.call("POST", path, body, nil); p.Reason != reason {
 			t.Errorf("order at %s: %+v", path, p)
 		}
+	}
+}
+
+// TestNothingIsReleasedAtAHostOutOfStanding: whatever its quote said before, nothing is
+// released to a VM whose host was barred, or failed an audit, since.
+func TestNothingIsReleasedAtAHostOutOfStanding(t *testing.T) {
+	w := newWorld(t)
+	w.template("debian")
+	g := w.take(w.create(api.CreateVM{Name: "web"}).ID)
+	g.boot()
+	g.ready() // nobody opens the door: it stays unlocking
+	w.waitPhase("web", reservation.Unlocking)
+	admitted, err := w.o.attestAgain(t.Context(), g.id, evidence.RoleUnlock)
+	check(t, err)
+	r, _, err := w.o.row(t.Context(), g.id)
+	check(t, err)
+	release := func(want event.Reason) {
+		t.Helper()
+		check(t, w.o.ledger.Read(t.Context(), func(tx *ledger.Tx) error {
+			if _, err := permitted(tx, admitted, r, reservation.Unlocking); event.ReasonOf(err) != want {
+				t.Errorf("permitted: %v, want %q", err, want)
+			}
+			return nil
+		}))
+	}
+	barred := func(why string) {
+		check(t, w.o.ledger.Write(t.Context(), func(tx *ledger.Tx) error {
+			state, err := tx.Host("host-1")
+			state.Barred = why
+			return errors.Join(err, tx.PutHost("host-1", state))
+		}))
+	}
+	release("")
+	barred("its watch quote was refused")
+	release(event.HostLost)
+	barred("")
+	release("")
+	w.judge(w.audit(func(r *hostaudit.Report) { r.EK = []byte("another TPM's") }))
+	release(event.HostAuditFailed)
+}
+
+// TestHostAuditByTheCurrentInventory: a report that was judged by an inventory that counts no
+// more when it would be stored is not stored, and is judged again.
+func TestHostAuditByTheCurrentInventory(t *testing.T) {
+	w := newWorld(t)
+	env := w.audit(nil)
+	stale := w.o.basis()
+	var report hostaudit.Report
+	check(t, json.Unmarshal(env.Payload, &report))
+	var row ledger.HostAudit
+	check(t, w.o.ledger.Read(t.Context(), func(tx *ledger.Tx) (err error) { row, err = tx.HostAudit(report.Number); return err }))
+	var order hostaudit.Order
+	check(t, json.Unmarshal(row.Order, &order))
+	changed := w.host.entry
+	changed.Session = changed.AIK // other keys than those in the TPM
+	w.publish(2, changed)
+	if _, err := w.o.auditBy(t.Context(), stale, row, order, env, "test"); !errors.Is(err, errRebased) {
+		t.Errorf("by the inventory before: %v", err)
+	}
+	if a, code, p := w.judge(env); code != 200 || a.Good || len(a.Checks) == 0 {
+		t.Errorf("by the current one: %d %+v %+v", code, p, a)
 	}
 }

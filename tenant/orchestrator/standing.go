@@ -37,11 +37,8 @@ func (b *basis) mayHost(t *ledger.Tx, name string) error {
 	if err != nil {
 		return err
 	}
-	if state.AuditFailed != "" {
-		return event.Refuse(event.HostAuditFailed, "host %s: %s", name, state.AuditFailed)
-	}
-	if state.Barred != "" {
-		return event.Refuse(event.NoHost, "host %s: %s", name, state.Barred)
+	if err := trusted(name, state, event.NoHost); err != nil {
+		return err
 	}
 	standing, _ := b.inventory.Host(name)
 	found, err := t.HostKeys(name, standing.Keys())
@@ -52,6 +49,17 @@ func (b *basis) mayHost(t *ledger.Tx, name string) error {
 		return err
 	case found.State == ledger.KeysFailed:
 		return event.Refuse(event.NoHost, "host %s: %s", name, found.Reason)
+	}
+	return nil
+}
+
+// trusted refuses a host whose last audit failed, or that is barred: barred is the reason then.
+func trusted(name string, state ledger.HostState, barred event.Reason) error {
+	switch {
+	case state.AuditFailed != "":
+		return event.Refuse(event.HostAuditFailed, "host %s: %s", name, state.AuditFailed)
+	case state.Barred != "":
+		return event.Refuse(barred, "host %s: %s", name, state.Barred)
 	}
 	return nil
 }

@@ -488,3 +488,46 @@ func TestSwapWhileJudging(t *testing.T) {
 		t.Errorf("%d verdicts were stored", after-before)
 	}
 }
+
+// TestHostWithAnotherKeysClock: what was quoted by a key that the host had before refuses
+// nothing, and its own key's clock goes on counting beside it.
+func TestHostWithAnotherKeysClock(t *testing.T) {
+	w := newWorld(t)
+	w.template("debian")
+	clocks := func(change func(verify.Clocks) verify.Clocks) (found verify.Clocks) {
+		t.Helper()
+		check(t, w.o.ledger.Write(t.Context(), func(tx *ledger.Tx) error {
+			state, err := tx.Host("host-1")
+			if err != nil {
+				return err
+			}
+			if found, err = verify.ParseClocks(state.Clock); err != nil {
+				return err
+			}
+			if change == nil {
+				return nil
+			}
+			if state.Clock, err = json.Marshal(change(found)); err != nil {
+				return err
+			}
+			return tx.PutHost("host-1", state)
+		}))
+		return found
+	}
+	former := verify.Clock{AIK: digest.Of([]byte("the key before")), Resets: 90}
+	clocks(func(verify.Clocks) verify.Clocks { return verify.Clocks{former} })
+	if why := w.take(w.create(api.CreateVM{Name: "a"}).ID).boot(); why != "" {
+		t.Errorf("the first boot with the new key: %q", why)
+	}
+	now := clocks(func(c verify.Clocks) verify.Clocks {
+		c = slices.Clone(c)
+		c[len(c)-1].Resets += 3
+		return c
+	})
+	if len(now) != 2 || now[0] != former || now[1].AIK != digest.Of(w.host.entry.AIK) {
+		t.Errorf("stored: %+v", now)
+	}
+	if why := w.take(w.create(api.CreateVM{Name: "b"}).ID).boot(); why != event.QuoteRefused {
+		t.Errorf("a TPM whose count of boots went back: %q", why)
+	}
+}

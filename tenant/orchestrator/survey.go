@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"net/http"
 	"strconv"
 	"sync"
@@ -162,11 +161,9 @@ func (o *Orchestrator) askHost(ctx context.Context, t *verify.Trial, name string
 	if err := o.ledger.Read(ctx, func(t *ledger.Tx) (err error) { state, err = t.Host(name); return err }); err != nil {
 		return none, err
 	}
-	var clock verify.Clock
-	if len(state.Clock) > 0 {
-		if err := json.Unmarshal(state.Clock, &clock); err != nil {
-			return none, fmt.Errorf("stored clock: %w", err)
-		}
+	clocks, err := verify.ParseClocks(state.Clock)
+	if err != nil {
+		return none, err
 	}
 	nonce := make([]byte, evidence.NonceLen)
 	rand.Read(nonce)
@@ -174,7 +171,7 @@ func (o *Orchestrator) askHost(ctx context.Context, t *verify.Trial, name string
 	if err != nil {
 		return none, err
 	}
-	return t.Survey(name, nonce, clock, verify.StaticEvidence{Quote: q.Quote, Platform: q.Platform}), nil
+	return t.Survey(name, nonce, t.Last(name, clocks), verify.StaticEvidence{Quote: q.Quote, Platform: q.Platform}), nil
 }
 
 // judgeStored judges the newest evidence that is kept of each live VM at the host: an

@@ -21,7 +21,7 @@ type BootExpectation struct {
 	Host        string      `json:"host"`     // that acknowledged this VM's creation
 	Settings    vmspec.Spec `json:"settings"` // the reservation's own copy
 	Nonce       []byte      `json:"nonce"`    // ours; fresh and unused as the ledger has just found
-	Clock       Clock       `json:"clock"`    // last stored for the host; zero if it was never quoted
+	Clock       Clock       `json:"clock"`    // Verifier.Last of the host
 	Claim       *Claim      `json:"claim,omitempty"`
 }
 

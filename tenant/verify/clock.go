@@ -1,7 +1,9 @@
 package verify
 
 import (
+	"encoding/json"
 	"fmt"
+	"slices"
 	"time"
 
 	"foothold/protocol/digest"
@@ -10,9 +12,9 @@ import (
 	"github.com/google/go-tpm/tpm2"
 )
 
-// Clock is what the last accepted quote of an AIK said of its TPM's counters. The
-// ledger keeps one a host, for boot quotes, and one a start, for its static quotes.
-// The zero value means that the host was never quoted.
+// Clock is what the last accepted quote of an AIK said of its TPM's counters. The ledger
+// keeps one for each AIK that a host has had, for boot quotes ([Clocks]), and one a start, for
+// its static quotes. The zero value means that the AIK was never quoted.
 type Clock struct {
 	AIK      digest.SHA256 `json:"aik"`      // SHA-256 of the marshalled public area
 	Resets   uint32        `json:"resets"`   // host boots
@@ -31,6 +33,57 @@ func (c Clock) Later(o Clock) Clock {
 	}
 	return c
 }
+
+// Clocks are a host's, one for each AIK it has had: a TPM that takes the place of another
+// begins anew, and one that comes back goes on from where it was. Stored as a JSON array.
+type Clocks []Clock
+
+// ParseClocks reads what the ledger keeps of a host; nothing, for one that was never quoted.
+func ParseClocks(data []byte) (Clocks, error) {
+	if len(data) == 0 {
+		return nil, nil
+	}
+	var c Clocks
+	var err error
+	if data[0] == '{' { // the form in which a host had one clock
+		c = make(Clocks, 1)
+		err = json.Unmarshal(data, &c[0])
+	} else {
+		err = json.Unmarshal(data, &c)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("stored clock: %w", err)
+	}
+	return c, nil
+}
+
+// Keep is c after an accepted quote.
+func (c Clocks) Keep(q Clock) Clocks {
+	for i, had := range c {
+		if had.AIK == q.AIK {
+			c = slices.Clone(c)
+			c[i] = had.Later(q)
+			return c
+		}
+	}
+	return append(slices.Clip(c), q)
+}
+
+// Last is the clock to hold a host's quote against: that of the AIK which the inventory names
+// for it; zero, if that one was never quoted.
+func (v *Verifier) Last(host string, c Clocks) Clock {
+	if h := v.inventory.hosts[host]; h != nil {
+		for _, had := range c {
+			if h.aik != nil && had.AIK == h.name {
+				return had
+			}
+		}
+	}
+	return Clock{}
+}
+
+// Last is [Verifier.Last].
+func (t *Trial) Last(host string, c Clocks) Clock { return t.v.Last(host, c) }
 
 func clockOf(aik digest.SHA256, info tpm2.TPMSClockInfo) Clock {
 	return Clock{AIK: aik, Resets: info.ResetCount, Restarts: info.RestartCount, Millis: info.Clock}

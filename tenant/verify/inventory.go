@@ -170,8 +170,9 @@ func (inv *Inventory) InForce(now time.Time) error {
 	return nil
 }
 
-// examine checks each host's keys, and that no two hosts share a name or an AIK: a
-// shared AIK would let one host's quotes pass for another's.
+// examine checks each host's keys, and that no two hosts share a name or a key: with one AIK
+// one host's quotes would pass for another's, with one session key so would its sessions, and
+// with one endorsement key, whatever certificates it has, two hosts would be one TPM.
 func (inv *Inventory) examine(makers *Manufacturers, now time.Time) error {
 	owner := map[digest.SHA256]*hostKeys{}
 	for _, entry := range inv.doc.Hosts {
@@ -183,7 +184,10 @@ func (inv *Inventory) examine(makers *Manufacturers, now time.Time) error {
 		}
 		h := examineHost(entry, makers, now)
 		inv.hosts[entry.Name] = h
-		for _, key := range [][]byte{entry.AIK, entry.Session} {
+		for _, key := range [][]byte{entry.AIK, entry.Session, endorsementKey(entry.EK)} {
+			if len(key) == 0 { // a problem of its own
+				continue
+			}
 			sum := digest.Of(key)
 			if other := owner[sum]; other != nil {
 				h.problems = append(h.problems, "shares a TPM key with host "+other.entry.Name)
@@ -193,6 +197,14 @@ func (inv *Inventory) examine(makers *Manufacturers, now time.Time) error {
 		}
 	}
 	return nil
+}
+
+// endorsementKey is what an EK certificate certifies; the whole, if it is malformed.
+func endorsementKey(der []byte) []byte {
+	if cert, err := certificate(der); err == nil {
+		return cert.RawSubjectPublicKeyInfo
+	}
+	return der
 }
 
 func examineHost(entry inventory.Host, makers *Manufacturers, now time.Time) *hostKeys {

@@ -73,6 +73,7 @@ func TestInventory(t *testing.T) {
 			h.SessionCertify, h.SessionSignature = w.rogue.entry.SessionCertify, w.rogue.entry.SessionSignature
 		},
 		"no certification":    func(h *inventory.Host) { h.SessionCertify = nil },
+		"EK of another host":  func(h *inventory.Host) { h.EK, h.EKChain = w.rogue.entry.EK, w.rogue.entry.EKChain },
 		"AIK of another host": func(h *inventory.Host) { h.AIK = w.rogue.entry.AIK },
 	} {
 		bad := good
