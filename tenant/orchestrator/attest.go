@@ -204,8 +204,8 @@ func keepBundle(t *ledger.Tx, v verify.Verdict) error {
 
 // permitted is asked in the transaction that releases something: the quote has admitted
 // this start for the phase, and the reservation is in it now, before its deadline. A
-// reservation that ended while its quote was judged gets nothing.
-func permitted(t *ledger.Tx, admitted *verify.Admitted, r ledger.Reservation, phase reservation.Phase) (ledger.Reservation, error) {
+// reservation that ended while its quote was judged, or should have, gets nothing.
+func (o *Orchestrator) permitted(t *ledger.Tx, admitted *verify.Admitted, r ledger.Reservation, phase reservation.Phase) (ledger.Reservation, error) {
 	if err := admitted.Check(r.ID, r.Start, string(phase), t.Now); err != nil {
 		return r, err
 	}
@@ -216,7 +216,7 @@ func permitted(t *ledger.Tx, admitted *verify.Admitted, r ledger.Reservation, ph
 	if now.Phase != phase || now.Start != r.Start || !now.Deadline.After(t.Now) {
 		return now, event.Refuse(event.DeadlinePassed, "the VM is %s by now", now.Phase)
 	}
-	return now, nil
+	return now, o.owesEnd(r.ID, r.Start)
 }
 
 func laterClock(stored []byte, c verify.Clock) ([]byte, error) {

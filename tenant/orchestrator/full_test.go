@@ -15,6 +15,7 @@ import (
 	"foothold/internal/nstest"
 	"foothold/protocol/api"
 	"foothold/protocol/event"
+	"foothold/protocol/evidence"
 	"foothold/protocol/token"
 	"foothold/tenant/ledger"
 	"foothold/tenant/reservation"
@@ -156,4 +157,60 @@ func TestDiskFull(t *testing.T) {
 	w.fits("in the end")
 	w.restart()
 	w.fits("after a restart")
+}
+
+// TestEndOnAFullDisk: an end that finds no room is owed. The VM gets nothing more from then
+// on, and ends for the first reason as soon as there is room.
+func TestEndOnAFullDisk(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, func(c *Config) { c.Limits.Lease = time.Minute })
+	w.template("debian")
+	disk := w.ontoDisk()
+	g := w.computing("web")
+	admitted, err := w.o.attestAgain(t.Context(), g.id, evidence.RoleWatch)
+	check(t, err)
+	r, s, err := w.o.row(t.Context(), g.id)
+	check(t, err)
+	permitted := func() (why event.Reason) {
+		check(t, w.o.ledger.Read(t.Context(), func(tx *ledger.Tx) error {
+			_, err := w.o.permitted(tx, admitted, r, reservation.Computing)
+			why = event.ReasonOf(err)
+			return nil
+		}))
+		return why
+	}
+	if why := permitted(); why != "" {
+		t.Fatalf("before its end: %q", why)
+	}
+	w.fillUp(disk)
+
+	refused := event.Refuse(event.QuoteRefused, "test")
+	refused.Findings = []event.FailedCheck{{Check: "log"}}
+	w.o.abort(t.Context(), g.id, 1, event.Refuse(event.AttestationLate, "an outage before the judgement"))
+	w.o.abort(t.Context(), g.id, 1, refused)
+	w.o.abort(t.Context(), g.id, 1, event.Refuse(event.VMStopped, "news after it"))
+	if vm := w.vm("web"); vm.Phase != string(reservation.Computing) {
+		t.Fatalf("the disk is not full: %+v", vm)
+	}
+	if _, why := g.say(); why != event.QuoteRefused {
+		t.Errorf("a heartbeat: %q", why)
+	}
+	if _, err := w.o.hearComputing(t.Context(), accepted{r: r, s: s}); event.ReasonOf(err) != event.QuoteRefused {
+		t.Errorf("a heartbeat that was accepted before: %v", err)
+	}
+	if why := permitted(); why != event.QuoteRefused {
+		t.Errorf("a release: %q", why)
+	}
+
+	disk.Free(t)
+	if vm := w.waitPhase("web", reservation.Aborted); vm.Reason != event.QuoteRefused {
+		t.Errorf("with room again: %+v", vm)
+	}
+	w.waitFlows(g.id)
+	w.waitGone(g.id)
+	for end := time.Now().Add(20 * time.Second); w.o.owesEnd(g.id, 1) != nil; pause(t.Context(), 10*time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("its end is owed still")
+		}
+	}
 }
