@@ -129,7 +129,8 @@ func (o *Orchestrator) judge(by func(*verify.Verifier) (*verify.Admitted, verify
 // release, unless nil, is what a good one permits: it
 // is in the same transaction, so that nothing leaves whose evidence is not kept. It must
 // refuse before it changes anything: the verdict is kept then, and the refusal returned.
-// Another error undoes everything.
+// Another error undoes everything. A bad one is refused also where nothing can be stored,
+// as on a full disk: its findings enter the journal with the end that they bring.
 func (o *Orchestrator) keepVerdict(ctx context.Context, r ledger.Reservation, b *basis, v verify.Verdict, release func(*ledger.Tx, *ledger.Start) error) error {
 	refused := v.Err()
 	err := o.ledger.Write(ctx, func(t *ledger.Tx) error {
@@ -179,10 +180,16 @@ func (o *Orchestrator) keepVerdict(ctx context.Context, r ledger.Reservation, b 
 		}
 		return t.PutStart(r.ID, r.Start, s)
 	})
-	if err != nil {
+	switch {
+	case err == nil:
+		o.zones.journalled()
+		return refused
+	case v.Good():
 		return fmt.Errorf("keep verdict: %w", err)
+	case o.basis() != b: // nothing may have come to asking
+		return errRebased
 	}
-	o.zones.journalled()
+	slog.Error("a refusal is not kept, but holds", "reservation", r.ID, "role", v.Role, "host", r.Host, "error", err)
 	return refused
 }
 

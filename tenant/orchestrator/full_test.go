@@ -1,6 +1,8 @@
 package orchestrator
 
 import (
+	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -16,9 +18,12 @@ import (
 	"foothold/protocol/api"
 	"foothold/protocol/event"
 	"foothold/protocol/evidence"
+	"foothold/protocol/hostapi"
 	"foothold/protocol/token"
+	"foothold/tenant/hostclient"
 	"foothold/tenant/ledger"
 	"foothold/tenant/reservation"
+	"foothold/tenant/verify"
 )
 
 // atOnce is how many tests run side by side where -parallel does not say: each waits
@@ -213,4 +218,42 @@ func TestEndOnAFullDisk(t *testing.T) {
 			t.Fatal("its end is owed still")
 		}
 	}
+}
+
+// TestRefusalOnAFullDisk: a refused quote whose evidence finds no room is refused all the
+// same, not put off as disk-full, and ends the VM when there is room.
+func TestRefusalOnAFullDisk(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, func(c *Config) { c.Limits.Lease = time.Minute })
+	w.template("debian")
+	disk := w.ontoDisk()
+	g := w.computing("web")
+	r, s, err := w.o.row(t.Context(), g.id)
+	check(t, err)
+	w.host.measureRogue()
+	x := verify.StaticExpectation{Role: evidence.RoleWatch, Reservation: g.id, Start: 1, Host: r.Host, Previous: s.Verdict, Nonce: bytes.Repeat([]byte{1}, evidence.NonceLen)}
+	h := must[*hostclient.Client](t)(w.o.host(r.Host))
+	q := must[hostapi.QuoteResponse](t)(h.Quote(t.Context(), evidence.StaticBinding(x.Role, g.id, s.Verdict, x.Nonce)))
+	w.fillUp(disk)
+	w.o.drive(g.id, 1, "watch", func(ctx context.Context) error {
+		err := w.o.judge(func(v *verify.Verifier) (*verify.Admitted, verify.Verdict) {
+			return v.Static(x, verify.StaticEvidence{Quote: q.Quote, Platform: q.Platform})
+		}, func(b *basis, _ *verify.Admitted, v verify.Verdict) error { return w.o.keepVerdict(ctx, r, b, v, nil) })
+		if event.ReasonOf(err) != event.QuoteRefused {
+			t.Errorf("the refusal: %v", err)
+		}
+		return err
+	})
+	for end := time.Now().Add(20 * time.Second); w.o.owesEnd(g.id, 1) == nil; pause(t.Context(), 10*time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("its end is not owed")
+		}
+	}
+	disk.Free(t)
+	vm := w.waitPhase("web", reservation.Aborted)
+	if vm.Reason != event.QuoteRefused || len(vm.Findings) == 0 {
+		t.Errorf("with room again: %+v", vm)
+	}
+	w.waitFlows(g.id)
+	w.waitGone(g.id)
 }
