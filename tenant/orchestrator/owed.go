@@ -11,7 +11,7 @@ import (
 // act that found it is over and finds it no more. It is kept in memory, and the sweep stores
 // it as soon as that works. Until then nothing is released to that start, and its lease is
 // not renewed. A crash forgets it; what it rested on is judged again after a restart: a
-// refused verdict by recovery, the rest by its phase's deadline.
+// refused verdict that was stored by recovery, the rest by the next look or deadline.
 
 // ending names a start whose end is owed; start 0: whichever it is now.
 type ending struct {
