@@ -107,6 +107,24 @@ func (t *Tx) Bundles(id string, start int) ([]BundleRow, error) {
 	return list, err
 }
 
+// RefusedBundle reads the evidence of the newest refusal of a start; ErrNotFound: there is none.
+func (t *Tx) RefusedBundle(id string, start int) (verify.Parts, error) {
+	sum := ""
+	err := t.each("refusals", `SELECT digest FROM bundles WHERE reservation = $1 AND start = $2 AND accepted = 0 ORDER BY rowid DESC LIMIT 1`,
+		func(row scanner) error { return row.Scan(&sum) }, id, start)
+	if err != nil {
+		return verify.Parts{}, err
+	}
+	if sum == "" {
+		return verify.Parts{}, ErrNotFound
+	}
+	d, err := digest.Parse(sum)
+	if err != nil {
+		return verify.Parts{}, fmt.Errorf("digest of a refusal: %w", err)
+	}
+	return t.Bundle(id, d)
+}
+
 func scanLink(row scanner, more ...any) (r BundleRow, err error) {
 	var sum, previous, record string
 	var at int64

@@ -91,6 +91,9 @@ func (o *Orchestrator) acceptUp(ctx context.Context, in upstream.AgentRequest) (
 		if err := m.identify(t, in); err != nil {
 			return err
 		}
+		if err := o.owesEnd(m.r.ID, m.r.Start); err != nil {
+			return err
+		}
 		if err := in.Envelope.Open(m.s.VMKey, signed.AgentUp, &m.up); err != nil {
 			return event.Refuse(event.ReportRefused, "the agent's message: %v", err)
 		}

@@ -132,7 +132,8 @@ func (o *Orchestrator) judge(by func(*verify.Verifier) (*verify.Admitted, verify
 // release, unless nil, is what a good one permits: it
 // is in the same transaction, so that nothing leaves whose evidence is not kept. It must
 // refuse before it changes anything: the verdict is kept then, and the refusal returned.
-// Another error undoes everything.
+// Another error undoes everything. A bad one is refused also where nothing can be stored,
+// as on a full disk: its findings enter the journal with the end that they bring.
 func (o *Orchestrator) keepVerdict(ctx context.Context, r ledger.Reservation, b *basis, v verify.Verdict, release func(*ledger.Tx, *ledger.Start) error) error {
 	refused := v.Err()
 	err := o.ledger.Write(ctx, func(t *ledger.Tx) error {
@@ -182,10 +183,16 @@ func (o *Orchestrator) keepVerdict(ctx context.Context, r ledger.Reservation, b 
 		}
 		return t.PutStart(r.ID, r.Start, s)
 	})
-	if err != nil {
+	switch {
+	case err == nil:
+		o.zones.journalled()
+		return refused
+	case v.Good():
 		return fmt.Errorf("keep verdict: %w", err)
+	case o.basis() != b: // nothing may have come to asking
+		return errRebased
 	}
-	o.zones.journalled()
+	slog.Error("a refusal is not kept, but holds", "reservation", r.ID, "role", v.Role, "host", r.Host, "error", err)
 	return refused
 }
 
@@ -206,10 +213,11 @@ func keepBundle(t *ledger.Tx, v verify.Verdict) error {
 }
 
 // permitted is asked in the transaction that releases something: the quote has admitted
-// this start for the phase, the reservation is in it now, before its deadline, and its host
-// is one that would get a VM: a failed audit, or a neighbour's refused quote, outdoes a good one.
-// A reservation that ended while its quote was judged gets nothing.
-func permitted(t *ledger.Tx, admitted *verify.Admitted, r ledger.Reservation, phase reservation.Phase) (ledger.Reservation, error) {
+// this start for the phase, the reservation is in it now, before its deadline, its host is
+// one that would get a VM - a failed audit, or a neighbour's refused quote, outdoes a good one -
+// and what it was admitted by still counts. A reservation that ended while its quote was
+// judged, or should have, gets nothing.
+func (o *Orchestrator) permitted(t *ledger.Tx, admitted *verify.Admitted, r ledger.Reservation, phase reservation.Phase) (ledger.Reservation, error) {
 	if err := admitted.Check(r.ID, r.Start, string(phase), t.Now); err != nil {
 		return r, err
 	}
@@ -224,7 +232,17 @@ func permitted(t *ledger.Tx, admitted *verify.Admitted, r ledger.Reservation, ph
 	if err != nil {
 		return now, err
 	}
-	return now, trusted(r.Host, host, event.HostLost)
+	if err := trusted(r.Host, host, event.HostLost); err != nil {
+		return now, err
+	}
+	s, err := t.Start(r.ID, r.Start)
+	if err != nil {
+		return now, err
+	}
+	if l := o.basis().lost(now, s); l != nil {
+		return now, &l.why
+	}
+	return now, o.owesEnd(r.ID, r.Start)
 }
 
 func keepClock(stored []byte, c verify.Clock) ([]byte, error) {

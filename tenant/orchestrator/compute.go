@@ -61,6 +61,9 @@ func (o *Orchestrator) judgeOS(ctx context.Context, m accepted) error {
 // rules are live in the kernels, so that what the VM is told to fetch it can fetch.
 func (o *Orchestrator) compute(ctx context.Context, r ledger.Reservation) error {
 	err := o.ledger.Write(ctx, func(t *ledger.Tx) error {
+		if err := o.owesEnd(r.ID, r.Start); err != nil {
+			return err
+		}
 		if err := t.Move(r.ID, r.Start, reservation.Connecting, reservation.Computing, t.Now.Add(o.limits.Lease)); err != nil {
 			return err
 		}
@@ -114,7 +117,12 @@ func (o *Orchestrator) hearComputing(ctx context.Context, m accepted) (agentmsg.
 		return agentmsg.Down{}, err
 	}
 	if m.r.Wish != ledger.WishNone { // it has stopGrace, not a lease
-		err := o.ledger.Write(ctx, func(t *ledger.Tx) error { return t.Renew(m.r.ID, m.r.Start, m.r.Wished.Add(stopGrace+o.limits.Lease)) })
+		err := o.ledger.Write(ctx, func(t *ledger.Tx) error {
+			if err := o.owesEnd(m.r.ID, m.r.Start); err != nil {
+				return err
+			}
+			return t.Renew(m.r.ID, m.r.Start, m.r.Wished.Add(stopGrace+o.limits.Lease))
+		})
 		if errors.Is(err, ledger.ErrMoved) {
 			err = nil
 		}
@@ -130,6 +138,9 @@ func (o *Orchestrator) hearComputing(ctx context.Context, m accepted) (agentmsg.
 	}
 	down.Audit = !carried && o.now().Sub(m.s.Audited) >= auditEvery
 	err = o.ledger.Write(ctx, func(t *ledger.Tx) error {
+		if err := o.owesEnd(m.r.ID, m.r.Start); err != nil {
+			return err
+		}
 		if down.Audit {
 			if err := t.ChangeStart(m.r.ID, m.r.Start, func(s *ledger.Start) { s.AuditNonce = m.s.AgentNonce }); err != nil {
 				return err

@@ -103,7 +103,7 @@ func (o *Orchestrator) admitAttested(ctx context.Context, r ledger.Reservation, 
 func (o *Orchestrator) admitTunnel(ctx context.Context, admitted *verify.Admitted, r ledger.Reservation, info vmcert.Info, serial string, address netip.Addr) (upstream.AdmitResponse, error) {
 	var out upstream.AdmitResponse
 	err := o.ledger.Write(ctx, func(t *ledger.Tx) error {
-		now, err := permitted(t, admitted, r, reservation.Connecting)
+		now, err := o.permitted(t, admitted, r, reservation.Connecting)
 		if err != nil {
 			return err
 		}

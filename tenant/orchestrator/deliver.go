@@ -42,7 +42,7 @@ func (o *Orchestrator) releaseComponents(ctx context.Context, b *basis, admitted
 		return out, errors.Join(err, o.keepVerdict(ctx, r, b, v, nil))
 	}
 	err = o.keepVerdict(ctx, r, b, v, func(t *ledger.Tx, s *ledger.Start) error {
-		if _, err := permitted(t, admitted, r, reservation.Booting); err != nil {
+		if _, err := o.permitted(t, admitted, r, reservation.Booting); err != nil {
 			return err
 		}
 		var err error

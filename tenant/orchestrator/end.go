@@ -95,21 +95,30 @@ func refusalOf(err error) *event.Refusal {
 // abort ends what err is about: the reservation, or, if it says no more than that an
 // instance does not run (reservation.EndsStart), that start of it. start is 0 for whichever
 // it is now. It does nothing to one that has ended before, and to one that has moved on only
-// if err is a judgement of the machine (reservation.Damning). The clean-up goes on in the
-// background.
+// if err is a judgement of the machine (reservation.Damning). An end that cannot be stored
+// now is owed, except one for a full disk, which says nothing of the VM. The clean-up goes on
+// in the background.
 func (o *Orchestrator) abort(ctx context.Context, id string, start int, err error) {
-	why := refusalOf(err)
-	if err := o.fail(ctx, id, start, *why); err != nil {
-		slog.Error("abort", "reservation", id, "reason", why.Reason, "error", err)
+	e := ending{id, start}
+	why := o.firstReason(e, *refusalOf(err))
+	stored, err := o.fail(ctx, id, start, why)
+	if stored {
+		o.settled(e)
+	} else if why.Reason != event.DiskFull && !o.owe(e, why) {
+		return // the sweep tries it again and again
+	}
+	if err != nil {
+		slog.Error("abort", "reservation", id, "reason", why.Reason, "stored", stored, "error", err)
 		return
 	}
 	o.cleanUpSoon(id)
 }
 
-// fail stores the end of a start or of the reservation; the rules go, at once.
-func (o *Orchestrator) fail(ctx context.Context, id string, start int, why event.Refusal) error {
+// fail stores the end of a start or of the reservation; the rules go, at once. It reports
+// whether the ledger has said its last word: the end is in it, or there is none to store.
+func (o *Orchestrator) fail(ctx context.Context, id string, start int, why event.Refusal) (stored bool, err error) {
 	won, to := false, reservation.Aborted
-	err := o.ledger.Write(ctx, func(t *ledger.Tx) (err error) {
+	err = o.ledger.Write(ctx, func(t *ledger.Tx) (err error) {
 		r, err := t.Reservation(id)
 		if err != nil || !r.Live() {
 			return err
@@ -137,9 +146,9 @@ func (o *Orchestrator) fail(ctx context.Context, id string, start int, why event
 		return err
 	})
 	if err != nil || !won {
-		return err
+		return err == nil || errors.Is(err, ledger.ErrNotFound), err
 	}
-	return o.ended(ctx, id, to, why)
+	return true, o.ended(ctx, id, to, why)
 }
 
 // cleanUpSoon cleans up in the background.
@@ -268,7 +277,7 @@ func (o *Orchestrator) destroy(ctx context.Context, r ledger.Reservation) error 
 	return h.DeleteVolume(ctx, r.Volume)
 }
 
-// sweep ends what is past its deadline, begins starts that are due, repeats clean-ups
+// sweep ends what is past its deadline or owed its end, begins starts that are due, repeats clean-ups
 // that did not come through, and withdraws templates' versions that nothing needs.
 func (o *Orchestrator) sweep(ctx context.Context) {
 	tick := time.NewTicker(sweepEvery)
@@ -280,6 +289,7 @@ func (o *Orchestrator) sweep(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
+		o.endOwed(ctx)
 		if err := errors.Join(o.endExpired(ctx), o.endWishes(ctx)); err != nil && ctx.Err() == nil {
 			slog.Error("sweep", "error", err)
 		}

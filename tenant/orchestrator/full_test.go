@@ -1,6 +1,8 @@
 package orchestrator
 
 import (
+	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -15,9 +17,13 @@ import (
 	"foothold/internal/nstest"
 	"foothold/protocol/api"
 	"foothold/protocol/event"
+	"foothold/protocol/evidence"
+	"foothold/protocol/hostapi"
 	"foothold/protocol/token"
+	"foothold/tenant/hostclient"
 	"foothold/tenant/ledger"
 	"foothold/tenant/reservation"
+	"foothold/tenant/verify"
 )
 
 // atOnce is how many tests run side by side where -parallel does not say: each waits
@@ -156,4 +162,98 @@ func TestDiskFull(t *testing.T) {
 	w.fits("in the end")
 	w.restart()
 	w.fits("after a restart")
+}
+
+// TestEndOnAFullDisk: an end that finds no room is owed. The VM gets nothing more from then
+// on, and ends for the first reason as soon as there is room.
+func TestEndOnAFullDisk(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, func(c *Config) { c.Limits.Lease = time.Minute })
+	w.template("debian")
+	disk := w.ontoDisk()
+	g := w.computing("web")
+	admitted, err := w.o.attestAgain(t.Context(), g.id, evidence.RoleWatch)
+	check(t, err)
+	r, s, err := w.o.row(t.Context(), g.id)
+	check(t, err)
+	permitted := func() (why event.Reason) {
+		check(t, w.o.ledger.Read(t.Context(), func(tx *ledger.Tx) error {
+			_, err := w.o.permitted(tx, admitted, r, reservation.Computing)
+			why = event.ReasonOf(err)
+			return nil
+		}))
+		return why
+	}
+	if why := permitted(); why != "" {
+		t.Fatalf("before its end: %q", why)
+	}
+	w.fillUp(disk)
+
+	refused := event.Refuse(event.QuoteRefused, "test")
+	refused.Findings = []event.FailedCheck{{Check: "log"}}
+	w.o.abort(t.Context(), g.id, 1, event.Refuse(event.AttestationLate, "an outage before the judgement"))
+	w.o.abort(t.Context(), g.id, 1, refused)
+	w.o.abort(t.Context(), g.id, 1, event.Refuse(event.VMStopped, "news after it"))
+	if vm := w.vm("web"); vm.Phase != string(reservation.Computing) {
+		t.Fatalf("the disk is not full: %+v", vm)
+	}
+	if _, why := g.say(); why != event.QuoteRefused {
+		t.Errorf("a heartbeat: %q", why)
+	}
+	if _, err := w.o.hearComputing(t.Context(), accepted{r: r, s: s}); event.ReasonOf(err) != event.QuoteRefused {
+		t.Errorf("a heartbeat that was accepted before: %v", err)
+	}
+	if why := permitted(); why != event.QuoteRefused {
+		t.Errorf("a release: %q", why)
+	}
+
+	disk.Free(t)
+	if vm := w.waitPhase("web", reservation.Aborted); vm.Reason != event.QuoteRefused {
+		t.Errorf("with room again: %+v", vm)
+	}
+	w.waitFlows(g.id)
+	w.waitGone(g.id)
+	for end := time.Now().Add(20 * time.Second); w.o.owesEnd(g.id, 1) != nil; pause(t.Context(), 10*time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("its end is owed still")
+		}
+	}
+}
+
+// TestRefusalOnAFullDisk: a refused quote whose evidence finds no room is refused all the
+// same, not put off as disk-full, and ends the VM when there is room.
+func TestRefusalOnAFullDisk(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, func(c *Config) { c.Limits.Lease = time.Minute })
+	w.template("debian")
+	disk := w.ontoDisk()
+	g := w.computing("web")
+	r, s, err := w.o.row(t.Context(), g.id)
+	check(t, err)
+	w.host.measureRogue()
+	x := verify.StaticExpectation{Role: evidence.RoleWatch, Reservation: g.id, Start: 1, Host: r.Host, Previous: s.Verdict, Nonce: bytes.Repeat([]byte{1}, evidence.NonceLen)}
+	h := must[*hostclient.Client](t)(w.o.host(r.Host))
+	q := must[hostapi.QuoteResponse](t)(h.Quote(t.Context(), evidence.StaticBinding(x.Role, g.id, s.Verdict, x.Nonce)))
+	w.fillUp(disk)
+	w.o.drive(g.id, 1, "watch", func(ctx context.Context) error {
+		err := w.o.judge(func(v *verify.Verifier) (*verify.Admitted, verify.Verdict) {
+			return v.Static(x, verify.StaticEvidence{Quote: q.Quote, Platform: q.Platform})
+		}, func(b *basis, _ *verify.Admitted, v verify.Verdict) error { return w.o.keepVerdict(ctx, r, b, v, nil) })
+		if event.ReasonOf(err) != event.QuoteRefused {
+			t.Errorf("the refusal: %v", err)
+		}
+		return err
+	})
+	for end := time.Now().Add(20 * time.Second); w.o.owesEnd(g.id, 1) == nil; pause(t.Context(), 10*time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("its end is not owed")
+		}
+	}
+	disk.Free(t)
+	vm := w.waitPhase("web", reservation.Aborted)
+	if vm.Reason != event.QuoteRefused || len(vm.Findings) == 0 {
+		t.Errorf("with room again: %+v", vm)
+	}
+	w.waitFlows(g.id)
+	w.waitGone(g.id)
 }

@@ -165,7 +165,7 @@ func TestNothingIsReleasedAtAHostOutOfStanding(t *testing.T) {
 	release := func(want event.Reason) {
 		t.Helper()
 		check(t, w.o.ledger.Read(t.Context(), func(tx *ledger.Tx) error {
-			if _, err := permitted(tx, admitted, r, reservation.Unlocking); event.ReasonOf(err) != want {
+			if _, err := w.o.permitted(tx, admitted, r, reservation.Unlocking); event.ReasonOf(err) != want {
 				t.Errorf("permitted: %v, want %q", err, want)
 			}
 			return nil

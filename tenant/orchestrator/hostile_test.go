@@ -140,7 +140,7 @@ func TestNothingIsReleasedAfterTheEnd(t *testing.T) {
 	headers := w.o.prepareHeaders(t.Context(), r)
 	defer headers.discard()
 	check(t, headers.wait(t.Context()))
-	check(t, w.o.fail(t.Context(), g.id, 1, *event.Refuse(event.DeadlinePassed, "test")))
+	must[bool](t)(w.o.fail(t.Context(), g.id, 1, *event.Refuse(event.DeadlinePassed, "test")))
 
 	if _, _, err := w.o.releaseCertificate(t.Context(), admitted, r, unlockmsg.AuditReply{}); event.ReasonOf(err) != event.DeadlinePassed {
 		t.Errorf("a certificate: %v", err)
@@ -150,7 +150,7 @@ func TestNothingIsReleasedAfterTheEnd(t *testing.T) {
 	}
 	for phase, want := range map[reservation.Phase]event.Reason{reservation.Unlocking: event.DeadlinePassed, reservation.Booting: event.QuoteRefused} {
 		check(t, w.o.ledger.Read(t.Context(), func(tx *ledger.Tx) error {
-			if _, err := permitted(tx, admitted, r, phase); event.ReasonOf(err) != want {
+			if _, err := w.o.permitted(tx, admitted, r, phase); event.ReasonOf(err) != want {
 				t.Errorf("%s: %v", phase, err)
 			}
 			return nil

@@ -17,6 +17,7 @@ import (
 	"foothold/protocol/bootmsg"
 	"foothold/protocol/digest"
 	"foothold/protocol/event"
+	"foothold/protocol/evidence"
 	"foothold/tenant/ledger"
 	"foothold/tenant/reservation"
 )
@@ -435,5 +436,36 @@ func TestWishesThatCross(t *testing.T) {
 	check(t, pause(t.Context(), 3*sweepEvery))
 	if now := w.vm("web"); now.Phase != string(reservation.Stopped) || now.Start != vm.Start || !now.NextStart.IsZero() {
 		t.Errorf("a start that was taken off began: %+v", now)
+	}
+}
+
+// TestCrashBetweenRefusalAndEnd: the refusal of a quote is stored before the end that it
+// brings. Where the orchestrator dies in between, its next start ends the VM at once, one
+// that has stopped meanwhile too.
+func TestCrashBetweenRefusalAndEnd(t *testing.T) {
+	t.Parallel()
+	for _, phase := range []reservation.Phase{reservation.Computing, reservation.Stopped} {
+		t.Run(string(phase), func(t *testing.T) {
+			w := newWorld(t)
+			w.template("debian")
+			w.watchEvery = time.Hour
+			w.restart()
+			g := w.computing("web")
+			w.host.measureRogue()
+			if _, err := w.o.attestAgain(t.Context(), g.id, evidence.RoleWatch); event.ReasonOf(err) != event.QuoteRefused {
+				t.Fatalf("the quote: %v", err)
+			}
+			if phase == reservation.Stopped {
+				w.host.stop(g.id, event.GuestPoweredOff)
+			}
+			w.waitPhase("web", phase)
+			w.restart()
+			vm := w.vm("web")
+			if vm.Phase != string(reservation.Aborted) || vm.Reason != event.QuoteRefused || len(vm.Findings) == 0 {
+				t.Errorf("after the crash: %+v", vm)
+			}
+			w.waitFlows(g.id)
+			w.waitGone(g.id)
+		})
 	}
 }

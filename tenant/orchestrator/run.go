@@ -2,6 +2,7 @@ package orchestrator
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -16,6 +17,7 @@ import (
 	"foothold/protocol/event"
 	"foothold/tenant/ledger"
 	"foothold/tenant/reservation"
+	"foothold/tenant/verify"
 )
 
 // Run serves both APIs until ctx ends.
@@ -147,6 +149,12 @@ func (o *Orchestrator) resume(ctx context.Context, r ledger.Reservation) error {
 		o.drive(r.ID, r.Start, "create", func(ctx context.Context) error { return o.create(ctx, r.ID) })
 		return nil
 	}
+	if why, err := o.refusedBefore(ctx, r); err != nil {
+		return err
+	} else if why != nil {
+		o.abort(ctx, r.ID, r.Start, why)
+		return nil
+	}
 	if r.Phase == reservation.Stopped { // the sweep has its instance destroyed, and starts it when that is due
 		return nil
 	}
@@ -165,6 +173,24 @@ func (o *Orchestrator) resume(ctx context.Context, r ledger.Reservation) error {
 	o.task(func() { o.watch(o.liveRun(r.ID).ctx, h, r.ID, r.Start) })
 	o.resumeAct(r)
 	return nil
+}
+
+// refusedBefore is the refusal of a quote of a live reservation's latest start whose evidence
+// is stored: a crash came before the end that it brings. nil: there is none.
+func (o *Orchestrator) refusedBefore(ctx context.Context, r ledger.Reservation) (why, err error) {
+	var p verify.Parts
+	err = o.ledger.Read(ctx, func(t *ledger.Tx) (err error) { p, err = t.RefusedBundle(r.ID, r.Start); return err })
+	if errors.Is(err, ledger.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var record verify.Record
+	if err := json.Unmarshal(p.Record, &record); err != nil {
+		return nil, fmt.Errorf("evidence of the refusal of %s: %w", r.ID, err)
+	}
+	return verify.Verdict{Role: p.Link.Role, Host: p.Link.Host, Reservation: r.ID, Findings: record.Findings}.Err(), nil
 }
 
 // Main reads the configuration, opens the state and runs.

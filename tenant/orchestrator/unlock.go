@@ -156,7 +156,7 @@ func expectedWorkload(w *api.Workload) *expect.Workload {
 // VM, address and WireGuard key.
 func (o *Orchestrator) releaseCertificate(ctx context.Context, admitted *verify.Admitted, r ledger.Reservation, reply unlockmsg.AuditReply) (der []byte, serial string, err error) {
 	err = o.ledger.Write(ctx, func(t *ledger.Tx) error {
-		if _, err := permitted(t, admitted, r, reservation.Unlocking); err != nil {
+		if _, err := o.permitted(t, admitted, r, reservation.Unlocking); err != nil {
 			return err
 		}
 		info := vmcert.Info{Reservation: r.ID, Start: r.Start, Address: r.Address, WireGuardKey: reply.WireGuardKey}
@@ -185,7 +185,7 @@ func (o *Orchestrator) releaseSecrets(ctx context.Context, admitted *verify.Admi
 	}
 	t3, user, password := token.New(token.T3), newUser(), secret.Random(passwordLen)
 	err := o.ledger.Write(ctx, func(t *ledger.Tx) error {
-		if _, err := permitted(t, admitted, r, reservation.Unlocking); err != nil {
+		if _, err := o.permitted(t, admitted, r, reservation.Unlocking); err != nil {
 			return err
 		}
 		return errors.Join(
