@@ -1,8 +1,9 @@
 # Foothold. `make help` lists what there is.
 
-GO      ?= go
-STATE   ?= build/lab
-VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo development)
+GO       ?= go
+STATE    ?= build/lab
+FUZZTIME ?= 10s
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo development)
 
 # Static binaries with no path of this machine in them: the same source gives the same bytes.
 BUILD = CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X main.version=$(VERSION)"
@@ -13,13 +14,14 @@ SYSTEM = $(shell grep -rl --include='*_test.go' '^//go:build system' . | xargs -
 FOOTHOLD = bin/foothold
 export FOOTHOLD_CONTEXT = $(abspath $(STATE))/context.yaml
 
-.PHONY: help build deps lab test unit system faults bench down clean
+.PHONY: help build deps lab test unit system faults fuzz bench down clean
 
 help:
 	@echo "make build   binaries in bin/"
 	@echo "make lab     the whole system on this machine, and a first VM"
 	@echo "make test    every test: unit tests with the race detector, then whole-system tests"
 	@echo "make faults  every daemon killed in every phase of a VM; takes half an hour"
+	@echo "make fuzz    every fuzz target for FUZZTIME (10s) each, one after the other"
 	@echo "make bench   measurements, as a table and as bench.json; ONLY=EXPRESSION takes some (-help: which)"
 	@echo "make down    end the lab"
 	@echo "make clean   end the lab and remove bin/ and build/"
@@ -51,6 +53,14 @@ system: build
 
 faults: deps
 	FOOTHOLD_FAULTS=all $(GO) test -tags system -count=1 -timeout 90m -run TestFaults -v ./e2e
+
+# What a target finds lies in its package's testdata/fuzz, and fails every later `go test`.
+fuzz:
+	@grep -r --include='*_test.go' '^func Fuzz' . | sed 's|/[^/]*_test.go:func \(Fuzz[A-Za-z0-9_]*\)(.*| \1|' | sort | \
+	while read -r package target; do \
+		echo "$$package $$target"; \
+		$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x "$$package" </dev/null || exit 1; \
+	done
 
 bench: deps
 	$(GO) run ./e2e/bench $(if $(ONLY),-only '$(ONLY)')
