@@ -136,6 +136,9 @@ func (o *Orchestrator) judge(by func(*verify.Verifier) (*verify.Admitted, verify
 // as on a full disk: its findings enter the journal with the end that they bring.
 func (o *Orchestrator) keepVerdict(ctx context.Context, r ledger.Reservation, b *basis, v verify.Verdict, release func(*ledger.Tx, *ledger.Start) error) error {
 	refused := v.Err()
+	if changed(v) {
+		defer o.quoteNeighbours(ctx, r)
+	}
 	err := o.ledger.Write(ctx, func(t *ledger.Tx) error {
 		if o.basis() != b {
 			return errRebased

@@ -279,32 +279,54 @@ func (o *Orchestrator) ready(ctx context.Context, r ledger.Reservation) error {
 }
 
 // watchHost has the host of a computing VM quoted again and again, each time so long after
-// the last good quote, also one that an operator asked for. A refused quote ends the VM; a
+// the last good quote, also one that an operator asked for; and at once when what is heard
+// of the host makes that due, until it has answered. A refused quote ends the VM; a
 // host that gives none does not yet: a provider's management network may be down for a
 // while. How long that is borne is for limitAttestation.
 func (o *Orchestrator) watchHost(ctx context.Context, id string) error {
-	told, wait := "", o.watchEvery
+	told, wait, due := "", o.watchEvery, false
+	wished := o.run(id).due
 	for {
-		if err := pause(ctx, wait); err != nil {
+		asked, err := pauseUntil(ctx, wait, wished)
+		if err != nil {
 			return err
 		}
+		due = due || asked
 		_, s, err := o.row(ctx, id)
 		if err != nil {
 			return err
 		}
-		if wait = s.Attested.Add(o.watchEvery).Sub(o.now()); wait > 0 {
+		if wait = s.Attested.Add(o.watchEvery).Sub(o.now()); wait > 0 && !due {
 			continue
 		}
 		wait = o.watchEvery
 		err = o.attestWatched(ctx, id, &told)
 		if err != nil && !silent(err) {
+			if due { // it may be taken up again
+				o.quoteSoon(id)
+			}
 			return err
 		}
+		due = due && err != nil
 		if err != nil && ctx.Err() == nil {
 			why := refusalOf(err)
 			o.journal(ctx, event.Event{Kind: "host.silent", Reservation: id, Reason: why.Reason, Detail: map[string]string{"detail": clip(why.Detail, maxText)}})
 			wait = min(watchRetry, o.watchEvery)
 		}
+	}
+}
+
+// pauseUntil is pause that ends early, and says so, when something comes from a channel.
+func pauseUntil(ctx context.Context, d time.Duration, c <-chan struct{}) (came bool, err error) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false, ctx.Err()
+	case <-c:
+		return true, nil
+	case <-timer.C:
+		return false, nil
 	}
 }
 

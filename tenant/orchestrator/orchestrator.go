@@ -105,6 +105,9 @@ type run struct {
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 	quotes sync.Mutex // static quotes of one start follow each other
+	// due holds one wish to have the host quoted before its turn, for the watch to take when
+	// it has begun. Its capacity is 1.
+	due chan struct{}
 }
 
 // ground is what was read once at the start and pins everything else.
@@ -180,7 +183,7 @@ func (o *Orchestrator) run(id string) *run {
 	defer o.mu.Unlock()
 	r, ok := o.runs[id]
 	if !ok {
-		r = &run{}
+		r = &run{due: make(chan struct{}, 1)}
 		r.ctx, r.cancel = context.WithCancelCause(o.ctx)
 		o.runs[id] = r
 	}
@@ -206,6 +209,18 @@ func (o *Orchestrator) stopRun(id string, why error) {
 	if r, ok := o.runs[id]; ok {
 		r.cancel(why)
 		delete(o.runs, id)
+	}
+}
+
+// quoteSoon has the watch over a VM's host ask for a quote at once, or as it begins.
+func (o *Orchestrator) quoteSoon(id string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if r, ok := o.runs[id]; ok {
+		select {
+		case r.due <- struct{}{}:
+		default: // it is wished for already
+		}
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -254,8 +255,26 @@ func barring(v verify.Verdict) bool {
 	return false
 }
 
+// changed reports whether a refused quote says that the host's platform may be another for
+// all who run there: it bars the host, or the host's own log, which does not come through
+// the VM, shows it.
+func changed(v verify.Verdict) bool {
+	return barring(v) || slices.ContainsFunc(v.Findings, func(f event.FailedCheck) bool { return f.Check == "log" })
+}
+
+// neighbours are the other VMs that may have an instance on a VM's host.
+func neighbours(t *ledger.Tx, of ledger.Reservation) (ids []string, err error) {
+	err = eachRunning(t, func(r ledger.Reservation, _ ledger.Start) error {
+		if r.Host == of.Host && r.ID != of.ID {
+			ids = append(ids, r.ID)
+		}
+		return nil
+	})
+	return ids, err
+}
+
 // tellNeighbours raises an alert for every other VM on a host whose static quote was just
-// refused. Each one's own next quote decides on it.
+// refused. Each one's own next quote, which is due at once, decides on it.
 func tellNeighbours(t *ledger.Tx, of ledger.Reservation, why string) error {
 	return eachRunning(t, func(r ledger.Reservation, _ ledger.Start) error {
 		if r.Host != of.Host || r.ID == of.ID {
@@ -263,6 +282,18 @@ func tellNeighbours(t *ledger.Tx, of ledger.Reservation, why string) error {
 		}
 		return t.Journal(alertEvent(r, api.Alert{Host: r.Host, Reason: event.HostLost, Detail: why, Action: api.ActionNone}))
 	})
+}
+
+// quoteNeighbours has the host quoted at once for every other VM there. A crash leaves them
+// to their next turn.
+func (o *Orchestrator) quoteNeighbours(ctx context.Context, of ledger.Reservation) {
+	var ids []string
+	if err := o.ledger.Read(context.WithoutCancel(ctx), func(t *ledger.Tx) (err error) { ids, err = neighbours(t, of); return err }); err != nil {
+		slog.Error("quote neighbours at once", "host", of.Host, "error", err)
+	}
+	for _, id := range ids {
+		o.quoteSoon(id)
+	}
 }
 
 // expiryNotice is how long before its end a document is told of, so that the next one may

@@ -272,6 +272,50 @@ func TestRefusedStaticQuoteBars(t *testing.T) {
 	}
 }
 
+// TestNeighboursOfARefusedQuote: what one quote shows of a host has every other VM there
+// quoted at once, not at its next turn: a static quote, and a boot quote by the host's log.
+// One whose host does not answer then is asked again soon.
+func TestNeighboursOfARefusedQuote(t *testing.T) {
+	t.Parallel()
+	for name, refuse := range map[string]func(t *testing.T, w *world, c *guest){
+		"static": func(t *testing.T, w *world, c *guest) {
+			if _, err := w.o.attestAgain(t.Context(), c.id, evidence.RoleWatch); event.ReasonOf(err) != event.QuoteRefused {
+				t.Fatalf("the quote: %v", err)
+			}
+		},
+		"boot": func(t *testing.T, w *world, _ *guest) {
+			w.host.failing("POST /v1/quote", 2) // the first of each neighbour
+			if why := w.take(w.create(api.CreateVM{Name: "new"}).ID).boot(); why != event.QuoteRefused {
+				t.Fatalf("the boot quote: %q", why)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.template("debian")
+			w.watchEvery = time.Hour
+			w.restart()
+			a := w.computing("a")
+			b := w.take(w.create(api.CreateVM{Name: "b"}).ID)
+			b.tunnel = b.tunnel.Next()
+			b.pass()
+			w.host.measureRogue()
+			refuse(t, w, b)
+			closed := []*guest{a}
+			if name == "boot" {
+				closed = append(closed, b)
+			}
+			for _, g := range closed {
+				if vm := w.waitPhase(g.id, reservation.Aborted); vm.Reason != event.QuoteRefused || len(vm.Findings) == 0 {
+					t.Errorf("%s: %+v", vm.Name, vm)
+				}
+				w.waitFlows(g.id)
+				w.waitGone(g.id)
+			}
+		})
+	}
+}
+
 // TestWithdrawnReferenceValues: the next decision does without them, and whose last verdict
 // rests on them is told of. They stay withdrawn across a restart, though the configuration
 // names their file.
