@@ -257,7 +257,7 @@ func showInventory(out *term.Out, inv api.Inventory) {
 	out.Table([]string{"host", "keys", "api", "software", "aik", ""}, rows)
 }
 
-// showAlerts lists the running VMs that a document left without what they rested on.
+// showAlerts lists the running VMs that a document or an audit left without what they rested on.
 func showAlerts(out *term.Out, alerts []api.Alert) {
 	for _, a := range alerts {
 		out.Line("%s", out.Paint(term.Bad, fmt.Sprintf("VM %s on host %s: %s: %s (%s)", term.Clean(a.VM), term.Clean(a.Host), a.Reason, term.Clean(a.Detail), a.Action)))

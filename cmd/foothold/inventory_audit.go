@@ -158,10 +158,15 @@ code is 1 if a check failed. An order takes one report.`,
 				err = printJSON(cmd.OutOrStdout(), a)
 			} else {
 				showAudit(s.out, a)
+				showAlerts(s.log, a.Alerts)
 			}
-			if err == nil && !a.Good {
-				err = errors.New("the audit of host " + a.Host + " failed: it gets no VM until a later one is good; " +
+			switch {
+			case err != nil:
+			case !a.Good:
+				err = errors.New("the audit of host " + a.Host + " failed: it gets no VM until one that is ordered later is good; " +
 					"`foothold vm list` shows what runs there")
+			case a.Outdone != "":
+				err = errors.New("the audit is good, and host " + a.Host + " still gets no VM, for one that was ordered later failed: " + term.Clean(a.Outdone) + "; order another")
 			}
 			return err
 		}),

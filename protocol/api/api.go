@@ -414,6 +414,9 @@ type HostAudit struct {
 	Asset     string `json:"asset,omitempty"`
 	Serial    string `json:"serial,omitempty"`
 	Inventory string `json:"inventory_asset,omitempty"`
+	// Both only in the answer to a report.
+	Alerts  []Alert `json:"alerts,omitempty"`  // VMs that run at the host whose audit failed
+	Outdone string  `json:"outdone,omitempty"` // how an audit that was ordered later failed: this good one clears nothing
 }
 
 // Check is one that failed.

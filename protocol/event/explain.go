@@ -62,7 +62,7 @@ func Explanations() map[Reason]Explanation {
 		TPMBusy:      {"the host's TPM was not free in time, or had to make room for another tenant's VM", "create the VM again; fewer at a time on one host"},
 		QuoteRefused: {"the host's proof was not accepted; each failed check is listed", "read the findings: a changed file or setting is named where it can be known; do not admit the host until each is explained"},
 		HostAuditFailed: {"an audit of the host from trusted media found another TPM, or other keys in it, than the inventory names",
-			"no VM is placed there; move or delete those that run there (`foothold vm list`), ask the provider which machine it is, and audit again once that is explained"},
+			"no VM is placed there, and host_lost says what becomes of those that run there (`foothold vm list`); ask the provider which machine it is, and audit again once that is explained"},
 		SignatureInvalid:   {"a signature does not belong to what it signs", "somebody altered it on the way: compare keys and documents, see the events before"},
 		DigestMismatch:     {"a component or image is not the one that was signed for", "see the boot server's and the store's log for what was sent; build or upload it again"},
 		LoaderFailed:       {"the VM's loader gave up", "see `foothold vm logs NAME` for its message"},

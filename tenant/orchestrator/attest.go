@@ -300,7 +300,7 @@ func (o *Orchestrator) attestNow(ctx context.Context, id, role string) (*verify.
 	err = o.judge(func(v *verify.Verifier) (*verify.Admitted, verify.Verdict) {
 		return v.Static(x, verify.StaticEvidence{Quote: q.Quote, Platform: q.Platform})
 	}, func(b *basis, a *verify.Admitted, v verify.Verdict) error {
-		if l := b.lost(r, s); l != nil && l.why.Reason == event.HostLost {
+		if l := b.disowned(r, s); l != nil && l.why.Reason == event.HostLost {
 			return &l.why // what the documents say of the host is no judgement of its answer
 		}
 		admitted, verdict = a, v

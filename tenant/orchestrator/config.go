@@ -48,8 +48,8 @@ type Config struct {
 	// and what differs for single hosts. In production it must name locations.
 	HostPolicy verify.Policies `yaml:"host_policy,omitempty"`
 	// HostLost is what becomes of VMs that run on a host which lost its good standing, because it left
-	// the inventory, has other keys, or its release has no reference values left: alert, close or
-	// terminate [close]. A refused quote ends a VM whatever this says, and so does limits.attest_within.
+	// the inventory, has other keys, failed an audit in person, or its release has no reference values
+	// left: alert, close or terminate [close]. A refused quote ends a VM whatever this says, and so does limits.attest_within.
 	HostLost string `yaml:"host_lost"`
 	// ComponentKey is the organisation's off-line component key, public part (hex).
 	ComponentKey string `yaml:"component_key"`

@@ -60,7 +60,11 @@ func (o *Orchestrator) explain(ctx context.Context, r ledger.Reservation) (api.E
 			e.Reason, e.Awaited = event.WorkloadFailed, "nothing: the VM goes on computing without its workload"
 			e.What, e.Next = known.Cause, known.Next
 		}
-		if l := o.basis().lost(r, s); l != nil && r.Phase.Running() {
+		l, err := o.lostNow(ctx, r, s)
+		if err != nil {
+			return e, err
+		}
+		if l != nil && r.Phase.Running() {
 			known := event.Explain(l.why.Reason)
 			e.Reason, e.What, e.Next = l.why.Reason, known.Cause+": "+l.why.Detail, known.Next
 		}

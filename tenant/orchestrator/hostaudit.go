@@ -98,8 +98,8 @@ func (o *Orchestrator) orderAudit(ctx context.Context, host string, key ed25519.
 }
 
 // judgeAudit judges a report once. A report that its medium did not sign says nothing of
-// the host and changes nothing. A failed audit takes the host's standing, and is told for
-// every VM that runs there.
+// the host and changes nothing. A failed audit takes the host's standing, and host_lost says
+// what becomes of the VMs that run there.
 func (o *Orchestrator) judgeAudit(ctx context.Context, host string, env signed.Envelope, by string) (api.HostAudit, error) {
 	var none api.HostAudit
 	var unsure hostaudit.Report // whose order it names is looked up; nothing else of it is believed yet
@@ -152,19 +152,16 @@ func (o *Orchestrator) auditBy(ctx context.Context, b *basis, row ledger.HostAud
 			e.Detail[fmt.Sprintf("finding %d", i+1)] = f.String()
 		}
 	}
+	standing := ""
 	err = o.ledger.Write(ctx, func(t *ledger.Tx) error {
 		if o.basis() != b {
 			return errRebased
 		}
-		if err := errors.Join(t.JudgeHostAudit(row, why), t.Journal(e)); err != nil || why == "" {
+		if err := errors.Join(t.JudgeHostAudit(row, why), t.Journal(e)); err != nil {
 			return err
 		}
-		live, err := t.Live()
-		for _, r := range live {
-			if r.Host == host {
-				err = errors.Join(err, t.Journal(event.Event{Kind: "host.lost-standing", Reservation: r.ID, Reason: event.HostAuditFailed, Detail: map[string]string{"host": host, "audit": row.Number}}))
-			}
-		}
+		state, err := t.Host(host)
+		standing = state.AuditFailed
 		return err
 	})
 	o.zones.journalled()
@@ -173,6 +170,11 @@ func (o *Orchestrator) auditBy(ctx context.Context, b *basis, row ledger.HostAud
 	}
 	row.Judged = o.now()
 	out := shownAudit(row)
+	if out.Good {
+		out.Outdone = standing
+	} else if out.Alerts, err = o.review(ctx, host); err != nil {
+		return none, err
+	}
 	if known, ok := b.inventory.Host(host); ok {
 		out.Inventory = known.Host.Asset
 	}

@@ -66,14 +66,14 @@ func (w *world) judge(env signed.Envelope) (a api.HostAudit, code int, p api.Pro
 // TestHostAuditDecidesStanding: a failed audit takes a host's standing at once, whatever it
 // quotes, tells it for every VM there, and holds over a restart until a later one is good.
 func TestHostAuditDecidesStanding(t *testing.T) {
-	w := newWorld(t)
+	w := newWorld(t, func(conf *Config) { conf.HostLost = lostAlert })
 	w.template("debian")
 	before := w.take(w.create(api.CreateVM{Name: "before"}).ID)
 	a, code, p := w.judge(w.audit(func(r *hostaudit.Report) { r.EK = []byte("another TPM's") }))
 	if code != 200 || a.Good || len(a.Checks) != 1 || a.Checks[0].Component != "endorsement certificate" || a.Checks[0].Do == "" {
 		t.Fatalf("%d %+v %+v", code, p, a)
 	}
-	if kinds := w.events("before"); !slices.Contains(kinds, "host.lost-standing") {
+	if kinds := w.events("before"); !slices.Contains(kinds, "vm.host-audit-failed") {
 		t.Errorf("it is not told for the VM that runs there: %q", kinds)
 	}
 	if why := before.boot(); why != event.HostAuditFailed {
@@ -152,7 +152,7 @@ func TestHostAuditRefusals(t *testing.T) {
 // TestNothingIsReleasedAtAHostOutOfStanding: whatever its quote said before, nothing is
 // released to a VM whose host was barred, or failed an audit, since.
 func TestNothingIsReleasedAtAHostOutOfStanding(t *testing.T) {
-	w := newWorld(t)
+	w := newWorld(t, func(conf *Config) { conf.HostLost = lostAlert })
 	w.template("debian")
 	g := w.take(w.create(api.CreateVM{Name: "web"}).ID)
 	g.boot()
@@ -185,6 +185,62 @@ func TestNothingIsReleasedAtAHostOutOfStanding(t *testing.T) {
 	release("")
 	w.judge(w.audit(func(r *hostaudit.Report) { r.EK = []byte("another TPM's") }))
 	release(event.HostAuditFailed)
+}
+
+// TestFailedAuditEndsWhatRunsThere: as host_lost says, at once, and it is told in the answer,
+// the journal and of the VM.
+func TestFailedAuditEndsWhatRunsThere(t *testing.T) {
+	for policy, c := range map[string]struct {
+		action string
+		phase  reservation.Phase
+	}{
+		lostAlert:     {api.ActionNone, reservation.Computing},
+		lostClose:     {api.ActionClosed, reservation.Stopped},
+		lostTerminate: {api.ActionTerminated, reservation.Aborted},
+	} {
+		t.Run(policy, func(t *testing.T) {
+			w := newWorld(t, func(conf *Config) { conf.HostLost = policy })
+			w.template("debian")
+			g := w.computing("web")
+			a, code, p := w.judge(w.audit(func(r *hostaudit.Report) { r.EK = []byte("another TPM's") }))
+			if code != 200 || len(a.Alerts) != 1 || a.Alerts[0].VM != "web" || a.Alerts[0].Reason != event.HostAuditFailed || a.Alerts[0].Action != c.action {
+				t.Errorf("%d %+v: %+v", code, p, a.Alerts)
+			}
+			vm := w.waitPhase("web", c.phase)
+			if vm.Reason != event.HostAuditFailed || !strings.Contains(vm.Explanation, "audit from trusted media failed") {
+				t.Errorf("%q: %s", vm.Reason, vm.Explanation)
+			}
+			var e api.Explanation
+			if w.call("GET", "/v1/vms/web/explain", nil, &e); e.Reason != event.HostAuditFailed {
+				t.Errorf("explained: %+v", e)
+			}
+			if got := w.count("web", "vm.host-audit-failed"); got != 1 {
+				t.Errorf("%d alerts", got)
+			}
+			if policy != lostAlert {
+				w.waitFlows(g.id)
+				w.waitGone(g.id)
+				return
+			}
+			before, told := w.count("web", "quote.accepted"), ""
+			if err := w.o.attestWatched(t.Context(), g.id, &told); err != nil || w.count("web", "quote.accepted") != before+1 {
+				t.Errorf("it is not quoted any more: %v", err)
+			}
+		})
+	}
+}
+
+// TestGoodAuditHeldBack: what an earlier order found clears no later failure, and the answer says so.
+func TestGoodAuditHeldBack(t *testing.T) {
+	w := newWorld(t)
+	held := w.audit(nil)
+	w.judge(w.audit(func(r *hostaudit.Report) { r.EK = []byte("another TPM's") }))
+	if a, code, p := w.judge(held); code != 200 || !a.Good || !strings.Contains(a.Outdone, "audit from trusted media failed") {
+		t.Errorf("%d %+v %+v", code, p, a)
+	}
+	if a, _, _ := w.judge(w.audit(nil)); !a.Good || a.Outdone != "" {
+		t.Errorf("a later one: %+v", a)
+	}
 }
 
 // TestHostAuditByTheCurrentInventory: a report that was judged by an inventory that counts no

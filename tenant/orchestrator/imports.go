@@ -136,7 +136,7 @@ func (o *Orchestrator) takeInventory(ctx context.Context, in api.ImportDocument,
 		return nil, out, err
 	}
 	// 3. Whoever runs on what it dropped.
-	out.Alerts, err = o.review(ctx)
+	out.Alerts, err = o.review(ctx, "")
 	return next, out, err
 }
 
@@ -338,7 +338,7 @@ func (o *Orchestrator) WithdrawPlatform(ctx context.Context, sum digest.SHA256, 
 	}
 	var alerts []api.Alert
 	if done {
-		if alerts, err = o.review(ctx); err != nil {
+		if alerts, err = o.review(ctx, ""); err != nil {
 			return api.Platform{}, err
 		}
 	}

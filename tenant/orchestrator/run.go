@@ -112,7 +112,7 @@ func listenAPI(where string) (net.Listener, error) {
 // could come, so computing VMs get one lease more; the firewalls held what they had
 // until their own leases ended.
 func (o *Orchestrator) recover(ctx context.Context) error {
-	if _, err := o.review(ctx); err != nil {
+	if _, err := o.review(ctx, ""); err != nil {
 		return err
 	}
 	var live []ledger.Reservation

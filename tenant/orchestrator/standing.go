@@ -91,12 +91,31 @@ func findingsText(findings []event.FailedCheck) string {
 // loss is why a running VM does not stand any more on what it was admitted by.
 type loss struct {
 	why event.Refusal
-	now bool // the host itself is another, or is known no more: what host_lost says happens at once
+	now bool // the host itself is another, may be, or is known no more: what host_lost says happens at once
 }
 
-// lost says what a running VM has lost by this basis; nil: nothing. A host whose quote was
-// refused is not in it: its own next quote decides on each VM.
-func (b *basis) lost(r ledger.Reservation, s ledger.Start) *loss {
+// lost says what a running VM has lost by this basis and its host's last audit; nil: nothing.
+// A host whose quote was refused is not in it: its own next quote decides on each VM.
+func (b *basis) lost(t *ledger.Tx, r ledger.Reservation, s ledger.Start) (*loss, error) {
+	l := b.disowned(r, s)
+	if l != nil && l.now {
+		return l, nil
+	}
+	host, err := t.Host(r.Host)
+	if err == nil && host.AuditFailed != "" {
+		l = &loss{*event.Refuse(event.HostAuditFailed, "host %s: %s", r.Host, host.AuditFailed), true}
+	}
+	return l, err
+}
+
+// lostNow is lost by the current basis, in a transaction of its own.
+func (o *Orchestrator) lostNow(ctx context.Context, r ledger.Reservation, s ledger.Start) (l *loss, err error) {
+	err = o.ledger.Read(ctx, func(t *ledger.Tx) (err error) { l, err = o.basis().lost(t, r, s); return err })
+	return l, err
+}
+
+// disowned is what the documents alone take from a running VM.
+func (b *basis) disowned(r ledger.Reservation, s ledger.Start) *loss {
 	standing, ok := b.inventory.Host(r.Host)
 	switch {
 	case !ok:
@@ -134,10 +153,11 @@ func (b *basis) keys(name string) digest.SHA256 {
 	return s.Keys()
 }
 
-// review holds every running VM against the basis that has just become the current one. It
+// review holds every running VM against the basis that has just become the current one, or
+// those at one host against the audit that has just failed; host is "" for all. It
 // reads in a write transaction: what was begun or judged by the basis before is stored by
 // then, and what comes later sees this one. A crash before leaves it to the next start.
-func (o *Orchestrator) review(ctx context.Context) ([]api.Alert, error) {
+func (o *Orchestrator) review(ctx context.Context, host string) ([]api.Alert, error) {
 	type found struct {
 		r ledger.Reservation
 		loss
@@ -148,9 +168,12 @@ func (o *Orchestrator) review(ctx context.Context) ([]api.Alert, error) {
 		list, alerts = nil, alerts[:0]
 		b := o.basis()
 		return eachRunning(t, func(r ledger.Reservation, s ledger.Start) error {
-			l := b.lost(r, s)
-			if l == nil {
+			if host != "" && r.Host != host {
 				return nil
+			}
+			l, err := b.lost(t, r, s)
+			if l == nil || err != nil {
+				return err
 			}
 			list = append(list, found{r, *l})
 			a := o.alertOf(r, *l)
@@ -205,27 +228,31 @@ func (o *Orchestrator) alertOf(r ledger.Reservation, l loss) api.Alert {
 	return a
 }
 
-// alertEvent is an alert in the journal: vm.host-lost, vm.values-withdrawn.
+// alertEvent is an alert in the journal: vm.host-lost, vm.host-audit-failed, vm.values-withdrawn.
 func alertEvent(r ledger.Reservation, a api.Alert) event.Event {
 	return event.Event{Kind: "vm." + string(a.Reason), Reservation: r.ID, Reason: a.Reason, Detail: map[string]string{"host": a.Host, "detail": a.Detail, "action": a.Action}}
 }
 
 // attestWatched is one look of act 10 at a VM's host. A host that the documents have
 // dropped is not asked: there is nothing to judge its answer by. The VM is ended as
-// host_lost says, or told of once, and goes on unattested.
+// host_lost says, or told of once, and goes on unattested. One whose host failed an audit is
+// ended so, or goes on, and its host is asked: the documents still say what to answer.
 func (o *Orchestrator) attestWatched(ctx context.Context, id string, told *string) error {
 	r, s, err := o.row(ctx, id)
 	if err != nil {
 		return err
 	}
-	l := o.basis().lost(r, s)
-	if l == nil || l.why.Reason != event.HostLost {
+	l, err := o.lostNow(ctx, r, s)
+	if err != nil {
+		return err
+	}
+	if l == nil || l.why.Reason == event.ValuesWithdrawn || l.why.Reason == event.HostAuditFailed && o.conf.HostLost == lostAlert {
 		*told = ""
 		_, err := o.attestAgain(ctx, id, evidence.RoleWatch)
 		if event.ReasonOf(err) != event.HostLost {
 			return err
 		}
-		if l = o.basis().lost(r, s); l == nil { // dropped while it answered, and taken up again
+		if l = o.basis().disowned(r, s); l == nil { // dropped while it answered, and taken up again
 			return nil
 		}
 	}

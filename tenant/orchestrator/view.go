@@ -111,7 +111,11 @@ func (o *Orchestrator) view(t *ledger.Tx, r ledger.Reservation) (api.VM, error) 
 	if workloadEnded(r, s) {
 		vm.Reason, vm.Explanation = event.WorkloadFailed, "its workload has ended; the VM itself goes on computing"
 	}
-	if l := o.basis().lost(r, s); l != nil && r.Phase.Running() {
+	l, err := o.basis().lost(t, r, s)
+	if err != nil {
+		return api.VM{}, err
+	}
+	if l != nil && r.Phase.Running() {
 		vm.Reason, vm.Explanation = l.why.Reason, event.Explain(l.why.Reason).Cause+" ("+l.why.Detail+")"
 	}
 	if r.Workload != nil && s.TunnelAddress.IsValid() {
