@@ -242,7 +242,11 @@ func (o *Orchestrator) permitted(t *ledger.Tx, admitted *verify.Admitted, r ledg
 	if err != nil {
 		return now, err
 	}
-	if l := o.basis().lost(now, s); l != nil {
+	l, err := o.basis().lost(t, now, s)
+	if err != nil {
+		return now, err
+	}
+	if l != nil {
 		return now, &l.why
 	}
 	return now, o.owesEnd(r.ID, r.Start)
