@@ -1,12 +1,15 @@
 package hostimage
 
 import (
+	"crypto/ed25519"
 	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
 
 	"foothold/internal/mtls"
+	"foothold/internal/signingkey"
+	"foothold/protocol/digest"
 	"foothold/provider/host"
 	"foothold/provider/measure"
 
@@ -18,16 +21,24 @@ const Root = "/host"
 
 // The host's agent inside the machine.
 const (
-	HostName     = "alpha"
-	Location     = "lab, rack 2, unit 1"
-	Release      = "hostimage"
-	Orchestrator = "acme"               // the identity's name that may call
-	ConfigFile   = Root + "/host.yaml"  // the agent's configuration
-	TPMDevice    = "/dev/tpm0"          //
-	TLSDir       = "/run/tls"           // of agent and caller, made in the machine for one run
-	EntryFile    = "/run/entry"         // inventory.Host
-	stateDir     = "/run/foothold-host" //
+	HostName      = "alpha"
+	Location      = "lab, rack 2, unit 1"
+	Release       = "hostimage"
+	Orchestrator  = "acme"               // the identity's name that may call
+	ConfigFile    = Root + "/host.yaml"  // the agent's configuration
+	TPMDevice     = "/dev/tpm0"          //
+	TLSDir        = "/run/tls"           // of agent and caller, made in the machine for one run
+	EntryFile     = "/run/entry"         // inventory.Host
+	InventoryFile = "/run/inventory"     // signed, with that entry alone
+	stateDir      = "/run/foothold-host" //
 )
+
+// Provider signs the inventory inside the machine. The key follows from the image and is no
+// secret: whoever judges the machine signs an inventory of their own.
+func Provider() ed25519.PrivateKey {
+	seed := digest.Of([]byte("provider of the lab's host image"))
+	return ed25519.NewKeyFromSeed(seed[:])
+}
 
 // AgentAddress is where the agent listens: nowhere else than in the machine.
 func AgentAddress() netip.AddrPort { return netip.MustParseAddrPort("127.0.0.1:7443") }
@@ -44,7 +55,7 @@ func agentConfig() host.Config {
 		Name: HostName, State: stateDir, Listen: AgentAddress(),
 		TLS:     mtls.Files{Cert: filepath.Join(TLSDir, "host.crt"), Key: filepath.Join(TLSDir, "host.key"), CA: filepath.Join(TLSDir, "tenant-ca.crt")},
 		Tenants: []host.Tenant{{Identity: Orchestrator, Tenant: "acme"}}, TPM: TPMDevice,
-		FirmwareLog: logs.Firmware, KernelList: logs.Kernel, Inventory: EntryFile,
+		FirmwareLog: logs.Firmware, KernelList: logs.Kernel, Inventory: InventoryFile, InventoryKey: signingkey.Public(Provider()),
 		QEMU: at("qemu"), BIOS: at("bios"), LoaderKernel: at("loader-kernel"), LoaderInitramfs: at("loader-initramfs"),
 		Bridge: "cloud0", Accel: "kvm",
 	}

@@ -7,6 +7,7 @@ package swtpmtest
 import (
 	"os"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"testing"
 
@@ -20,7 +21,7 @@ type TPM struct {
 	Dir    string // swtpm's folder: see package swtpm
 	Socket string
 	t      testing.TB
-	proc   *swtpm.Process
+	stop   func() // cuts the power
 }
 
 // shelf holds the TPMs, as they were made, that no test has at the moment.
@@ -66,24 +67,42 @@ func New(t testing.TB) *TPM {
 	t.Cleanup(func() { putBack(f) })
 	f.Copy(t, v.Dir)
 	v.start()
-	t.Cleanup(func() { v.proc.Stop() })
+	t.Cleanup(func() { v.stop() })
 	return v
 }
 
+// start powers it on. It would end with the thread that starts it, and a thread ends with
+// any goroutine that had locked itself to it; so this one stays until the TPM is stopped.
 func (v *TPM) start() {
 	v.t.Helper()
-	proc, err := swtpm.Start(v.t.Context(), v.Dir, v.Socket)
-	if err != nil {
-		v.t.Fatal(err)
+	type started struct {
+		proc *swtpm.Process
+		err  error
 	}
-	v.proc = proc
+	up, stop := make(chan started), make(chan struct{})
+	go func() {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		proc, err := swtpm.Start(v.t.Context(), v.Dir, v.Socket)
+		up <- started{proc, err}
+		<-stop
+	}()
+	s := <-up
+	if s.err != nil {
+		close(stop)
+		v.t.Fatal(s.err)
+	}
+	v.stop = func() {
+		s.proc.Stop()
+		close(stop)
+	}
 }
 
 // Restart cuts the power and gives it back, as a reboot of the host does. Open
 // connections break.
 func (v *TPM) Restart() {
 	v.t.Helper()
-	v.proc.Stop()
+	v.stop()
 	v.start()
 }
 

@@ -13,9 +13,12 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"foothold/internal/kmod"
 	"foothold/lab/hostimage"
+	"foothold/protocol/inventory"
+	"foothold/provider/enroll"
 
 	"golang.org/x/sys/unix"
 )
@@ -114,8 +117,31 @@ func work(port *os.File) (a hostimage.Answer, err error) {
 	if a.Quote, err = os.ReadFile("/run/quote"); err != nil {
 		return a, fmt.Errorf("read quote: %w", err)
 	}
+	if err := publish(a.Entry); err != nil {
+		return a, err
+	}
 	a.Served, err = ask(q.Nonce)
 	return a, err
+}
+
+// publish signs the inventory that the agent takes its TPM's keys from.
+func publish(entry []byte) error {
+	var h inventory.Host
+	if err := json.Unmarshal(entry, &h); err != nil {
+		return fmt.Errorf("read entry: %w", err)
+	}
+	env, err := enroll.Publish(hostimage.Provider(), "provider", 1, time.Now(), 24*time.Hour, []inventory.Host{h})
+	if err != nil {
+		return err
+	}
+	data, err := json.Marshal(env)
+	if err != nil {
+		return fmt.Errorf("publish inventory: %w", err)
+	}
+	if err := os.WriteFile(hostimage.InventoryFile, data, 0o600); err != nil {
+		return fmt.Errorf("publish inventory: %w", err)
+	}
+	return nil
 }
 
 // loadModules loads every module of the OS disk, in the order of their names.
