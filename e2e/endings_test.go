@@ -42,8 +42,9 @@ func buildEnder(t *testing.T) string {
 
 // endingTemplate makes and registers that template, as an organisation makes one that
 // holds files of its own: from a Debian tree with ender/root added. It is built and
-// audited like any other. The folder that it returns holds its cache and its templates.
-func (s *system) endingTemplate(t *testing.T) string {
+// audited like any other. The files of more go to /usr/lib/ender as well. The folder that
+// it returns holds its cache and its templates.
+func (s *system) endingTemplate(t *testing.T, more ...string) string {
 	t.Helper()
 	kept := filepath.Join(s.build, "cache")
 	if trees, _ := filepath.Glob(filepath.Join(kept, "bootstrap", "*", "root.tar")); len(trees) == 0 {
@@ -61,9 +62,16 @@ func (s *system) endingTemplate(t *testing.T) string {
 	if err != nil || len(trees) == 0 {
 		t.Fatalf("no Debian tree in %s: %v", kept, err)
 	}
+	root := filepath.Join(dir, "root")
+	if err := os.CopyFS(root, os.DirFS("ender/root")); err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range more {
+		copyFile(t, file, filepath.Join(root, "usr/lib/ender", filepath.Base(file)))
+	}
 	for _, tree := range trees {
 		add := exec.Command("tar", "--append", "--file="+tree, "--owner=0", "--group=0", "--numeric-owner", "--mode=go-w", "--mtime=@1700000000",
-			"--directory=ender/root", "./usr/lib/ender", "./usr/lib/systemd/system/foothold-workload.service.d")
+			"--directory="+root, "./usr/lib/ender", "./usr/lib/systemd/system/foothold-workload.service.d")
 		if out, err := add.CombinedOutput(); err != nil {
 			t.Fatalf("add to the Debian tree: %v\n%s", err, out)
 		}
@@ -79,6 +87,22 @@ func (s *system) endingTemplate(t *testing.T) string {
 	s.must(t, "template", "build", ending, "--cache", cache, "--dir", filepath.Join(dir, "templates"), "--guest", filepath.Join(s.bin, "foothold-guest"))
 	t.Logf("template %s registered after %.1f s", ending, time.Since(began).Seconds())
 	return dir
+}
+
+// copyFile copies a file with its mode.
+func copyFile(t *testing.T, from, to string) {
+	t.Helper()
+	data, err := os.ReadFile(from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	info, err := os.Stat(from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(to, data, info.Mode().Perm()); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // endInside has a VM end itself.

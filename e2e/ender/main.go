@@ -1,9 +1,9 @@
-// Command ender is the workload of a VM that is to be ended from inside. Its page says how
-// many starts its volume has seen, as the lab's sample does, and whether the VM's kernel
-// may be replaced. /end/HOW leaves the word HOW
+// Command ender is the workload of a VM that is to be ended, or taken over, from inside.
+// Its page says how many starts its volume has seen, as the lab's sample does, and whether
+// the VM's kernel may be replaced. /end/HOW leaves the word HOW
 // on the volume and ends the program. A workload may do no more; what is in root/, which
 // a test puts into a template, then does it as root: a reboot or a poweroff by the service
-// manager, or a crash of the kernel.
+// manager, or a crash of the kernel; or it runs this program again, as an intruder.
 package main
 
 import (
@@ -20,10 +20,14 @@ import (
 )
 
 // endings are the words that root/ knows.
-var endings = []string{"reboot", "crash", "poweroff"}
+var endings = []string{"reboot", "crash", "poweroff", "intruder"}
 
 func main() {
-	if err := run(os.Getenv("STATE_DIRECTORY"), os.Getenv("PORT")); err != nil {
+	program := run
+	if os.Geteuid() == 0 { // a workload has a user of its own
+		program = intrude
+	}
+	if err := program(os.Getenv("STATE_DIRECTORY"), os.Getenv("PORT")); err != nil {
 		slog.Error("workload ends", "err", err)
 		os.Exit(1)
 	}
