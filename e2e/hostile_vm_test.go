@@ -103,12 +103,12 @@ func TestHostileVMs(t *testing.T) {
 	install := s.release(t)
 	t.Run("an altered loader and firmware end it", func(t *testing.T) {
 		install(map[string]func([]byte) []byte{ground.LoaderInitramfs: padded, ground.BIOS: inFilling})
-		s.refused(ctx, t, c, "altered", ground.LoaderInitramfs, ground.BIOS)
+		s.refused(ctx, t, c, "altered", `file "`+ground.LoaderInitramfs+`"`, `file "`+ground.BIOS+`"`, "PCR 16 holds", "loader initramfs is", "firmware is")
 	})
 	t.Run("a host agent that alters its settings ends it", func(t *testing.T) {
 		agent := otherAgent(t)
 		install(map[string]func([]byte) []byte{ground.Agent: func([]byte) []byte { return agent }})
-		s.refused(ctx, t, c, "misled", ground.Agent, "register 16")
+		s.refused(ctx, t, c, "misled", `file "`+ground.Agent+`"`, "neither the host's log nor its claims lead to them")
 	})
 	t.Run("what was agreed is accepted again", func(t *testing.T) {
 		install(nil)
@@ -450,9 +450,9 @@ func otherAgent(t *testing.T) []byte {
 	return agent
 }
 
-// refused creates a VM that is ended for its quote, whose findings name these components,
-// and that got nothing.
-func (s *system) refused(ctx context.Context, t *testing.T, c *client.Client, name string, components ...string) {
+// refused creates a VM that is ended for its quote, whose findings name and say these, and
+// that got nothing.
+func (s *system) refused(ctx context.Context, t *testing.T, c *client.Client, name string, says ...string) {
 	t.Helper()
 	s.must(t, "vm", "create", name, "--restart", "never")
 	vm, err := c.Wait(ctx, name, nil)
@@ -463,9 +463,9 @@ func (s *system) refused(ctx context.Context, t *testing.T, c *client.Client, na
 	for _, f := range vm.Findings {
 		t.Logf("%s: %s", f.Component, f)
 	}
-	for _, want := range components {
-		if !slices.ContainsFunc(vm.Findings, func(f event.FailedCheck) bool { return strings.Contains(f.Component, want) }) {
-			t.Errorf("no finding names %s", want)
+	for _, want := range says {
+		if !slices.ContainsFunc(vm.Findings, func(f event.FailedCheck) bool { return strings.Contains(f.Component+" "+f.Detail, want) }) {
+			t.Errorf("no finding names or says %s", want)
 		}
 	}
 	err = c.Events(ctx, client.EventQuery{VM: name}, func(e api.JournalEntry) error {
