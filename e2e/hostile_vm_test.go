@@ -42,6 +42,8 @@ const hostileLimit = 6 * time.Minute
 // being silent. Afterwards it is the host that is not right, and a new VM is refused.
 func TestHostileVMs(t *testing.T) {
 	s := newSystem(t)
+	// Three VMs start at once, and no phase's deadline is the matter here.
+	s.limits(t, map[string]time.Duration{"booting": hostileLimit, "unlocking": hostileLimit, "connecting": hostileLimit})
 	probe := buildProbe(t)
 	s.endingTemplate(t, probe, s.module(t))
 	c := s.client(t)

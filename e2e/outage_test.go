@@ -37,7 +37,7 @@ const (
 // When the orchestrator goes on, each VM's fate is decided.
 func TestOrchestratorAway(t *testing.T) {
 	s := newSystem(t)
-	s.lease(t, outageLease)
+	s.limits(t, map[string]time.Duration{"lease": outageLease})
 	s.template(t)
 	c := s.client(t)
 	s.must(t, "vm", "create", "web", "--workload", filepath.Join(s.bin, "sample-web"), "--restart", "always", "--wait")
@@ -98,19 +98,22 @@ func TestOrchestratorAway(t *testing.T) {
 	s.gone(t, c, "web")
 }
 
-// lease sets the orchestrator's lease, which it reads at its next start.
-func (s *system) lease(t *testing.T, d time.Duration) {
+// limits sets limits of the orchestrator, which it reads at its next start.
+func (s *system) limits(t *testing.T, set map[string]time.Duration) {
 	t.Helper()
 	file := filepath.Join(s.state, "tenant", "orchestrator.yaml")
 	data, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
-	line := regexp.MustCompile(`(?m)^  lease: .*$`)
-	if len(line.FindAll(data, -1)) != 1 {
-		t.Fatalf("%s has not one lease", file)
+	for name, d := range set {
+		line := regexp.MustCompile(`(?m)^  ` + name + `: .*$`)
+		if len(line.FindAll(data, -1)) != 1 {
+			t.Fatalf("%s has not one %s", file, name)
+		}
+		data = line.ReplaceAll(data, []byte("  "+name+": "+d.String()))
 	}
-	if err := os.WriteFile(file, line.ReplaceAll(data, []byte("  lease: "+d.String())), 0o600); err != nil {
+	if err := os.WriteFile(file, data, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	s.killMatching(t, victims["orchestrator"])
