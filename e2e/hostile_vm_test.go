@@ -121,7 +121,7 @@ func TestHostileVMs(t *testing.T) {
 	s.must(t, "fsck")
 }
 
-// What root does in the VMs. Nothing of the shell itself is left running.
+// What root does in the VMs.
 const (
 	load = `perl -e 'open M, "<", "/usr/lib/ender/dummy.ko" or die $!; syscall(313, fileno(M), my $none = "", 0) and die $!' # finit_module
 grep -q '^dummy ' /proc/modules
