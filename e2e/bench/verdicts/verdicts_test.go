@@ -87,3 +87,32 @@ func TestDelayIsARoundTrip(t *testing.T) {
 		t.Errorf("it arrived after %s", took)
 	}
 }
+
+// BenchmarkJudge is what the judging alone costs; to profile.
+func BenchmarkJudge(b *testing.B) {
+	e, err := Make(b.Context(), b.TempDir(), 20)
+	if err != nil {
+		b.Fatal(err)
+	}
+	theirs, err := e.GoAttestation()
+	if err != nil {
+		b.Fatal(err)
+	}
+	bare, err := e.Bare()
+	if err != nil {
+		b.Fatal(err)
+	}
+	for _, c := range []struct {
+		name  string
+		judge Judge
+	}{{"ours", e.Ours()}, {"go-attestation", theirs}, {"bare", bare}} {
+		b.Run(c.name, func(b *testing.B) {
+			b.ReportAllocs()
+			for i := 0; b.Loop(); i++ {
+				if err := c.judge(e.requests[i%len(e.requests)]); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
