@@ -108,11 +108,13 @@ func BenchmarkJudge(b *testing.B) {
 	}{{"ours", e.Ours()}, {"go-attestation", theirs}, {"bare", bare}} {
 		b.Run(c.name, func(b *testing.B) {
 			b.ReportAllocs()
+			before := processorTime()
 			for i := 0; b.Loop(); i++ {
 				if err := c.judge(e.requests[i%len(e.requests)]); err != nil {
 					b.Fatal(err)
 				}
 			}
+			b.ReportMetric(float64((processorTime()-before).Nanoseconds())/float64(b.N), "cpu-ns/op")
 		})
 	}
 }
