@@ -227,7 +227,7 @@ func (l *Log) Replay(b Bank) (map[int][]byte, error) {
 		sum.Write(d)
 		values[e.PCR] = sum.Sum(old[:0])
 	}
-	led := map[int][]byte{}
+	led := make(map[int][]byte, registers)
 	for i, v := range values {
 		if v != nil {
 			led[i] = v
@@ -242,7 +242,7 @@ func (l *Log) ByRegister() map[int][]Event {
 	for _, e := range l.Events {
 		counts[e.PCR]++
 	}
-	list, by := make([]Event, len(l.Events)), map[int][]Event{}
+	list, by := make([]Event, len(l.Events)), make(map[int][]Event, registers)
 	for i, n := range counts {
 		if n > 0 {
 			by[i], list = list[:0:n], list[n:]
