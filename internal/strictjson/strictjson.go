@@ -34,8 +34,8 @@ func Read(r io.Reader, limit int64, v any) error {
 	return Unmarshal(data, v)
 }
 
-// Unmarshal decodes data into v. Errors name fields, never values; with one, v may hold a
-// part of the document.
+// Unmarshal decodes data into v. Errors name fields, never values; with one of the decoder's,
+// v may hold a part of the document.
 func Unmarshal(data []byte, v any) error {
 	if err := checkKeys(data); err != nil {
 		return err
@@ -45,7 +45,12 @@ func Unmarshal(data []byte, v any) error {
 	if err := dec.Decode(v); err != nil {
 		return describe(err)
 	}
-	if len(bytes.TrimLeft(data[dec.InputOffset():], space)) > 0 {
+	return nothing(data[dec.InputOffset():]) // behind a number or text; [checkKeys] looked behind all else
+}
+
+// nothing refuses what follows the document.
+func nothing(rest []byte) error {
+	if len(bytes.TrimLeft(rest, space)) > 0 {
 		return errors.New("trailing data after the document")
 	}
 	return nil
@@ -73,9 +78,10 @@ func describe(err error) error {
 	return errors.New("document does not fit its type")
 }
 
-// checkKeys refuses two keys of one object that differ at most in case, and excess depth. It
-// walks the bytes once: in a JSON text, brackets, colons and quotes outside of strings are
-// what they look like. Of what is none it may see a part; the decoder refuses that.
+// checkKeys refuses two keys of one object that differ at most in case, excess depth, and what
+// follows an object or array. It walks the bytes once: in a JSON text, brackets, colons and
+// quotes outside of strings are what they look like. Of what is none it may see a part; the
+// decoder refuses that.
 func checkKeys(data []byte) error {
 	var stack []map[string]bool // keys of each open object; nil for an array
 	for i := 0; i < len(data); i++ {
@@ -90,9 +96,11 @@ func checkKeys(data []byte) error {
 			}
 		case '}', ']':
 			if len(stack) == 0 {
-				return nil // no JSON text, or behind one
+				return nil // no JSON text
 			}
-			stack = stack[:len(stack)-1]
+			if stack = stack[:len(stack)-1]; len(stack) == 0 {
+				return nothing(data[i+1:])
+			}
 		case '"':
 			end := stringEnd(data, i)
 			if end < 0 {

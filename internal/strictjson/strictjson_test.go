@@ -57,6 +57,16 @@ func TestUnmarshal(t *testing.T) {
 	}
 }
 
+// TestRefusedBeforeDecoding: what is refused for its form leaves no trace in the value.
+func TestRefusedBeforeDecoding(t *testing.T) {
+	for _, text := range []string{`{"name":"x","Name":"y"}`, `{"name":"x"}{}`, `{"name":"x"}}`, `{"name":"x"} "`, `{"name":"x"`, `{"name":"x","tags":` + strings.Repeat("[", maxDepth)} {
+		v := sample{Name: "before"}
+		if err := Unmarshal([]byte(text), &v); err == nil || v.Name != "before" {
+			t.Errorf("%s: %v, and decoded %q", text, err, v.Name)
+		}
+	}
+}
+
 func TestErrorsDoNotEchoValues(t *testing.T) {
 	var v sample
 	err := Unmarshal([]byte(`{"inner":{"A":"fht1_swordfish"}}`), &v)
@@ -77,7 +87,7 @@ func TestReadRefusesOverLimit(t *testing.T) {
 func FuzzUnmarshal(f *testing.F) {
 	for _, text := range []string{
 		`{"name":"x","inner":{"A":1},"tags":["a"],"map":{"k":"v"}}`, `[{"a":[{}]}]`, `{"a\\":1,"a\"":[2,"\u007b"]}`, `{"a":1} `, `{"a":1}{`, `{"a":1}}`, `{"a":1} "`,
-		`{"a":1}{"b":1}`, `1 2`, `1`, ` "a" `, `"a`, `"a\"`, `]`, `[}`, `["a":1,"a":1]`, `{"a":1,"A":2}`, `{"a":{},"b":{"a":[]},"a":1}`, `{"s":1,"ſ":1}`, ``, ` `,
+		`{"a":1}{"b":1}`, `1 2`, `1 {}`, `"a" {} 1`, `[] 1`, `1`, ` "a" `, `"a`, `"a\"`, `]`, `[}`, `["a":1,"a":1]`, `{"a":1,"A":2}`, `{"a":{},"b":{"a":[]},"a":1}`, `{"s":1,"ſ":1}`, ``, ` `,
 		strings.Repeat("[", maxDepth) + strings.Repeat("]", maxDepth), strings.Repeat("[", maxDepth+1) + strings.Repeat("]", maxDepth+1),
 	} {
 		f.Add([]byte(text))
