@@ -207,9 +207,8 @@ var form = sync.OnceValues(func() (f struct {
 	return f, nil
 })
 
-// newCertificate signs a certificate for a fresh key. x509.CreateCertificate encodes it anew
-// each time and checks its own signature, which costs a client more than its whole part of
-// what is measured behind the handshake.
+// newCertificate signs a certificate for a fresh key. x509.CreateCertificate would encode it
+// anew each time and check its own signature, which takes several times as long.
 func newCertificate() (der []byte, key ed25519.PrivateKey, err error) {
 	f, err := form()
 	if err != nil {
