@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"time"
 
 	"foothold/client/term"
@@ -39,7 +40,7 @@ satisfy all of any one.`,
 type manifestFlags struct {
 	name, profile, bios, kernel, initramfs, cmdline, out string
 	evidence                                             []string
-	from                                                 string
+	from, phases                                         string
 	valid                                                time.Duration
 }
 
@@ -51,12 +52,18 @@ func manifestCreate() *cobra.Command {
 		Long: `Make reference values from what known-good hosts measured, and from the files that the
 release's VMs start with. An evidence file is a JSON object with "firmware" and "kernel",
 base64 of a host's /sys/kernel/security/tpm0/binary_bios_measurements and
-/sys/kernel/security/ima/binary_runtime_measurements; 'foothold platform evidence' fetches it.
+/sys/kernel/security/ima/binary_runtime_measurements, and "userspace", of its
+/run/log/systemd/tpm2-measure.log where systemd keeps one (from 254); 'foothold platform
+evidence' fetches it.
 Reference values are of the SHA-256 bank, which quotes are of; a log without it is refused.
 
 With several hosts of one release, what differs between them becomes alternatives, and
 what only some have may be missing on others. Read the result before you sign it: what
-stands in it is what you trust.`,
+stands in it is what you trust.
+
+The phases of the boot that systemd measures are in the log of evidence where systemd keeps
+one (from version 254); name them by --phases where it keeps none. Without either, register
+11 must be as firmware and boot loader leave it. A host may have come to any point of them.`,
 		Example: `  foothold platform manifest create --name 2026-11 --evidence host-1.json --evidence host-2.json \
     --bios qboot.rom --loader-kernel vmlinuz --loader-initramfs loader.cpio --out 2026-11.json
   foothold platform manifest show 2026-11.json
@@ -73,6 +80,7 @@ stands in it is what you trust.`,
 	c.Flags().StringVar(&f.name, "name", "", "`RELEASE`, as the inventory names it at each host")
 	c.Flags().StringVar(&f.profile, "profile", platform.Production, "`PROFILE` of the installations that may accept it")
 	c.Flags().StringArrayVar(&f.evidence, "evidence", nil, "`FILE` of what a known-good host measured; may be repeated")
+	c.Flags().StringVar(&f.phases, "phases", "", "`WORDS` that the hosts' systemd measures while it starts: enter-initrd:leave-initrd:sysinit:ready")
 	c.Flags().StringVar(&f.bios, "bios", "", "`FILE` of VMs' firmware")
 	c.Flags().StringVar(&f.kernel, "loader-kernel", "", "`FILE` of the loader's kernel")
 	c.Flags().StringVar(&f.initramfs, "loader-initramfs", "", "`FILE` of the loader's initramfs")
@@ -126,7 +134,25 @@ func (f manifestFlags) manifest(now time.Time) (platform.Manifest, error) {
 			return doc, fmt.Errorf("evidence %s: %w", file, err)
 		}
 	}
-	return doc, nil
+	return doc, f.addPhases(&doc)
+}
+
+// addPhases adds the words of --phases, which what the evidence shows must be a beginning of.
+func (f manifestFlags) addPhases(doc *platform.Manifest) (err error) {
+	if f.phases == "" {
+		return nil
+	}
+	var texts []platform.Text
+	for word := range strings.SplitSeq(f.phases, ":") {
+		if word == "" {
+			return usage("--phases %q: want words with a colon between two, as systemd-measure has them", f.phases)
+		}
+		texts = append(texts, platform.Text{PCR: platform.PhaseRegister, Text: word})
+	}
+	if doc.Userspace, err = reference.AddTexts(doc.Userspace, texts); err != nil {
+		return fmt.Errorf("--phases: %w", err)
+	}
+	return nil
 }
 
 func manifestSign() *cobra.Command {
@@ -195,6 +221,9 @@ func showManifest(out *term.Out, doc platform.Manifest, sum digest.SHA256) {
 			note = "may be missing"
 		}
 		rows = append(rows, []string{fmt.Sprintf("PCR %d", e.PCR), term.Clean(e.Component), sums(e.SHA256), note})
+	}
+	for _, t := range doc.Userspace {
+		rows = append(rows, []string{fmt.Sprintf("PCR %d", t.PCR), term.Clean(t.Component()), t.Digest().String(), "may not be there yet"})
 	}
 	for _, f := range doc.Files {
 		rows = append(rows, []string{"PCR 10", term.Clean(f.Name), sums([]digest.SHA256{f.SHA256}), ""})

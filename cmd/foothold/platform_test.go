@@ -5,6 +5,7 @@ import (
 	"crypto/ed25519"
 	"encoding/binary"
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -133,6 +134,44 @@ func TestPlatformManifest(t *testing.T) {
 	}
 	if same, err := runPlatform("diff", path("old"), path("signed")); err != nil || !strings.Contains(same, "no component differs") {
 		t.Errorf("%v\n%s", err, same)
+	}
+
+	// The phases of the boot, from a system's log and by name.
+	var logged evidence.Platform
+	read, err := os.ReadFile(path("a"))
+	if err != nil || json.Unmarshal(read, &logged) != nil {
+		t.Fatal(err)
+	}
+	for _, word := range []string{"enter-initrd", "leave-initrd"} {
+		logged.Userspace = fmt.Appendf(logged.Userspace, "\x1e"+`{"pcr":11,"digests":[{"hashAlg":"sha256","digest":"%s"}],"content_type":"systemd","content":{"string":%q}}`+"\n", digest.Of([]byte(word)), word)
+	}
+	if read, err = json.Marshal(logged); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := create("phases", write("c", read)); err != nil {
+		t.Fatal(err)
+	}
+	more := []string{"create", "--name", "more", "--bios", path("bios"), "--loader-kernel", path("k"), "--loader-initramfs", path("i"), "--loader-cmdline", "quiet", "--evidence", path("c"), "--out", path("more"), "--phases"}
+	if _, err := runPlatform(append(more, "enter-initrd:leave-initrd:sysinit")...); err != nil {
+		t.Fatal(err)
+	}
+	if diff, err := runPlatform("diff", path("phases"), path("more")); err == nil || !strings.Contains(diff, `new      boot phase "sysinit", PCR 11`) || strings.Contains(diff, "initrd") {
+		t.Errorf("%v\n%s", err, diff)
+	}
+	if shown, err := runPlatform("show", path("more")); err != nil || !strings.Contains(shown, `boot phase "enter-initrd"`) {
+		t.Errorf("%v\n%s", err, shown)
+	}
+	tried, err = runPlatform("try", path("old"), "--evidence", path("c"))
+	if err == nil || !strings.Contains(tried, `log: boot phase "enter-initrd", PCR 11`) {
+		t.Errorf("%v\n%s", err, tried)
+	}
+	if _, err := runPlatform("try", path("more"), "--evidence", path("c")); err != nil {
+		t.Error(err)
+	}
+	for _, words := range []string{"sysinit:ready", "enter-initrd::ready", ":"} {
+		if _, err := runPlatform(append(more, words)...); err == nil {
+			t.Errorf("--phases %s beside a log of others: accepted", words)
+		}
 	}
 
 	// What an orchestrator would refuse is not signed.

@@ -164,3 +164,45 @@ func TestAdd(t *testing.T) {
 		t.Error("a file that was being written to became a reference value")
 	}
 }
+
+// systemRecord is a record of systemd's log.
+func systemRecord(register int, text string, sum digest.SHA256) []byte {
+	return fmt.Appendf(nil, "\x1e"+`{"pcr":%d,"digests":[{"hashAlg":"sha256","digest":"%s"}],"content_type":"systemd","content":{"string":%q}}`+"\n", register, sum, text)
+}
+
+func TestTextsOfTheSystem(t *testing.T) {
+	with := func(texts ...platform.Text) (p evidence.Platform) {
+		p = host("a", "s", "/sh=1")
+		for _, text := range texts {
+			p.Userspace = append(p.Userspace, systemRecord(text.PCR, text.Text, text.Digest())...)
+		}
+		return p
+	}
+	enter, leave, index, machine := platform.Text{PCR: 11, Text: "enter-initrd"}, platform.Text{PCR: 11, Text: "leave-initrd"}, platform.Text{PCR: 9, Text: "nvpcr-init"}, platform.Text{PCR: 15, Text: "machine-id"}
+	var doc platform.Manifest
+	for n, seen := range [][]platform.Text{{enter, machine}, {enter, index, leave}, {}, {index, enter}} {
+		if err := Add(&doc, with(seen...)); err != nil {
+			t.Fatalf("host %d: %v", n+1, err)
+		}
+	}
+	if want := []platform.Text{enter, index, leave}; !slices.Equal(doc.Userspace, want) {
+		t.Errorf("%v, want %v", doc.Userspace, want)
+	}
+	before := len(doc.Boot)
+	for name, p := range map[string]evidence.Platform{
+		"another way":             with(enter, enter),
+		"a digest of another":     {Firmware: with().Firmware, Kernel: with().Kernel, Userspace: systemRecord(11, "enter-initrd", digest.Of([]byte("x")))},
+		"the firmware's register": with(platform.Text{PCR: 4, Text: "x"}),
+		"a garbled log":           {Firmware: with().Firmware, Kernel: with().Kernel, Userspace: []byte("x")},
+	} {
+		if err := Add(&doc, p); err == nil || len(doc.Boot) != before || len(doc.Userspace) != 3 {
+			t.Errorf("%s: %v, %v", name, err, doc.Userspace)
+		}
+	}
+	other := doc
+	other.Userspace = []platform.Text{enter, leave, {PCR: 11, Text: "sysinit"}}
+	changes := Diff(doc, other)
+	if len(changes) != 2 || changes[0].Component != `the system's text "nvpcr-init", PCR 9` || len(changes[0].After) != 0 || changes[1].Component != `boot phase "sysinit", PCR 11` || len(changes[1].Before) != 0 {
+		t.Errorf("%+v", changes)
+	}
+}

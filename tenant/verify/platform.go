@@ -116,10 +116,13 @@ func (p *Platform) complete() error {
 		}
 	}
 	if p.doc.Profile == platform.Lab {
-		if len(p.doc.Boot) > 0 {
+		if len(p.doc.Boot) > 0 || len(p.doc.Userspace) > 0 {
 			return errors.New("a lab's host has no measured boot")
 		}
 		return nil
+	}
+	if err := textsComplete(p.doc.Userspace); err != nil {
+		return err
 	}
 	return p.bootComplete()
 }

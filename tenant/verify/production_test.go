@@ -28,6 +28,9 @@ type machine struct {
 	late []platform.File
 	// aggregate, if set, is the kernel's word on the firmware's registers.
 	aggregate []byte
+	// texts are what its system measures, and logs unless it is of a release that keeps no log.
+	texts []platform.Text
+	noLog bool
 	// silent: the kernel measures nothing, and the list is made up.
 	silent bool
 }
@@ -140,7 +143,14 @@ func (m *machine) boot(h *host) evidence.Platform {
 			h.extend(pcr.Platform, extended)
 		}
 	}
-	return evidence.Platform{Firmware: firmwareLog(m.events), Kernel: kernel}
+	p := evidence.Platform{Firmware: firmwareLog(m.events), Kernel: kernel}
+	for _, text := range m.texts {
+		h.extend(text.PCR, text.Digest())
+		if !m.noLog {
+			p.Userspace = append(p.Userspace, systemRecord(text.PCR, text.Text, text.Digest())...)
+		}
+	}
+	return p
 }
 
 // production is a verifier for that profile with one release.
