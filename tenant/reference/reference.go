@@ -43,6 +43,21 @@ func Add(doc *platform.Manifest, host evidence.Platform) error {
 	if texts, err = AddTexts(doc.Userspace, texts); err != nil {
 		return err
 	}
+	var files []platform.File
+	for _, e := range kernel.Entries[1:] { // the first is the aggregate of the boot's registers
+		if e.Violation || e.Algorithm != "sha256" || len(e.Digest) != len(digest.SHA256{}) {
+			return fmt.Errorf("entry %d of the kernel's list, %q, has no digest of sha256", e.Number, e.Path)
+		}
+		files = append(files, platform.File{Name: e.Path, SHA256: digest.SHA256(e.Digest)})
+	}
+	addBoot(doc, boot)
+	doc.Userspace = texts
+	addFiles(doc, files)
+	return nil
+}
+
+// addBoot lays one host's events beside those that are known, register by register.
+func addBoot(doc *platform.Manifest, boot []platform.Event) {
 	first := len(doc.Boot) == 0
 	var merged []platform.Event
 	for _, i := range pcr.Static {
@@ -53,20 +68,16 @@ func Add(doc *platform.Manifest, host evidence.Platform) error {
 		}
 		merged = append(merged, merge(have, seen)...)
 	}
-	doc.Boot, doc.Userspace = merged, texts
-	for _, e := range kernel.Entries[1:] { // the first is the aggregate of the boot's registers
-		if e.Violation || e.Algorithm != "sha256" || len(e.Digest) != len(digest.SHA256{}) {
-			return fmt.Errorf("entry %d of the kernel's list, %q, has no digest of sha256", e.Number, e.Path)
-		}
-		f := platform.File{Name: e.Path, SHA256: digest.SHA256(e.Digest)}
-		if !slices.Contains(doc.Files, f) {
-			doc.Files = append(doc.Files, f)
-		}
-	}
+	doc.Boot = merged
+}
+
+// addFiles adds files, each once, in the order of their names.
+func addFiles(doc *platform.Manifest, files []platform.File) {
+	doc.Files = append(doc.Files, files...)
 	slices.SortFunc(doc.Files, func(a, b platform.File) int {
 		return cmp.Or(cmp.Compare(a.Name, b.Name), slices.Compare(a.SHA256[:], b.SHA256[:]))
 	})
-	return nil
+	doc.Files = slices.Compact(doc.Files)
 }
 
 // events reads a firmware's log.

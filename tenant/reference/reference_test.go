@@ -108,19 +108,21 @@ func host(zero, seven string, files ...string) evidence.Platform {
 			log = append(log, byte(c))
 		}
 	}
-	field := func(data []byte) []byte { return append(word(uint32(len(data))), data...) }
-	entry := func(path, content string) []byte {
-		sum := digest.Of([]byte(content))
-		out := append(word(imalog.Register), bytes.Repeat([]byte{1}, 20)...)
-		out = append(out, field([]byte("ima-ng"))...)
-		return append(out, field(append(field(append([]byte("sha256:\x00"), sum[:]...)), field([]byte(path+"\x00"))...))...)
-	}
-	kernel := entry("boot_aggregate", "registers")
+	kernel := kernelEntry("boot_aggregate", "registers")
 	for _, f := range files {
 		path, content, _ := strings.Cut(f, "=")
-		kernel = append(kernel, entry(path, content)...)
+		kernel = append(kernel, kernelEntry(path, content)...)
 	}
 	return evidence.Platform{Firmware: log, Kernel: kernel}
+}
+
+// kernelEntry is an entry of the kernel's list.
+func kernelEntry(path, content string) []byte {
+	field := func(data []byte) []byte { return append(word(uint32(len(data))), data...) }
+	sum := digest.Of([]byte(content))
+	out := append(word(imalog.Register), bytes.Repeat([]byte{1}, 20)...)
+	out = append(out, field([]byte("ima-ng"))...)
+	return append(out, field(append(field(append([]byte("sha256:\x00"), sum[:]...)), field([]byte(path+"\x00"))...))...)
 }
 
 func TestAdd(t *testing.T) {

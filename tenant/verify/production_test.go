@@ -359,8 +359,13 @@ func TestProductionReferenceValues(t *testing.T) {
 		"no component":          func(p *platform.Manifest) { p.Boot[0].Component = "" },
 		"the kernel's register": func(p *platform.Manifest) { p.Boot[0].PCR = pcr.Platform },
 		"a VM's register":       func(p *platform.Manifest) { p.Boot[0].PCR = pcr.VM },
-		"a file without path":   func(p *platform.Manifest) { p.Files[0].Name = "" },
-		"a lab's":               func(p *platform.Manifest) { p.Profile = platform.Lab },
+		"more than is read": func(p *platform.Manifest) {
+			for i := range 25000 {
+				p.Files = append(p.Files, file(fmt.Sprintf("/usr/share/%0100d", i)))
+			}
+		},
+		"a file without path": func(p *platform.Manifest) { p.Files[0].Name = "" },
+		"a lab's":             func(p *platform.Manifest) { p.Profile = platform.Lab },
 	} {
 		doc := m.manifest(w)
 		change(&doc)
