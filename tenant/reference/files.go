@@ -119,7 +119,7 @@ func programSum(data []byte) (digest.SHA256, error) {
 	if err != nil {
 		return digest.SHA256{}, err
 	}
-	return p.authenticode()
+	return p.authenticode(), nil
 }
 
 // uki is a unified kernel image (UAPI group's specification) as it is measured.
@@ -153,9 +153,7 @@ func parseUKI(data []byte) (u uki, err error) {
 	if err != nil {
 		return u, err
 	}
-	if u.sum, err = p.authenticode(); err != nil {
-		return u, err
-	}
+	u.sum = p.authenticode()
 	parts := map[string][]byte{}
 	for _, name := range slices.Concat([]string{".sdmagic"}, measuredSections, unpredicted) {
 		if parts[name], err = p.find(name); err != nil {

@@ -80,7 +80,7 @@ func parseImage(data []byte) (p image, err error) {
 // authenticode is the digest that firmware measures of a program before it runs it
 // (Microsoft's "Windows Authenticode Portable Executable Signature Format", as EDK II's
 // DxeTpm2MeasureBootLib computes it): all of it but checksum and signatures.
-func (p image) authenticode() (digest.SHA256, error) {
+func (p image) authenticode() digest.SHA256 {
 	h := sha256.New()
 	h.Write(p.data[:p.checksum])
 	if p.certificate == 0 {
@@ -93,19 +93,17 @@ func (p image) authenticode() (digest.SHA256, error) {
 	slices.SortStableFunc(sections, func(a, b section) int { return cmp.Compare(a.start, b.start) })
 	hashed := p.headers
 	for _, s := range sections {
-		if s.size == 0 {
-			continue
+		if s.size > 0 {
+			h.Write(p.data[s.start : s.start+s.size])
+			hashed += s.size
 		}
-		if s.start != hashed {
-			return digest.SHA256{}, fmt.Errorf("%w: there is a gap or an overlap before its section %.8q", errImage, s.name)
-		}
-		h.Write(p.data[s.start : s.start+s.size])
-		hashed += s.size
 	}
+	// As much as was not hashed, counted from where hashing would be without gaps between
+	// sections: so it is specified, and firmware does it.
 	if rest := len(p.data) - hashed - p.signature; rest > 0 {
 		h.Write(p.data[hashed : hashed+rest])
 	}
-	return digest.SHA256(h.Sum(nil)), nil
+	return digest.SHA256(h.Sum(nil))
 }
 
 // find gives a section's data; nil where there is none. One that is there twice is an error.
