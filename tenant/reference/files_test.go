@@ -87,6 +87,11 @@ func TestAuthenticode(t *testing.T) {
 			t.Errorf("cut to %d bytes: %s", n, cut)
 		}
 	}
+	over := bytes.Clone(p)
+	binary.LittleEndian.PutUint32(over[0x40+24+112+6*8+20:], uint32(len(p)-16)) // the first section lies upon the second
+	if sum, err := programSum(over); err == nil {
+		t.Errorf("sections that share bytes: %s", sum)
+	}
 	// A gap before the last section, as a stub of odd length leaves it: firmware takes as many
 	// bytes from where it would have come to.
 	const second = 0x40 + 24 + 112 + 6*8 + 40 // header of the second section

@@ -13,7 +13,7 @@ import (
 )
 
 // image is a program of EFI's (Microsoft's "PE Format"), as far as its measurement needs it.
-// Offsets and sizes are in bytes, and lie within data.
+// Offsets and sizes are in bytes, and lie within data; no two sections share any.
 type image struct {
 	data        []byte
 	headers     int // SizeOfHeaders
@@ -74,7 +74,21 @@ func parseImage(data []byte) (p image, err error) {
 		}
 		p.sections = append(p.sections, s)
 	}
+	end := p.headers
+	for _, s := range p.inFile() {
+		if s.start < end {
+			return p, fmt.Errorf("%w: its section %.8q lies upon another, or upon its headers", errImage, s.name)
+		}
+		end = s.start + s.size
+	}
 	return p, nil
+}
+
+// inFile are the sections that the file has something of, in its order.
+func (p image) inFile() []section {
+	list := slices.DeleteFunc(slices.Clone(p.sections), func(s section) bool { return s.size == 0 })
+	slices.SortStableFunc(list, func(a, b section) int { return cmp.Compare(a.start, b.start) })
+	return list
 }
 
 // authenticode is the digest that firmware measures of a program before it runs it
@@ -89,14 +103,10 @@ func (p image) authenticode() digest.SHA256 {
 		h.Write(p.data[p.checksum+4 : p.certificate])
 		h.Write(p.data[p.certificate+8 : p.headers])
 	}
-	sections := slices.Clone(p.sections)
-	slices.SortStableFunc(sections, func(a, b section) int { return cmp.Compare(a.start, b.start) })
 	hashed := p.headers
-	for _, s := range sections {
-		if s.size > 0 {
-			h.Write(p.data[s.start : s.start+s.size])
-			hashed += s.size
-		}
+	for _, s := range p.inFile() {
+		h.Write(p.data[s.start : s.start+s.size])
+		hashed += s.size
 	}
 	// As much as was not hashed, counted from where hashing would be without gaps between
 	// sections: so it is specified, and firmware does it.
