@@ -118,7 +118,16 @@ func (m *machine) boot(h *host) evidence.Platform {
 	regs := map[int]digest.SHA256{}
 	for _, e := range m.events {
 		sum := digest.Of([]byte(e.data))
-		h.extend(e.pcr, sum)
+		switch {
+		case e.pcr == pcr.Launch && regs[pcr.Launch].IsZero():
+			h.tpm.Launch(e.data)
+		case slices.Contains(pcr.Dynamic, e.pcr):
+			h.tpm.Locality(2)
+			h.extend(e.pcr, sum)
+			h.tpm.Locality(0)
+		default:
+			h.extend(e.pcr, sum)
+		}
 		regs[e.pcr] = pcr.Extend(regs[e.pcr], sum)
 	}
 	sum := sha256.New()
