@@ -44,13 +44,15 @@ const turn = 30 * time.Second
 // host speaks hostapi; its TPM and the broker before it are real.
 type host struct {
 	entry  inventory.Host
-	pid    int // of its TPM's process
-	broker *broker.Broker
+	tpm    *swtpm.Process
+	broker *broker.Broker // of the first time that its TPM is powered on
 	bus    *bus
 	log    []pcr.Event
 
 	mu  sync.Mutex
 	vms map[string]hostapi.VM // guarded by mu; by reservation
+	// quotes answers for static quotes: the broker, or who takes its place.
+	quotes func(context.Context, hostapi.QuoteRequest) (hostapi.QuoteResponse, error) // guarded by mu
 }
 
 func (s *Site) newHost(ctx context.Context, name string) (*host, error) {
@@ -67,7 +69,7 @@ func (s *Site) newHost(ctx context.Context, name string) (*host, error) {
 	if err != nil {
 		return nil, err
 	}
-	h.pid = proc.PID()
+	h.tpm = proc
 	dev, err := tpm.Open(proc.Socket)
 	if err != nil {
 		return nil, err
@@ -98,6 +100,7 @@ func (s *Site) newHost(ctx context.Context, name string) (*host, error) {
 	if h.broker, err = broker.New(h.bus, keys, turn); err != nil {
 		return nil, err
 	}
+	h.quotes = h.quote
 	files, err := s.issue(s.provider, authority.Provider, mtls.Host, name, authority.Server, hostclient.ServerName(name))
 	if err != nil {
 		return nil, err
@@ -159,7 +162,7 @@ func (s *Site) power(ctx context.Context, dir, sockets string) (*swtpm.Process, 
 func (s *Site) TPMTime() (time.Duration, error) {
 	var ticks int64
 	for _, h := range s.hosts {
-		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", h.pid))
+		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", h.tpm.PID()))
 		if err != nil {
 			return 0, fmt.Errorf("read the TPM's time: %w", err)
 		}
@@ -203,6 +206,12 @@ func (h *host) add(spec vmspec.Spec, firmware vmspec.Firmware) {
 		Settings: spec.Digest(), Firmware: firmware, Created: now, Started: now}
 }
 
+// quote is an honest static quote.
+func (h *host) quote(ctx context.Context, in hostapi.QuoteRequest) (hostapi.QuoteResponse, error) {
+	q, err := h.broker.StaticQuote(ctx, tenantName, in.QualifyingData)
+	return hostapi.QuoteResponse{Quote: q, Platform: evidence.Platform{Log: slices.Clone(h.log)}}, err
+}
+
 func (h *host) handler() http.Handler {
 	mux := http.NewServeMux()
 	answer := func(w http.ResponseWriter, out any, why event.Reason) {
@@ -215,6 +224,22 @@ func (h *host) handler() http.Handler {
 	}
 	mux.HandleFunc("GET /v1/platform", func(w http.ResponseWriter, _ *http.Request) {
 		answer(w, evidence.Platform{Log: slices.Clone(h.log)}, "")
+	})
+	mux.HandleFunc("POST /v1/quote", func(w http.ResponseWriter, r *http.Request) {
+		var in hostapi.QuoteRequest
+		if strictjson.Read(r.Body, hostapi.MaxMessage, &in) != nil {
+			answer(w, nil, event.BadRequest)
+			return
+		}
+		h.mu.Lock()
+		quotes := h.quotes
+		h.mu.Unlock()
+		out, err := quotes(r.Context(), in)
+		if err != nil {
+			answer(w, nil, event.HostRefused)
+			return
+		}
+		answer(w, out, "")
 	})
 	mux.HandleFunc("GET /v1/vms/{id}", func(w http.ResponseWriter, r *http.Request) {
 		h.mu.Lock()
