@@ -45,11 +45,11 @@ const turn = 30 * time.Second
 type host struct {
 	entry  inventory.Host
 	tpm    *swtpm.Process
-	broker *broker.Broker // of the first time that its TPM is powered on
+	broker *broker.Broker // another, when the TPM was powered on again: see current
 	bus    *bus
 	log    []pcr.Event
 
-	mu  sync.Mutex
+	mu  sync.Mutex            // guards broker too, once the host serves
 	vms map[string]hostapi.VM // guarded by mu; by reservation
 	// quotes answers for static quotes: the broker, or who takes its place.
 	quotes func(context.Context, hostapi.QuoteRequest) (hostapi.QuoteResponse, error) // guarded by mu
@@ -206,9 +206,16 @@ func (h *host) add(spec vmspec.Spec, firmware vmspec.Firmware) {
 		Settings: spec.Digest(), Firmware: firmware, Created: now, Started: now}
 }
 
+// current is the broker of the TPM as it is now.
+func (h *host) current() *broker.Broker {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.broker
+}
+
 // quote is an honest static quote.
 func (h *host) quote(ctx context.Context, in hostapi.QuoteRequest) (hostapi.QuoteResponse, error) {
-	q, err := h.broker.StaticQuote(ctx, tenantName, in.QualifyingData)
+	q, err := h.current().StaticQuote(ctx, tenantName, in.QualifyingData)
 	return hostapi.QuoteResponse{Quote: q, Platform: evidence.Platform{Log: slices.Clone(h.log)}}, err
 }
 
@@ -263,7 +270,7 @@ func (h *host) handler() http.Handler {
 			answer(w, nil, event.BadRequest)
 			return
 		}
-		credential, err := h.broker.Activate(r.Context(), tenantName, in.Blob, in.Secret)
+		credential, err := h.current().Activate(r.Context(), tenantName, in.Blob, in.Secret)
 		if err != nil {
 			answer(w, nil, event.BadRequest)
 			return
