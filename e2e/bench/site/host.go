@@ -225,7 +225,11 @@ func (h *host) handler() http.Handler {
 		w.Header().Set("Content-Type", "application/json")
 		if why != "" {
 			w.WriteHeader(http.StatusConflict)
-			out = hostapi.Problem{Reason: why}
+			p := hostapi.Problem{Reason: why}
+			if err, ok := out.(error); ok {
+				p.Detail = err.Error()
+			}
+			out = p
 		}
 		_ = json.NewEncoder(w).Encode(out) // the caller notices
 	}
@@ -272,7 +276,7 @@ func (h *host) handler() http.Handler {
 		}
 		credential, err := h.current().Activate(r.Context(), tenantName, in.Blob, in.Secret)
 		if err != nil {
-			answer(w, nil, event.BadRequest)
+			answer(w, err, event.BadRequest)
 			return
 		}
 		answer(w, hostapi.ActivateResponse{Credential: credential}, "")
