@@ -53,6 +53,8 @@ type host struct {
 	vms map[string]hostapi.VM // guarded by mu; by reservation
 	// quotes answers for static quotes: the broker, or who takes its place.
 	quotes func(context.Context, hostapi.QuoteRequest) (hostapi.QuoteResponse, error) // guarded by mu
+	// logs are what it gives of itself for boot quotes.
+	logs func() evidence.Platform // guarded by mu
 }
 
 func (s *Site) newHost(ctx context.Context, name string) (*host, error) {
@@ -100,7 +102,7 @@ func (s *Site) newHost(ctx context.Context, name string) (*host, error) {
 	if h.broker, err = broker.New(h.bus, keys, turn); err != nil {
 		return nil, err
 	}
-	h.quotes = h.quote
+	h.quotes, h.logs = h.quote, h.measured
 	files, err := s.issue(s.provider, authority.Provider, mtls.Host, name, authority.Server, hostclient.ServerName(name))
 	if err != nil {
 		return nil, err
@@ -216,8 +218,11 @@ func (h *host) current() *broker.Broker {
 // quote is an honest static quote.
 func (h *host) quote(ctx context.Context, in hostapi.QuoteRequest) (hostapi.QuoteResponse, error) {
 	q, err := h.current().StaticQuote(ctx, tenantName, in.QualifyingData)
-	return hostapi.QuoteResponse{Quote: q, Platform: evidence.Platform{Log: slices.Clone(h.log)}}, err
+	return hostapi.QuoteResponse{Quote: q, Platform: h.measured()}, err
 }
+
+// measured is the honest log.
+func (h *host) measured() evidence.Platform { return evidence.Platform{Log: slices.Clone(h.log)} }
 
 func (h *host) handler() http.Handler {
 	mux := http.NewServeMux()
@@ -234,7 +239,10 @@ func (h *host) handler() http.Handler {
 		_ = json.NewEncoder(w).Encode(out) // the caller notices
 	}
 	mux.HandleFunc("GET /v1/platform", func(w http.ResponseWriter, _ *http.Request) {
-		answer(w, evidence.Platform{Log: slices.Clone(h.log)}, "")
+		h.mu.Lock()
+		logs := h.logs
+		h.mu.Unlock()
+		answer(w, logs(), "")
 	})
 	mux.HandleFunc("POST /v1/quote", func(w http.ResponseWriter, r *http.Request) {
 		var in hostapi.QuoteRequest
