@@ -156,8 +156,8 @@ func TestKeysThatLie(t *testing.T) {
 	otherKey := func(change func(*tpm2.TPMTPublic)) func(*testing.T, *host) inventory.Host {
 		return func(t *testing.T, h *host) inventory.Host { return certifiedBy(t, h, change) }
 	}
-	s := openSite(t, 9)
-	donor := s.hosts[8]
+	s := openSite(t, 10)
+	donor := s.hosts[9]
 	stranger, err := s.newHost(t.Context(), "stranger")
 	if err != nil {
 		t.Fatal(err)
@@ -188,6 +188,11 @@ func TestKeysThatLie(t *testing.T) {
 			entry.EK, entry.EKChain = donor.entry.EK, donor.entry.EKChain
 			return entry
 		}, "activate credential"},
+		{"endorsement certificate of no manufacturer that is trusted", func(_ *testing.T, h *host) inventory.Host {
+			entry := h.entry
+			entry.EK, entry.EKChain = stranger.entry.EK, stranger.entry.EKChain
+			return entry
+		}, "unknown authority"},
 		{"session key of another TPM", func(_ *testing.T, h *host) inventory.Host {
 			entry := h.entry
 			entry.Session = donor.entry.Session
@@ -226,9 +231,9 @@ func TestKeysThatLie(t *testing.T) {
 
 	// One host answers in the place of another, where the inventory says that this one is.
 	t.Run("host that answers in another's place", func(t *testing.T) {
-		a := attack{t, s, vms[7], nil}
+		a := attack{t, s, vms[8], nil}
 		moved := append([]inventory.Host{}, honest...)
-		moved[7].API = donor.entry.API
+		moved[8].API = donor.entry.API
 		donor.add(a.vm.spec, s.firmware)
 		take(moved...)
 		if err := a.opened("").Attest(t.Context(), s); err == nil || !strings.Contains(err.Error(), "403") {
@@ -244,7 +249,7 @@ func TestKeysThatLie(t *testing.T) {
 		lying = append(lying, bad.entry(t, s.hosts[i]))
 		loaders = append(loaders, attack{t, s, vms[i], nil}.opened(""))
 	}
-	gone := attack{t, s, vms[8], nil}.opened("")
+	gone := attack{t, s, vms[9], nil}.opened("")
 	out := take(lying...)
 	for i, bad := range cases {
 		t.Run(bad.name, func(t *testing.T) {
@@ -258,7 +263,7 @@ func TestKeysThatLie(t *testing.T) {
 		})
 	}
 	t.Run("host that vanished", func(t *testing.T) {
-		attack{t, s, vms[8], nil}.ended(event.HostLost, "is not in inventory")
+		attack{t, s, vms[9], nil}.ended(event.HostLost, "is not in inventory")
 		if err := gone.Attest(t.Context(), s); err == nil {
 			t.Error("the VM there gets its components")
 		}
