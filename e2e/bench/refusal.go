@@ -190,6 +190,10 @@ func (l *labState) beLate(ctx context.Context, w watched, vm api.VM) (c closing,
 	if err := w.begin(ctx, vm); err != nil {
 		return c, err
 	}
+	// A VM that has just begun to compute has a little longer; its next good quote ends that.
+	if _, err := l.api.Attest(ctx, vm.ID); err != nil {
+		return c, fmt.Errorf("VM %s: its host's last quote: %w", vm.Name, err)
+	}
 	if err := l.signal(ctx, lab.Host, unix.SIGSTOP); err != nil {
 		return c, err
 	}
