@@ -174,10 +174,13 @@ func TestRefusals(t *testing.T) {
 			if c.tweak != nil {
 				c.tweak(&g.tweak)
 			}
-			if said := c.acts(g); said != c.said {
-				t.Errorf("the daemon was told %q, want %q", said, c.said)
-			}
-			got := w.waitPhase(vm.ID, reservation.Aborted)
+			var got api.VM
+			w.refusedOnce(c.name, "vm.aborted", c.want, func() {
+				if said := c.acts(g); said != c.said {
+					t.Errorf("the daemon was told %q, want %q", said, c.said)
+				}
+				got = w.waitPhase(vm.ID, reservation.Aborted)
+			})
 			if got.Reason != c.want || got.Explanation == "" {
 				t.Errorf("ended with %q (%s), want %q", got.Reason, got.Explanation, c.want)
 			}
