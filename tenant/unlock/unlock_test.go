@@ -8,8 +8,8 @@ import (
 	"errors"
 	"net"
 	"slices"
-	"sync"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
