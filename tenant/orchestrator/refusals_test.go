@@ -564,12 +564,15 @@ func TestForgedByTheGateway(t *testing.T) {
 		victim := w.take(w.create(api.CreateVM{Name: "victim"}).ID)
 		victim.upTo(token.T3)
 		victim.tunnel, _ = netip.ParseAddr(address)
-		if why := victim.admit(); why != event.AdmissionRefused {
-			t.Errorf("admitted at %s: %q", name, why)
-		}
-		if got := w.waitPhase(victim.id, reservation.Aborted); got.Reason != event.AdmissionRefused {
-			t.Errorf("%s: ended with %q", name, got.Reason)
-		}
+		w.refusedOnce(name, "vm.aborted", event.AdmissionRefused, func() {
+			if why := victim.admit(); why != event.AdmissionRefused {
+				t.Errorf("admitted at %s: %q", name, why)
+			}
+			if got := w.waitPhase(victim.id, reservation.Aborted); got.Reason != event.AdmissionRefused {
+				t.Errorf("%s: ended with %q", name, got.Reason)
+			}
+		})
+		w.waitGone(victim.id)
 		w.waitFlows(victim.id)
 		w.call("DELETE", "/v1/vms/victim", nil, nil)
 	}
