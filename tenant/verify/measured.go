@@ -73,7 +73,7 @@ func (m measured) kernelLeads(selection []int, values, quoted []byte) bool {
 func (j *judgement) readLogs(p evidence.Platform) (expected, claimed measured) {
 	if j.v.profile == platform.Lab {
 		if len(p.Firmware) > 0 || len(p.Kernel) > 0 || len(p.Userspace) > 0 {
-			j.find("log", "a host of profile lab has no log of firmware, kernel or system")
+			j.find("log", "a host of profile lab has no log of firmware or kernel, and none of its system")
 		}
 		j.log(p.Log)
 		return j.launched(p.Log)
