@@ -10,6 +10,7 @@ import (
 	"foothold/protocol/event"
 	"foothold/tenant/ledger"
 	"foothold/tenant/reservation"
+	"foothold/tenant/verify"
 )
 
 // Times of the end.
@@ -100,8 +101,13 @@ func refusalOf(err error) *event.Refusal {
 // in the background.
 func (o *Orchestrator) abort(ctx context.Context, id string, start int, err error) {
 	e := ending{id, start}
-	why := o.firstReason(e, *refusalOf(err))
-	stored, err := o.fail(ctx, id, start, why)
+	found := *refusalOf(err)
+	why := o.firstReason(e, found)
+	var early *unjudged
+	if errors.As(err, &early); why.Reason != found.Reason || why.Detail != found.Detail {
+		early = nil // it ends for what was found before
+	}
+	stored, err := o.fail(ctx, id, start, why, early)
 	if stored {
 		o.settled(e)
 	} else if why.Reason != event.DiskFull && !o.owe(e, why) {
@@ -116,7 +122,18 @@ func (o *Orchestrator) abort(ctx context.Context, id string, start int, err erro
 
 // fail stores the end of a start or of the reservation; the rules go, at once. It reports
 // whether the ledger has said its last word: the end is in it, or there is none to store.
-func (o *Orchestrator) fail(ctx context.Context, id string, start int, why event.Refusal) (stored bool, err error) {
+// The evidence of early, if the end rests on that, is stored with it. Where the disk has room
+// for the end alone, the end is stored, with its findings.
+func (o *Orchestrator) fail(ctx context.Context, id string, start int, why event.Refusal, early *unjudged) (stored bool, err error) {
+	stored, err = o.failKeeping(ctx, id, start, why, early, true)
+	if early != nil && diskFull(err) && why.Reason != event.DiskFull {
+		slog.Error("a refusal's evidence is not kept, but holds", "reservation", id, "error", err)
+		return o.failKeeping(ctx, id, start, why, early, false)
+	}
+	return stored, err
+}
+
+func (o *Orchestrator) failKeeping(ctx context.Context, id string, start int, why event.Refusal, early *unjudged, keep bool) (stored bool, err error) {
 	won, to := false, reservation.Aborted
 	err = o.ledger.Write(ctx, func(t *ledger.Tx) (err error) {
 		r, err := t.Reservation(id)
@@ -135,6 +152,17 @@ func (o *Orchestrator) fail(ctx context.Context, id string, start int, why event
 		}
 		if r.Phase != reservation.Computing && (why.Reason == event.GuestPoweredOff || why.Reason == event.GuestReset) {
 			why.Reason = event.VMStopped // its agent gave up: nothing in it was asked to
+		}
+		var parts verify.Parts
+		if early != nil { // its findings are no judgement of the machine: nothing above may take them for one
+			if parts, err = o.seal(t, r, early, &why); err != nil {
+				return err
+			}
+			defer func() {
+				if err == nil && won && keep {
+					err = keepUnjudged(t, parts, early, len(why.Findings))
+				}
+			}()
 		}
 		closed := (why.Reason == event.HostLost || why.Reason == event.HostAuditFailed) && o.conf.HostLost != lostTerminate && reservation.MayStop(r.Phase, r.Start)
 		if closed || r.Wish != ledger.WishNone && reservation.Outage(why.Reason) || reservation.EndsStart(why.Reason, r.Phase, r.Start) {
@@ -305,13 +333,22 @@ func (o *Orchestrator) sweep(ctx context.Context) {
 
 func (o *Orchestrator) endExpired(ctx context.Context) error {
 	var rows []ledger.Reservation
-	starts := map[string]ledger.Start{}
+	whys := map[string]error{}
 	err := o.ledger.Read(ctx, func(t *ledger.Tx) (err error) {
 		if rows, err = t.Expired(); err != nil {
 			return err
 		}
 		for _, r := range rows {
-			if starts[r.ID], err = t.Start(r.ID, r.Start); err != nil {
+			s, err := t.Start(r.ID, r.Start)
+			if err != nil {
+				return err
+			}
+			reason := event.DeadlinePassed
+			if r.Phase == reservation.Computing {
+				reason = event.HeartbeatMissed
+			}
+			why := event.Refuse(reason, "%s ended at %s, awaited was: %s", r.Phase, r.Deadline.Format(time.RFC3339), awaitedNow(r, s))
+			if whys[r.ID], err = lateQuote(t, r, why); err != nil {
 				return err
 			}
 		}
@@ -321,11 +358,7 @@ func (o *Orchestrator) endExpired(ctx context.Context) error {
 		return err
 	}
 	for _, r := range rows {
-		reason := event.DeadlinePassed
-		if r.Phase == reservation.Computing {
-			reason = event.HeartbeatMissed
-		}
-		o.abort(ctx, r.ID, r.Start, event.Refuse(reason, "%s ended at %s, awaited was: %s", r.Phase, r.Deadline.Format(time.RFC3339), awaitedNow(r, starts[r.ID])))
+		o.abort(ctx, r.ID, r.Start, whys[r.ID])
 	}
 	return nil
 }
