@@ -101,13 +101,10 @@ func refusalOf(err error) *event.Refusal {
 // in the background.
 func (o *Orchestrator) abort(ctx context.Context, id string, start int, err error) {
 	e := ending{id, start}
-	found := *refusalOf(err)
+	found := fate{Refusal: *refusalOf(err)}
+	errors.As(err, &found.early)
 	why := o.firstReason(e, found)
-	var early *unjudged
-	if errors.As(err, &early); why.Reason != found.Reason || why.Detail != found.Detail {
-		early = nil // it ends for what was found before
-	}
-	stored, err := o.fail(ctx, id, start, why, early)
+	stored, err := o.fail(ctx, id, start, why)
 	if stored {
 		o.settled(e)
 	} else if why.Reason != event.DiskFull && !o.owe(e, why) {
@@ -124,11 +121,12 @@ func (o *Orchestrator) abort(ctx context.Context, id string, start int, err erro
 // whether the ledger has said its last word: the end is in it, or there is none to store.
 // The evidence of early, if the end rests on that, is stored with it. Where the disk has room
 // for the end alone, the end is stored, with its findings.
-func (o *Orchestrator) fail(ctx context.Context, id string, start int, why event.Refusal, early *unjudged) (stored bool, err error) {
-	stored, err = o.failKeeping(ctx, id, start, why, early, true)
-	if early != nil && diskFull(err) && why.Reason != event.DiskFull {
-		slog.Error("a refusal's evidence is not kept, but holds", "reservation", id, "error", err)
-		return o.failKeeping(ctx, id, start, why, early, false)
+func (o *Orchestrator) fail(ctx context.Context, id string, start int, why fate) (stored bool, err error) {
+	stored, err = o.failKeeping(ctx, id, start, why.Refusal, why.early, true)
+	if why.early != nil && diskFull(err) {
+		if stored, err = o.failKeeping(ctx, id, start, why.Refusal, why.early, false); stored {
+			slog.Error("no room for a refusal's evidence: its findings are in the journal", "reservation", id)
+		}
 	}
 	return stored, err
 }

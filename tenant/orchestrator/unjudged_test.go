@@ -147,6 +147,9 @@ func TestUnjudgedRefusals(t *testing.T) {
 			g := w.take(w.create(api.CreateVM{Name: "web", Restart: string(reservation.Never)}).ID)
 			c.do(w, g)
 			vm := w.waitPhase("web", c.phase)
+			if strings.Contains(vm.Explanation, "fht1_") {
+				t.Errorf("its explanation holds a token: %q", vm.Explanation)
+			}
 			if vm.Reason != c.want {
 				t.Errorf("ended with %q (%s), want %q", vm.Reason, vm.Explanation, c.want)
 			}
@@ -211,18 +214,21 @@ func TestTokensInARefusal(t *testing.T) {
 }
 
 // TestUnjudgedOnAFullDisk: a refusal that comes while the disk is full ends the start as soon
-// as there is room, and nothing of it is needed for that.
+// as there is room, with its evidence.
 func TestUnjudgedOnAFullDisk(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, func(c *Config) { c.Limits.Lease = time.Minute })
 	w.template("debian")
 	disk := w.ontoDisk()
 	g := w.computing("web")
-	r, s, err := w.o.row(t.Context(), g.id)
+	_, s, err := w.o.row(t.Context(), g.id)
 	check(t, err)
 	w.fillUp(disk)
-	w.o.abort(t.Context(), g.id, 1, &unjudged{err: lateRefusal(r, s, time.Minute),
+	w.o.abort(t.Context(), g.id, 1, &unjudged{err: event.Refuse(event.AttestationLate, "test"), logs: evidence.Platform{Kernel: []byte("large")},
 		facts: verify.Unjudged{Role: evidence.RoleWatch, Cause: verify.CauseLate, Since: s.Attested, Until: s.Attested.Add(time.Millisecond)}})
+	if w.o.owesEnd(g.id, 1) == nil {
+		t.Fatal("the disk is not full")
+	}
 	disk.Free(t)
 	vm := w.wait("web", "stopped", func(vm api.VM) bool { return vm.Phase == string(reservation.Stopped) })
 	if vm.Reason != event.AttestationLate {
@@ -230,6 +236,9 @@ func TestUnjudgedOnAFullDisk(t *testing.T) {
 	}
 	complete(t, vm.Findings)
 	w.waitFlows(g.id)
+	if a := w.unjudged("web", g); a.Cause != verify.CauseLate || !slices.Equal(a.Findings, vm.Findings) {
+		t.Errorf("%+v", a)
+	}
 }
 
 // TestUnjudgedIsNoStoredEvidence: what stands for a host's answer is the newest that it gave,
