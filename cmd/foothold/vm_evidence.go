@@ -24,8 +24,8 @@ func vmAttest() *cobra.Command {
 	return jsonFlag(&cobra.Command{
 		Use: "attest NAME", Short: "Have the host of a computing VM quoted now",
 		Long: `Have the host of a computing VM quoted now, beside the quotes that are asked for all the
-time. All checks that fail are shown at once; then the VM has been ended. A host that does
-not answer is named as such, and borne for limits.attest_within of the orchestrator's
+time. All checks that fail are shown at once; then the VM has been closed or ended, as
+quote_refused of the orchestrator's configuration says. A host that does not answer is named as such, and borne for limits.attest_within of the orchestrator's
 configuration.`,
 		Example: "  foothold vm attest web",
 		Args:    cobra.ExactArgs(1),

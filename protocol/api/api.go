@@ -303,7 +303,7 @@ type Alert struct {
 // What was done about a VM that an alert is of.
 const (
 	ActionNone       = "none"       // it runs on; its host's next quote decides
-	ActionClosed     = "closed"     // its network and its instance are gone, its volume is kept for the next start
+	ActionClosed     = "closed"     // its network is gone, and its instance but after a refused quote; its volume is kept for the next start
 	ActionTerminated = "terminated" // it has ended
 )
 

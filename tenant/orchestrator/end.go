@@ -143,13 +143,25 @@ func (o *Orchestrator) failKeeping(ctx context.Context, id string, start int, wh
 		}
 		if over := r.Phase == reservation.Stopped || start != 0 && r.Start != start; over {
 			if reservation.Damning(why) {
-				why.Detail = fmt.Sprintf("start %d: %s", start, why.Detail)
+				if start != 0 && start != r.Start {
+					why.Detail = fmt.Sprintf("start %d: %s", start, why.Detail)
+				}
+				if o.closesLate(why, r) {
+					to = reservation.Stopped
+					won, err = shut(t, r, why)
+					return err
+				}
 				won, err = end(t, r, reservation.Aborted, why)
 			}
 			return err
 		}
 		if r.Phase != reservation.Computing && (why.Reason == event.GuestPoweredOff || why.Reason == event.GuestReset) {
 			why.Reason = event.VMStopped // its agent gave up: nothing in it was asked to
+		}
+		if o.closes(why, r) {
+			to = reservation.Stopped
+			won, err = shut(t, r, why)
+			return err
 		}
 		var parts verify.Parts
 		if early != nil { // its findings are no judgement of the machine: nothing above may take them for one
@@ -237,6 +249,9 @@ func (o *Orchestrator) cleanUp(ctx context.Context, id string) error {
 	ctx, cancel := context.WithTimeout(ctx, cleanupLimit)
 	defer cancel()
 	r, err := o.findAny(ctx, id)
+	if err == nil && r.Closed() { // until an operator asks for anything of it
+		return nil
+	}
 	if err == nil && r.Phase == reservation.Stopped {
 		return o.settle(ctx, r)
 	}
