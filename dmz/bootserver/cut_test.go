@@ -2,78 +2,47 @@ package bootserver
 
 import (
 	"bytes"
-	"context"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
-	"foothold/internal/config"
+	"foothold/dmz/upstream/upstreamtest"
 	"foothold/internal/mtls"
 	"foothold/protocol/bootmsg"
 	"foothold/protocol/event"
 	"foothold/protocol/token"
 	wire "foothold/protocol/upstream"
-
-	"github.com/goccy/go-yaml"
 )
 
-const daemonConfig = "FOOTHOLD_TEST_BOOTSERVER"
-
 // TestMain runs the daemon itself when a test starts it as a process.
-func TestMain(m *testing.M) {
-	file := os.Getenv(daemonConfig)
-	if file == "" {
-		os.Exit(m.Run())
-	}
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
-	defer stop()
-	var c Config
-	err := config.Read(file, &c)
-	if err == nil {
-		err = Run(ctx, c)
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-	os.Exit(0)
-}
+func TestMain(m *testing.M) { os.Exit(upstreamtest.Main(Run, m.Run)) }
 
 // process configures a second boot server of a world, a process that can be killed. From
 // here on VMs go there.
-func (w *world) process() (file string) {
+func (w *world) process() *upstreamtest.Daemon {
 	w.t.Helper()
 	c := w.conf
 	c.State, c.Listen = filepath.Join(w.state, "process"), free(w.t)
 	c.Upstream = w.orch.Config(mtls.BootServer, "boot-1")
-	data, err := yaml.Marshal(c)
-	w.must(err)
-	file = filepath.Join(w.t.TempDir(), "bootserver.yaml")
-	w.must(os.WriteFile(file, data, 0o600))
 	w.addr = c.Listen.String()
-	return file
+	return upstreamtest.NewDaemon(w.t, nil, c)
 }
 
-func (w *world) launch(file string) *exec.Cmd {
+// launch starts it and waits until it listens.
+func (w *world) launch(d *upstreamtest.Daemon) {
 	w.t.Helper()
-	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), daemonConfig+"="+file)
-	w.must(cmd.Start())
-	w.t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	d.Start()
 	for end := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 		c, err := net.Dial("tcp", w.addr)
 		if err == nil {
 			c.Close()
-			return cmd
+			return
 		}
 		if time.Now().After(end) {
 			w.t.Fatal("the boot server does not listen")
@@ -132,8 +101,8 @@ func (v *vm) partOf(n int64) io.ReadCloser {
 func TestKilledInMidDelivery(t *testing.T) {
 	w := newWorld(t)
 	refused := w.spendOnce()
-	file := w.process()
-	daemon := w.launch(file)
+	daemon := w.process()
+	w.launch(daemon)
 	v := w.soon()
 	w.must(v.conn.NetConn().(*net.TCPConn).SetReadBuffer(64 << 10)) // so that no buffer holds what is left
 	v.open()
@@ -143,13 +112,12 @@ func TestKilledInMidDelivery(t *testing.T) {
 	}
 	v.ok("GET", bootmsg.PathKernel, nil, nil)
 	rest := v.partOf(1 << 20)
-	w.must(daemon.Process.Kill())
-	daemon.Wait()
+	daemon.Stop(syscall.SIGKILL)
 	if n, err := io.Copy(io.Discard, rest); err == nil || n >= int64(len(w.initrd))-1<<20 {
 		t.Errorf("after the kill %d bytes more came, %v: the component looks whole", n, err)
 	}
 
-	w.launch(file)
+	w.launch(daemon)
 	for _, path := range []string{bootmsg.PathKernel, bootmsg.PathInitramfs, bootmsg.PathUnique} {
 		w.soon().refused("GET", path, nil)
 	}

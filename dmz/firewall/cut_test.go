@@ -163,7 +163,7 @@ func TestNoPacketTooManyPassesARestart(t *testing.T) {
 	w := newGround(t)
 	w.forwarding("0") // as a machine starts
 	p, stop := w.probe()
-	w.start()
+	w.daemon.Start()
 	w.started(1)
 	p.noneTooMany(t, "at the first start")
 	if n := p.passed.Load(); n != 0 {
@@ -172,10 +172,10 @@ func TestNoPacketTooManyPassesARestart(t *testing.T) {
 	w.orch.Publish(document(1, udpFlow()))
 	p.passesOn(t, "with a document")
 	for i, signal := range []syscall.Signal{syscall.SIGKILL, syscall.SIGTERM, syscall.SIGKILL, syscall.SIGTERM, syscall.SIGKILL} {
-		w.stop(signal)
+		w.daemon.Stop(signal)
 		p.passesOn(t, "after "+signal.String())
 		p.noneTooMany(t, "after "+signal.String())
-		w.start()
+		w.daemon.Start()
 		w.started(i + 2)
 		p.passesOn(t, "started again")
 		p.noneTooMany(t, "started again after "+signal.String())
@@ -188,7 +188,7 @@ func TestNoPacketTooManyPassesARestart(t *testing.T) {
 	if p.sent.Load() < 1000 || before == 0 {
 		t.Errorf("%d packets were sent, %d passed: that shows nothing", p.sent.Load(), before)
 	}
-	w.stop(syscall.SIGTERM)
+	w.daemon.Stop(syscall.SIGTERM)
 }
 
 // A machine that forwards by its own settings, and has no rules, is closed by a daemon that
@@ -202,7 +202,7 @@ func TestNothingIsForwardedWithoutRules(t *testing.T) {
 	if err := os.WriteFile(zoneFile, []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	w.start()
+	w.daemon.Start()
 	if err := w.daemon.Wait(); err == nil {
 		t.Fatal("the daemon ran with a state that is none")
 	}
@@ -211,13 +211,13 @@ func TestNothingIsForwardedWithoutRules(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.refused.Store(0)
-	w.start()
+	w.daemon.Start()
 	w.started(1)
 	w.orch.Publish(document(1, udpFlow()))
 	p.passesOn(t, "with rules")
 	p.noneTooMany(t, "with rules")
 	// A second daemon finds the table and stops nothing.
-	w.stop(syscall.SIGKILL)
+	w.daemon.Stop(syscall.SIGKILL)
 	w.fw.Do(t, ruleset.Shut)
 	p.passesOn(t, "with the table of a daemon that was killed")
 }

@@ -1,53 +1,26 @@
 package firewall
 
 import (
-	"bytes"
-	"context"
-	"errors"
-	"fmt"
-	"io"
-	"net"
 	"net/netip"
 	"os"
-	"os/exec"
-	"os/signal"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"foothold/dmz/upstream/upstreamtest"
-	"foothold/internal/config"
 	"foothold/internal/mtls"
 	"foothold/internal/nstest"
 	"foothold/protocol/event"
 	"foothold/protocol/zone"
 
-	"github.com/goccy/go-yaml"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
-const daemonConfig = "FOOTHOLD_TEST_FIREWALL"
-
-// TestMain runs the daemon itself when the test starts it as a process.
+// TestMain runs the daemon itself when a test starts it as a process.
 func TestMain(m *testing.M) {
-	if file := os.Getenv(daemonConfig); file != "" {
-		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
-		defer stop()
-		var c Config
-		err := config.Read(file, &c)
-		if err == nil {
-			err = Run(ctx, c)
-		}
-		if err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		os.Exit(0)
-	}
-	os.Exit(nstest.Main(m))
+	os.Exit(upstreamtest.Main(Run, func() int { return nstest.Main(m) }))
 }
 
 const vmMAC = "02:f0:0a:52:00:0a"
@@ -57,122 +30,28 @@ type world struct {
 	t           *testing.T
 	vm, fw, dmz *nstest.Place
 	orch        *upstreamtest.Orchestrator
-	conf, state string
-	daemon      *exec.Cmd
-	log         *bytes.Buffer
+	state       string
+	daemon      *upstreamtest.Daemon
 }
 
 func newWorld(t *testing.T) *world {
 	w := newGround(t)
-	w.start()
+	w.daemon.Start()
 	return w
 }
 
 // newGround is a world whose daemon has never run.
 func newGround(t *testing.T) *world {
-	w := &world{t: t, vm: nstest.New(t), fw: nstest.New(t), dmz: nstest.New(t), orch: upstreamtest.New(t), state: t.TempDir(), log: &bytes.Buffer{}}
+	w := &world{t: t, vm: nstest.New(t), fw: nstest.New(t), dmz: nstest.New(t), orch: upstreamtest.New(t), state: t.TempDir()}
 	nstest.Link(t, nstest.End{Place: w.vm, Name: "eth0", Address: "10.82.0.10/24", MAC: vmMAC}, nstest.End{Place: w.fw, Name: "vpc0", Address: "10.82.0.1/24"})
 	nstest.Link(t, nstest.End{Place: w.dmz, Name: "eth0", Address: "10.81.0.10/24"}, nstest.End{Place: w.fw, Name: "dmz0", Address: "10.81.0.2/24"})
 	w.vm.Route(t, "", "10.82.0.1")
 	w.dmz.Route(t, "", "10.81.0.2")
-	w.orch.Serve(w.listen(w.dmz, "10.81.0.10:8443"))
+	w.orch.Serve(w.dmz.Listen(w.t, "10.81.0.10:8443"))
 	c := Config{State: w.state, Zone: zone.External, Adjacent: "vpc0", Upstream: w.orch.Config(mtls.Firewall, zone.External),
 		Bootstrap: []Bootstrap{{From: "10.81.0.2/32", To: "10.81.0.10/32", Proto: "tcp", Port: 8443}}}
-	data, err := yaml.Marshal(c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	w.conf = filepath.Join(t.TempDir(), "firewall.yaml")
-	if err := os.WriteFile(w.conf, data, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	w.daemon = upstreamtest.NewDaemon(t, w.fw, c)
 	return w
-}
-
-func (w *world) start() {
-	w.t.Helper()
-	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), daemonConfig+"="+w.conf)
-	cmd.Stderr = w.log
-	w.fw.Do(w.t, cmd.Start)
-	w.daemon = cmd
-	w.t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
-}
-
-// stop ends the daemon in an orderly way, or by SIGKILL.
-func (w *world) stop(s syscall.Signal) {
-	w.t.Helper()
-	ended := make(chan error, 1)
-	if err := w.daemon.Process.Signal(s); err != nil {
-		w.t.Fatal(err)
-	}
-	go func() { ended <- w.daemon.Wait() }()
-	select {
-	case err := <-ended:
-		if s == syscall.SIGTERM && err != nil {
-			w.t.Errorf("daemon ended with %v:\n%s", err, w.log)
-		}
-	case <-time.After(5 * time.Second):
-		w.t.Fatalf("daemon does not end:\n%s", w.log)
-	}
-}
-
-func (w *world) listen(p *nstest.Place, addr string) net.Listener {
-	w.t.Helper()
-	var l net.Listener
-	p.Do(w.t, func() (err error) { l, err = net.Listen("tcp4", addr); return err })
-	w.t.Cleanup(func() { l.Close() })
-	return l
-}
-
-func (w *world) echo(p *nstest.Place, addr string) {
-	l := w.listen(p, addr)
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() { defer c.Close(); io.Copy(c, c) }()
-		}
-	}()
-}
-
-func (w *world) dial(p *nstest.Place, addr string, wait time.Duration) (c net.Conn, err error) {
-	w.t.Helper()
-	p.Do(w.t, func() error { c, err = net.DialTimeout("tcp4", addr, wait); return nil })
-	if err == nil {
-		w.t.Cleanup(func() { c.Close() })
-		err = ping(c, wait)
-	}
-	return c, err
-}
-
-func ping(c net.Conn, wait time.Duration) error {
-	c.SetDeadline(time.Now().Add(wait))
-	if _, err := c.Write([]byte("x")); err != nil {
-		return err
-	}
-	_, err := io.ReadFull(c, make([]byte, 1))
-	return err
-}
-
-func (w *world) blocked(p *nstest.Place, addr string) {
-	w.t.Helper()
-	_, err := w.dial(p, addr, 400*time.Millisecond)
-	var silent net.Error
-	if err == nil || !errors.As(err, &silent) || !silent.Timeout() {
-		w.t.Fatalf("to %s: %v, want silence", addr, err)
-	}
-}
-
-func (w *world) passes(p *nstest.Place, addr string) net.Conn {
-	w.t.Helper()
-	c, err := w.dial(p, addr, 3*time.Second)
-	if err != nil {
-		w.t.Fatalf("to %s: %v; daemon:\n%s", addr, err, w.log)
-	}
-	return c
 }
 
 func (w *world) neighbours() (out []string) {
@@ -221,11 +100,11 @@ func live(revision int64, ids ...string) func(zone.Report) bool {
 
 func TestFirewallCarriesOutDocuments(t *testing.T) {
 	w := newWorld(t)
-	w.echo(w.dmz, "10.81.0.10:443")
-	w.echo(w.dmz, "10.81.0.10:444")
+	w.dmz.Echo(w.t, "10.81.0.10:443")
+	w.dmz.Echo(w.t, "10.81.0.10:444")
 	w.orch.Publish(document(1))
 	w.orch.WaitReport("empty document", live(1))
-	w.blocked(w.vm, "10.81.0.10:443")
+	w.vm.Blocked(w.t, "10.81.0.10:443")
 	drop := w.orch.WaitEvent("drop", func(e event.Event) bool { return e.Kind == "firewall.dropped" && e.Detail["port"] == "443" })
 	if d := drop.Detail; d["from"] != "10.82.0.10" || d["to"] != "10.81.0.10" || d["protocol"] != "tcp" || d["interface"] != "vpc0" || d["mac"] != vmMAC || d["packets"] == "" {
 		t.Errorf("drop: %v", d)
@@ -233,34 +112,34 @@ func TestFirewallCarriesOutDocuments(t *testing.T) {
 
 	w.orch.Publish(document(2, bootFlow(20*time.Second)))
 	w.orch.WaitReport("boot flow", live(2, "r1/boot"))
-	c := w.passes(w.vm, "10.81.0.10:443")
-	w.blocked(w.vm, "10.81.0.10:444")
-	w.blocked(w.vm, "10.81.0.10:8443") // the daemon's own way is not the VM's
-	w.blocked(w.dmz, "10.82.0.10:22")
+	c := w.vm.Passes(w.t, "10.81.0.10:443")
+	w.vm.Blocked(w.t, "10.81.0.10:444")
+	w.vm.Blocked(w.t, "10.81.0.10:8443") // the daemon's own way is not the VM's
+	w.dmz.Blocked(w.t, "10.82.0.10:22")
 	if got := w.neighbours(); len(got) != 1 || got[0] != "10.82.0.10 "+vmMAC {
 		t.Errorf("neighbours: %v", got)
 	}
 
 	// Killed, the rules stay; started again, the same document is live with what is left of its time.
-	w.stop(syscall.SIGKILL)
-	if err := ping(c, 3*time.Second); err != nil {
+	w.daemon.Stop(syscall.SIGKILL)
+	if err := nstest.Ping(c, 3*time.Second); err != nil {
 		t.Errorf("while the daemon is down: %v", err)
 	}
-	w.start()
+	w.daemon.Start()
 	w.orch.WaitEvent("second start", func(e event.Event) bool { return e.Kind == "daemon.started" && e.Seq == 1 && countStarts(w.orch) == 2 })
-	if err := ping(c, 3*time.Second); err != nil {
+	if err := nstest.Ping(c, 3*time.Second); err != nil {
 		t.Errorf("after a restart: %v", err)
 	}
 
 	w.orch.Publish(document(3))
 	w.orch.WaitReport("withdrawn", live(3))
-	if err := ping(c, 400*time.Millisecond); err == nil {
+	if err := nstest.Ping(c, 400*time.Millisecond); err == nil {
 		t.Error("connection outlived its flow")
 	}
 	if got := w.neighbours(); len(got) != 0 {
 		t.Errorf("neighbours after the flow: %v", got)
 	}
-	w.stop(syscall.SIGTERM)
+	w.daemon.Stop(syscall.SIGTERM)
 }
 
 func countStarts(o *upstreamtest.Orchestrator) (n int) {
@@ -275,17 +154,17 @@ func countStarts(o *upstreamtest.Orchestrator) (n int) {
 // Cut off from the orchestrator, what is open closes in time by itself.
 func TestFirewallAloneClosesOnTime(t *testing.T) {
 	w := newWorld(t)
-	w.echo(w.dmz, "10.81.0.10:443")
+	w.dmz.Echo(w.t, "10.81.0.10:443")
 	start := time.Now()
 	w.orch.Publish(document(1, bootFlow(3*time.Second)))
 	w.orch.WaitReport("boot flow", live(1, "r1/boot"))
-	c := w.passes(w.vm, "10.81.0.10:443")
+	c := w.vm.Passes(w.t, "10.81.0.10:443")
 	w.orch.Stop()
 	time.Sleep(time.Until(start.Add(3500 * time.Millisecond)))
-	if err := ping(c, 400*time.Millisecond); err == nil {
+	if err := nstest.Ping(c, 400*time.Millisecond); err == nil {
 		t.Error("connection outlived its flow")
 	}
-	w.blocked(w.vm, "10.81.0.10:443")
+	w.vm.Blocked(w.t, "10.81.0.10:443")
 	deadline := time.Now().Add(3 * sweepEvery)
 	for len(w.neighbours()) != 0 {
 		if time.Now().After(deadline) {
@@ -293,5 +172,5 @@ func TestFirewallAloneClosesOnTime(t *testing.T) {
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
-	w.stop(syscall.SIGTERM)
+	w.daemon.Stop(syscall.SIGTERM)
 }

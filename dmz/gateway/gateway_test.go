@@ -9,21 +9,16 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"net/netip"
 	"os"
-	"os/exec"
-	"os/signal"
-	"path/filepath"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"foothold/dmz/upstream/upstreamtest"
-	"foothold/internal/config"
 	"foothold/internal/mtls"
 	"foothold/internal/nstest"
 	"foothold/internal/secret"
@@ -38,33 +33,17 @@ import (
 	"foothold/protocol/vmcert"
 	"foothold/protocol/zone"
 
-	"github.com/goccy/go-yaml"
 	"github.com/vishvananda/netlink"
 )
 
 const (
-	daemonConfig = "FOOTHOLD_TEST_GATEWAY"
-	gatewayDNS   = "gateway.foothold.internal"
-	reservation  = "0f0e0d0c-0b0a-4908-8706-050403020100"
+	gatewayDNS  = "gateway.foothold.internal"
+	reservation = "0f0e0d0c-0b0a-4908-8706-050403020100"
 )
 
-// TestMain runs the daemon itself when the test starts it as a process.
+// TestMain runs the daemon itself when a test starts it as a process.
 func TestMain(m *testing.M) {
-	if file := os.Getenv(daemonConfig); file != "" {
-		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
-		defer stop()
-		var c Config
-		err := config.Read(file, &c)
-		if err == nil {
-			err = Run(ctx, c)
-		}
-		if err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		os.Exit(0)
-	}
-	os.Exit(nstest.Main(m))
+	os.Exit(upstreamtest.Main(Run, func() int { return nstest.Main(m) }))
 }
 
 // world is vm – gateway – tenant, with the orchestrator in the tenant's place.
@@ -73,9 +52,7 @@ type world struct {
 	vm, gw, tenant *nstest.Place
 	orch           *upstreamtest.Orchestrator
 	servers, vms   *upstreamtest.CA
-	conf           string
-	daemon         *exec.Cmd
-	log            *bytes.Buffer
+	daemon         *upstreamtest.Daemon
 
 	private secret.Bytes // the VM's WireGuard key
 	public  [wg.KeyLen]byte
@@ -91,25 +68,18 @@ type world struct {
 
 func newWorld(t *testing.T) *world {
 	w := &world{t: t, vm: nstest.New(t), gw: nstest.New(t), tenant: nstest.New(t), orch: upstreamtest.New(t),
-		servers: upstreamtest.NewCA(t, "dmz-servers"), vms: upstreamtest.NewCA(t, "vm"), log: &bytes.Buffer{}, ttl: time.Minute}
+		servers: upstreamtest.NewCA(t, "dmz-servers"), vms: upstreamtest.NewCA(t, "vm"), ttl: time.Minute}
 	nstest.Link(t, nstest.End{Place: w.vm, Name: "eth0", Address: "10.82.0.10/24"}, nstest.End{Place: w.gw, Name: "vpc0", Address: "10.82.0.1/24"})
 	nstest.Link(t, nstest.End{Place: w.tenant, Name: "eth0", Address: "10.80.0.10/24"}, nstest.End{Place: w.gw, Name: "dmz0", Address: "10.80.0.20/24"})
 	w.tenant.Route(t, "10.84.0.0/16", "10.80.0.20")
 	w.private, w.public = wg.GenerateKey()
 	w.orch.Admit, w.orch.Agent = w.admit, w.agent
-	w.orch.Serve(w.listen(w.tenant, "10.80.0.10:8443"))
+	w.orch.Serve(w.tenant.Listen(w.t, "10.80.0.10:8443"))
 	self := mtls.Identity{Role: mtls.Gateway, Name: "gw-1"}
 	c := Config{State: t.TempDir(), Admission: netip.MustParseAddrPort("10.82.0.1:8443"), WireGuard: netip.MustParseAddrPort("10.82.0.1:51820"),
 		TLS:  w.servers.Files(upstreamtest.Leaf{ID: self, Server: true, DNS: gatewayDNS}, w.vms),
 		Pool: netip.MustParsePrefix("10.84.0.0/16"), Store: netip.MustParseAddrPort("10.80.0.30:8443"), Upstream: w.orch.Config(mtls.Gateway, "gw-1")}
-	data, err := yaml.Marshal(c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	w.conf = filepath.Join(t.TempDir(), "gateway.yaml")
-	if err := os.WriteFile(w.conf, data, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	w.daemon = upstreamtest.NewDaemon(t, w.gw, c)
 	w.start(1)
 	return w
 }
@@ -117,18 +87,7 @@ func newWorld(t *testing.T) *world {
 // start runs the daemon for the nth time and waits until it serves.
 func (w *world) start(n int) {
 	w.t.Helper()
-	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), daemonConfig+"="+w.conf)
-	cmd.Stderr = w.log
-	w.gw.Do(w.t, cmd.Start)
-	w.daemon = cmd
-	w.t.Cleanup(func() {
-		cmd.Process.Kill()
-		cmd.Wait()
-		if w.t.Failed() {
-			w.t.Logf("daemon:\n%s", w.log)
-		}
-	})
+	w.daemon.Start()
 	w.orch.WaitEvent("start of the gateway", func(event.Event) bool {
 		started := 0
 		for _, e := range w.orch.Events() {
@@ -138,81 +97,6 @@ func (w *world) start(n int) {
 		}
 		return started == n
 	})
-}
-
-func (w *world) stop(s syscall.Signal) {
-	w.t.Helper()
-	ended := make(chan error, 1)
-	if err := w.daemon.Process.Signal(s); err != nil {
-		w.t.Fatal(err)
-	}
-	go func() { ended <- w.daemon.Wait() }()
-	select {
-	case err := <-ended:
-		if s == syscall.SIGTERM && err != nil {
-			w.t.Errorf("daemon ended with %v", err)
-		}
-	case <-time.After(8 * time.Second):
-		w.t.Fatal("daemon does not end")
-	}
-}
-
-func (w *world) listen(p *nstest.Place, addr string) net.Listener {
-	w.t.Helper()
-	var l net.Listener
-	p.Do(w.t, func() (err error) { l, err = net.Listen("tcp4", addr); return err })
-	w.t.Cleanup(func() { l.Close() })
-	return l
-}
-
-func (w *world) echo(p *nstest.Place, addr string) {
-	l := w.listen(p, addr)
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() { defer c.Close(); io.Copy(c, c) }()
-		}
-	}()
-}
-
-func (w *world) dial(p *nstest.Place, addr string, wait time.Duration) (c net.Conn, err error) {
-	w.t.Helper()
-	p.Do(w.t, func() error { c, err = net.DialTimeout("tcp4", addr, wait); return nil })
-	if err != nil {
-		return nil, err
-	}
-	w.t.Cleanup(func() { c.Close() })
-	return c, ping(c, wait)
-}
-
-func ping(c net.Conn, wait time.Duration) error {
-	c.SetDeadline(time.Now().Add(wait))
-	if _, err := c.Write([]byte("x")); err != nil {
-		return err
-	}
-	_, err := io.ReadFull(c, make([]byte, 1))
-	return err
-}
-
-func (w *world) passes(p *nstest.Place, addr string) net.Conn {
-	w.t.Helper()
-	c, err := w.dial(p, addr, 8*time.Second)
-	if err != nil {
-		w.t.Fatalf("to %s: %v", addr, err)
-	}
-	return c
-}
-
-func (w *world) blocked(p *nstest.Place, addr string) {
-	w.t.Helper()
-	_, err := w.dial(p, addr, 500*time.Millisecond)
-	var silent net.Error
-	if err == nil || !errors.As(err, &silent) || !silent.Timeout() {
-		w.t.Fatalf("to %s: %v, want silence", addr, err)
-	}
 }
 
 // certificate is what the orchestrator issued for this start.
@@ -342,8 +226,8 @@ func flow(id, from, to string, port int) zone.Flow {
 
 func TestTunnelFromAdmissionToEnd(t *testing.T) {
 	w := newWorld(t)
-	w.echo(w.tenant, "10.80.0.10:80")
-	w.echo(w.tenant, "10.80.0.10:81")
+	w.tenant.Echo(w.t, "10.80.0.10:80")
+	w.tenant.Echo(w.t, "10.80.0.10:81")
 	cert := w.certificate()
 	a := w.join(cert)
 	if a.Relay != netip.MustParseAddrPort("10.84.0.1:8443") || !netip.MustParsePrefix("10.84.0.0/16").Contains(a.Address) {
@@ -358,33 +242,33 @@ func TestTunnelFromAdmissionToEnd(t *testing.T) {
 
 	// Quarantine: the relay, and nothing else.
 	w.relays(a, cert)
-	w.echo(w.gw, "10.84.0.1:9999")
+	w.gw.Echo(w.t, "10.84.0.1:9999")
 	flows := []zone.Flow{flow("dest", a.Address.String()+"/32", "10.80.0.10/32", 80), flow("clients", "10.80.0.0/24", a.Address.String()+"/32", 8080)}
-	w.echo(w.vm, a.Address.String()+":8080")
+	w.vm.Echo(w.t, a.Address.String()+":8080")
 	w.orch.Publish(w.document(1, a, true, flows...))
 	w.orch.WaitReport("quarantined peer", live(1, reservation))
-	w.blocked(w.vm, "10.84.0.1:9999")
-	w.blocked(w.vm, "10.80.0.10:80")
-	w.blocked(w.tenant, a.Address.String()+":8080")
+	w.vm.Blocked(w.t, "10.84.0.1:9999")
+	w.vm.Blocked(w.t, "10.80.0.10:80")
+	w.tenant.Blocked(w.t, a.Address.String()+":8080")
 
 	// Open: exactly the document's flows.
 	w.orch.Publish(w.document(2, a, false, flows...))
 	w.orch.WaitReport("open tunnel", live(2, reservation, "dest", "clients"))
-	out := w.passes(w.vm, "10.80.0.10:80")
-	w.passes(w.tenant, a.Address.String()+":8080")
-	w.blocked(w.vm, "10.80.0.10:81")
-	w.blocked(w.vm, "10.84.0.1:9999")
+	out := w.vm.Passes(w.t, "10.80.0.10:80")
+	w.tenant.Passes(w.t, a.Address.String()+":8080")
+	w.vm.Blocked(w.t, "10.80.0.10:81")
+	w.vm.Blocked(w.t, "10.84.0.1:9999")
 
 	// Another's flow and one to more than a tunnel do not open anything.
 	other := flow("other", a.Address.String()+"/32", "10.80.0.10/32", 81)
 	other.Reservation = "another"
 	w.orch.Publish(w.document(3, a, false, append(flows, other)...))
 	w.orch.WaitReport("without the other's flow", live(3, reservation, "dest", "clients"))
-	w.blocked(w.vm, "10.80.0.10:81")
+	w.vm.Blocked(w.t, "10.80.0.10:81")
 	w.orch.Publish(w.document(4, a, false, append(flows, flow("wide", "10.84.0.0/16", "10.80.0.10/32", 81))...))
 	w.orch.WaitReport("refused document", func(r zone.Report) bool { return r.Revision == 4 && r.Error != "" })
-	w.blocked(w.vm, "10.80.0.10:81")
-	if err := ping(out, 5*time.Second); err != nil {
+	w.vm.Blocked(w.t, "10.80.0.10:81")
+	if err := nstest.Ping(out, 5*time.Second); err != nil {
 		t.Errorf("a document that was not applied broke the tunnel: %v", err)
 	}
 
@@ -393,12 +277,12 @@ func TestTunnelFromAdmissionToEnd(t *testing.T) {
 	last.Peers = nil
 	w.orch.Publish(last)
 	w.orch.WaitReport("withdrawn", live(5))
-	if err := ping(out, 500*time.Millisecond); err == nil {
+	if err := nstest.Ping(out, 500*time.Millisecond); err == nil {
 		t.Error("connection outlives its tunnel")
 	}
-	w.blocked(w.vm, a.Relay.String())
+	w.vm.Blocked(w.t, a.Relay.String())
 	w.orch.WaitEvent("end", func(e event.Event) bool { return e.Kind == "tunnel.ended" && e.Reservation == reservation })
-	w.stop(syscall.SIGTERM)
+	w.daemon.Stop(syscall.SIGTERM)
 }
 
 // live: the gateway's own flows and relays aside, exactly ids.
@@ -439,24 +323,24 @@ const resumeWithin = 5 * time.Second
 
 func TestTunnelSurvivesTheGatewaysRestart(t *testing.T) {
 	w := newWorld(t)
-	w.echo(w.tenant, "10.80.0.10:80")
+	w.tenant.Echo(w.t, "10.80.0.10:80")
 	cert := w.certificate()
 	a := w.join(cert)
 	w.orch.Publish(w.document(1, a, false, flow("dest", a.Address.String()+"/32", "10.80.0.10/32", 80)))
 	w.orch.WaitReport("open tunnel", live(1, reservation, "dest"))
-	c := w.passes(w.vm, "10.80.0.10:80")
-	w.stop(syscall.SIGKILL)
-	w.blocked(w.vm, "10.80.0.10:80") // which is traffic under the lost session
+	c := w.vm.Passes(w.t, "10.80.0.10:80")
+	w.daemon.Stop(syscall.SIGKILL)
+	w.vm.Blocked(w.t, "10.80.0.10:80") // which is traffic under the lost session
 	began := time.Now()
 	w.start(2)
 	for err := errors.New("not tried"); err != nil; {
-		_, err = w.dial(w.vm, "10.80.0.10:80", 500*time.Millisecond)
+		_, err = w.vm.Dial(w.t, "10.80.0.10:80", 500*time.Millisecond)
 		if time.Since(began) > resumeWithin {
 			t.Fatalf("no traffic within %s of a restart: %v", resumeWithin, err)
 		}
 	}
 	t.Logf("traffic again %s after the start", time.Since(began))
-	if err := ping(c, resumeWithin); err != nil {
+	if err := nstest.Ping(c, resumeWithin); err != nil {
 		t.Errorf("connection from before the restart: %v", err)
 	}
 	w.relays(a, cert)
@@ -470,7 +354,7 @@ func TestTunnelSurvivesTheGatewaysRestart(t *testing.T) {
 // The document that names a peer may come before the orchestrator's answer does.
 func TestDocumentBeforeTheAnswer(t *testing.T) {
 	w := newWorld(t)
-	w.echo(w.tenant, "10.80.0.10:80")
+	w.tenant.Echo(w.t, "10.80.0.10:80")
 	w.orch.Admit = func(r wire.AdmitRequest) (wire.AdmitResponse, error) {
 		out, err := w.admit(r)
 		a := agentmsg.AdmitResponse{Address: r.Address}
@@ -479,7 +363,7 @@ func TestDocumentBeforeTheAnswer(t *testing.T) {
 		return out, err
 	}
 	w.join(w.certificate())
-	w.passes(w.vm, "10.80.0.10:80")
+	w.vm.Passes(w.t, "10.80.0.10:80")
 }
 
 func TestTimeEndsTheTunnelWithoutTheOrchestrator(t *testing.T) {
@@ -493,7 +377,7 @@ func TestTimeEndsTheTunnelWithoutTheOrchestrator(t *testing.T) {
 	if d := time.Since(start); d > 12*time.Second {
 		t.Errorf("ended after %s", d)
 	}
-	w.blocked(w.vm, a.Relay.String())
+	w.vm.Blocked(w.t, a.Relay.String())
 }
 
 func TestAdmissionRefusals(t *testing.T) {

@@ -89,7 +89,7 @@ func TestPhaseChangeAmongManyVMs(t *testing.T) {
 // A table that somebody deleted is noticed, and made anew with the next flows.
 func TestDeletedTableComesBack(t *testing.T) {
 	w := newWorld(t)
-	echo(t, w.dmz, "10.81.0.10:443")
+	w.dmz.Echo(t, "10.81.0.10:443")
 	flow := boot("boot", boottime()+time.Minute)
 	w.apply(t, flow)
 	w.fw.Do(t, func() error {
@@ -107,8 +107,8 @@ func TestDeletedTableComesBack(t *testing.T) {
 		return nil
 	})
 	w.apply(t, flow)
-	passes(t, w.vm, "10.81.0.10:443")
-	blocked(t, w.dmz, "10.82.0.10:22")
+	w.vm.Passes(t, "10.81.0.10:443")
+	w.dmz.Blocked(t, "10.82.0.10:22")
 }
 
 // Readings beside changes neither lose nor invent a flow.

@@ -2,9 +2,7 @@ package ruleset
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -73,129 +71,63 @@ func ssh(until time.Duration) Flow {
 	return Flow{ID: "ssh", Reservation: "r", From: Endpoint{Prefix: prefix("10.81.0.10/32")}, To: Endpoint{prefix("10.82.0.10/32"), mac(vmMAC)}, Proto: "tcp", Port: 22, Until: until}
 }
 
-// echo serves TCP on addr inside p.
-func echo(t *testing.T, p *nstest.Place, addr string) {
-	t.Helper()
-	var l net.Listener
-	p.Do(t, func() (err error) { l, err = net.Listen("tcp4", addr); return err })
-	t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() { defer c.Close(); io.Copy(c, c) }()
-		}
-	}()
-}
-
-// dial tries to open a connection and to get one byte back.
-func dial(t *testing.T, p *nstest.Place, addr string, wait time.Duration) (net.Conn, error) {
-	t.Helper()
-	var c net.Conn
-	var dialErr error
-	p.Do(t, func() error {
-		d := net.Dialer{Timeout: wait}
-		c, dialErr = d.Dial("tcp4", addr)
-		return nil
-	})
-	if dialErr != nil {
-		return nil, dialErr
-	}
-	t.Cleanup(func() { c.Close() })
-	return c, ping(c, wait)
-}
-
-func ping(c net.Conn, wait time.Duration) error {
-	c.SetDeadline(time.Now().Add(wait))
-	if _, err := c.Write([]byte("x")); err != nil {
-		return err
-	}
-	_, err := io.ReadFull(c, make([]byte, 1))
-	return err
-}
-
-const (
-	soon   = 3 * time.Second
-	refuse = 400 * time.Millisecond
-)
-
-func passes(t *testing.T, p *nstest.Place, addr string) net.Conn {
-	t.Helper()
-	c, err := dial(t, p, addr, soon)
-	if err != nil {
-		t.Fatalf("to %s: %v", addr, err)
-	}
-	return c
-}
-
-func blocked(t *testing.T, p *nstest.Place, addr string) {
-	t.Helper()
-	_, err := dial(t, p, addr, refuse)
-	var timeout net.Error
-	if err == nil || !errors.As(err, &timeout) || !timeout.Timeout() {
-		t.Fatalf("to %s: %v, want silence", addr, err)
-	}
-}
-
 func TestExactlyTheFlowPasses(t *testing.T) {
 	w := newWorld(t)
-	echo(t, w.dmz, "10.81.0.10:443")
-	echo(t, w.dmz, "10.81.0.10:444")
-	echo(t, w.vm, "10.82.0.10:443")
-	echo(t, w.vm, "10.82.0.10:22")
-	echo(t, w.fw, "10.82.0.1:443")
+	w.dmz.Echo(t, "10.81.0.10:443")
+	w.dmz.Echo(t, "10.81.0.10:444")
+	w.vm.Echo(t, "10.82.0.10:443")
+	w.vm.Echo(t, "10.82.0.10:22")
+	w.fw.Echo(t, "10.82.0.1:443")
 
-	passes(t, w.vm, "10.81.0.10:443") // the world works before any rule
+	w.vm.Passes(t, "10.81.0.10:443") // the world works before any rule
 	w.apply(t)
-	blocked(t, w.vm, "10.81.0.10:443")
+	w.vm.Blocked(t, "10.81.0.10:443")
 
 	w.apply(t, boot("boot", boottime()+time.Minute))
-	passes(t, w.vm, "10.81.0.10:443")
-	blocked(t, w.vm, "10.81.0.10:444")  // other port
-	blocked(t, w.dmz, "10.82.0.10:443") // other direction
-	blocked(t, w.dmz, "10.82.0.10:22")
-	blocked(t, w.vm, "10.82.0.1:443") // the firewall itself
+	w.vm.Passes(t, "10.81.0.10:443")
+	w.vm.Blocked(t, "10.81.0.10:444")  // other port
+	w.dmz.Blocked(t, "10.82.0.10:443") // other direction
+	w.dmz.Blocked(t, "10.82.0.10:22")
+	w.vm.Blocked(t, "10.82.0.1:443") // the firewall itself
 
 	w.apply(t, ssh(boottime()+time.Minute))
-	blocked(t, w.vm, "10.81.0.10:443")
-	passes(t, w.dmz, "10.82.0.10:22")
+	w.vm.Blocked(t, "10.81.0.10:443")
+	w.dmz.Passes(t, "10.82.0.10:22")
 }
 
 func TestOtherMACIsRefused(t *testing.T) {
 	w := newWorld(t)
-	echo(t, w.dmz, "10.81.0.10:443")
+	w.dmz.Echo(t, "10.81.0.10:443")
 	w.apply(t, boot("boot", boottime()+time.Minute))
-	passes(t, w.vm, "10.81.0.10:443")
+	w.vm.Passes(t, "10.81.0.10:443")
 	setMAC(t, w.vm, otherMAC)
-	blocked(t, w.vm, "10.81.0.10:443")
+	w.vm.Blocked(t, "10.81.0.10:443")
 	moved := boot("boot", boottime()+time.Minute)
 	moved.From.MAC = mac(otherMAC)
 	w.apply(t, moved)
-	passes(t, w.vm, "10.81.0.10:443")
+	w.vm.Passes(t, "10.81.0.10:443")
 }
 
 // The kernel ends a flow on time, the connection established in it included, and in
 // both directions, without this process's doing.
 func TestTimeoutEndsEstablishedConnections(t *testing.T) {
 	w := newWorld(t)
-	echo(t, w.dmz, "10.81.0.10:443")
-	echo(t, w.vm, "10.82.0.10:22")
+	w.dmz.Echo(t, "10.81.0.10:443")
+	w.vm.Echo(t, "10.82.0.10:22")
 	until := boottime() + 1500*time.Millisecond
 	w.apply(t, boot("boot", until), ssh(until))
-	out := passes(t, w.vm, "10.81.0.10:443")
-	in := passes(t, w.dmz, "10.82.0.10:22")
+	out := w.vm.Passes(t, "10.81.0.10:443")
+	in := w.dmz.Passes(t, "10.82.0.10:22")
 	for boottime() < until {
 		time.Sleep(until - boottime())
 	}
 	for name, c := range map[string]net.Conn{"vm to dmz": out, "dmz to vm": in} {
-		if err := ping(c, refuse); err == nil {
+		if err := nstest.Ping(c, nstest.Refuse); err == nil {
 			t.Errorf("%s: the connection outlived its flow", name)
 		}
 	}
-	blocked(t, w.vm, "10.81.0.10:443")
-	blocked(t, w.dmz, "10.82.0.10:22")
+	w.vm.Blocked(t, "10.81.0.10:443")
+	w.dmz.Blocked(t, "10.82.0.10:22")
 	w.fw.Do(t, func() error {
 		live, err := w.table.Live()
 		if len(live) != 0 {
@@ -205,33 +137,33 @@ func TestTimeoutEndsEstablishedConnections(t *testing.T) {
 	})
 	// A renewed flow lets the same connection go on.
 	w.apply(t, boot("boot", boottime()+time.Minute))
-	if err := ping(out, soon); err != nil {
+	if err := nstest.Ping(out, nstest.Soon); err != nil {
 		t.Errorf("renewed flow: %v", err)
 	}
 }
 
 func TestPrefixesAndStandingFlows(t *testing.T) {
 	w := newWorld(t)
-	echo(t, w.dmz, "10.81.0.10:80")
-	echo(t, w.fw, "10.81.0.2:8443")
+	w.dmz.Echo(t, "10.81.0.10:80")
+	w.fw.Echo(t, "10.81.0.2:8443")
 	all := Flow{ID: "dest", From: Endpoint{Prefix: prefix("10.81.0.0/24")}, To: Endpoint{prefix("10.82.0.10/32"), mac(vmMAC)}, Proto: "tcp", Port: 8080}
 	self := Flow{ID: "self", From: Endpoint{Prefix: prefix("10.81.0.0/28")}, To: Endpoint{Prefix: prefix("10.81.0.2/32")}, Proto: "tcp", Port: 8443}
 	wide := Flow{ID: "wide", From: Endpoint{prefix("10.82.0.10/32"), mac(vmMAC)}, To: Endpoint{Prefix: prefix("10.81.0.0/24")}, Proto: "tcp", Port: 80}
 	exact := Flow{ID: "exact", From: Endpoint{prefix("10.82.0.10/32"), mac(vmMAC)}, To: Endpoint{Prefix: prefix("10.81.0.10/32")}, Proto: "tcp", Port: 80}
-	echo(t, w.vm, "10.82.0.10:8080")
+	w.vm.Echo(t, "10.82.0.10:8080")
 	w.apply(t, all, self)
-	passes(t, w.dmz, "10.82.0.10:8080")
-	passes(t, w.dmz, "10.81.0.2:8443")
-	blocked(t, w.vm, "10.81.0.2:8443")
-	blocked(t, w.vm, "10.81.0.10:80")
+	w.dmz.Passes(t, "10.82.0.10:8080")
+	w.dmz.Passes(t, "10.81.0.2:8443")
+	w.vm.Blocked(t, "10.81.0.2:8443")
+	w.vm.Blocked(t, "10.81.0.10:80")
 	w.apply(t, all, self, wide, exact) // overlapping prefixes, new shapes
-	c := passes(t, w.vm, "10.81.0.10:80")
+	c := w.vm.Passes(t, "10.81.0.10:80")
 	w.apply(t, self, wide)
-	if err := ping(c, soon); err != nil {
+	if err := nstest.Ping(c, nstest.Soon); err != nil {
 		t.Errorf("still permitted by the wider flow: %v", err)
 	}
 	w.apply(t, self)
-	if err := ping(c, refuse); err == nil {
+	if err := nstest.Ping(c, nstest.Refuse); err == nil {
 		t.Error("connection outlived its flow")
 	}
 }
@@ -328,18 +260,18 @@ func TestAThousandFlows(t *testing.T) {
 
 func TestRestartReplacesTheTable(t *testing.T) {
 	w := newWorld(t)
-	echo(t, w.dmz, "10.81.0.10:443")
+	w.dmz.Echo(t, "10.81.0.10:443")
 	until := boottime() + time.Minute
 	w.apply(t, boot("boot", until))
-	c := passes(t, w.vm, "10.81.0.10:443")
+	c := w.vm.Passes(t, "10.81.0.10:443")
 	w.table = New(Config{Adjacent: "vpc0", Now: boottime})
 	w.apply(t, boot("boot", until))
-	if err := ping(c, soon); err != nil {
+	if err := nstest.Ping(c, nstest.Soon); err != nil {
 		t.Errorf("established connection after a restart: %v", err)
 	}
 	w.table = New(Config{Adjacent: "vpc0", Now: boottime})
 	w.apply(t)
-	if err := ping(c, refuse); err == nil {
+	if err := nstest.Ping(c, nstest.Refuse); err == nil {
 		t.Error("connection passes after a restart without its flow")
 	}
 }
@@ -387,12 +319,12 @@ func setMAC(t *testing.T, p *nstest.Place, addr string) {
 func TestTunnelReachesTheInsideAlone(t *testing.T) {
 	w := newWorld(t)
 	w.table = New(Config{Tunnel: "vpc0", Inside: netip.MustParseAddr("10.82.0.1"), Now: boottime})
-	echo(t, w.fw, "10.81.0.2:8443")
-	echo(t, w.fw, "10.82.0.1:8443")
+	w.fw.Echo(t, "10.81.0.2:8443")
+	w.fw.Echo(t, "10.82.0.1:8443")
 	any4 := Endpoint{Prefix: prefix("0.0.0.0/0")}
 	w.apply(t, Flow{ID: "outside", From: any4, To: Endpoint{Prefix: prefix("10.81.0.2/32")}, Proto: "tcp", Port: 8443},
 		Flow{ID: "inside", From: Endpoint{Prefix: prefix("10.82.0.10/32")}, To: Endpoint{Prefix: prefix("10.82.0.1/32")}, Proto: "tcp", Port: 8443})
-	passes(t, w.dmz, "10.81.0.2:8443")
-	passes(t, w.vm, "10.82.0.1:8443")
-	blocked(t, w.vm, "10.81.0.2:8443")
+	w.dmz.Passes(t, "10.81.0.2:8443")
+	w.vm.Passes(t, "10.82.0.1:8443")
+	w.vm.Blocked(t, "10.81.0.2:8443")
 }
