@@ -35,7 +35,9 @@ func (w *world) refused(name string) {
 // certificate, its instance kept, what was refused shown, and no start planned.
 func (w *world) isClosed(g *guest) api.VM {
 	w.t.Helper()
-	vm := w.wait(g.id, "closed", func(vm api.VM) bool { return vm.Phase == string(reservation.Stopped) && vm.Reason == event.QuoteRefused })
+	vm := w.wait(g.id, "closed", func(vm api.VM) bool {
+		return vm.Phase == string(reservation.Stopped) && vm.Reason == event.QuoteRefused
+	})
 	w.waitFlows(g.id)
 	complete(w.t, vm.Findings)
 	if !vm.NextStart.IsZero() || vm.Start != g.vm.spec.Start || vm.Cleanup != "" || !strings.Contains(vm.Explanation, "closed") {
