@@ -34,7 +34,8 @@ func Read(r io.Reader, limit int64, v any) error {
 	return Unmarshal(data, v)
 }
 
-// Unmarshal decodes data into v. Errors name fields, never values.
+// Unmarshal decodes data into v. Errors name fields, never values; with one of the decoder's,
+// v may hold a part of the document.
 func Unmarshal(data []byte, v any) error {
 	if err := checkKeys(data); err != nil {
 		return err
@@ -44,8 +45,19 @@ func Unmarshal(data []byte, v any) error {
 	if err := dec.Decode(v); err != nil {
 		return describe(err)
 	}
+	return nothing(data[dec.InputOffset():]) // behind a number or text; [checkKeys] looked behind all else
+}
+
+// nothing refuses what follows the document.
+func nothing(rest []byte) error {
+	if len(bytes.TrimLeft(rest, space)) > 0 {
+		return errors.New("trailing data after the document")
+	}
 	return nil
 }
+
+// space is what may stand between JSON's parts (RFC 8259, section 2).
+const space = " \t\r\n"
 
 // describe rewrites decoder errors that would echo input values.
 func describe(err error) error {
@@ -66,13 +78,11 @@ func describe(err error) error {
 	return errors.New("document does not fit its type")
 }
 
-// checkKeys refuses two keys of one object that differ at most in case, excess depth, and
-// what is no JSON text or more than one. It walks the bytes once: in a JSON text, brackets,
-// colons and quotes outside of strings are what they look like.
+// checkKeys refuses two keys of one object that differ at most in case, excess depth, and what
+// follows an object or array. It walks the bytes once: in a JSON text, brackets, colons and
+// quotes outside of strings are what they look like. Of what is none it may see a part; the
+// decoder refuses that.
 func checkKeys(data []byte) error {
-	if !json.Valid(data) {
-		return invalid(data)
-	}
 	var stack []map[string]bool // keys of each open object; nil for an array
 	for i := 0; i < len(data); i++ {
 		switch data[i] {
@@ -85,10 +95,18 @@ func checkKeys(data []byte) error {
 				stack[len(stack)-1] = map[string]bool{}
 			}
 		case '}', ']':
-			stack = stack[:len(stack)-1]
+			if len(stack) == 0 {
+				return nil // no JSON text
+			}
+			if stack = stack[:len(stack)-1]; len(stack) == 0 {
+				return nothing(data[i+1:])
+			}
 		case '"':
 			end := stringEnd(data, i)
-			if isKey(data[end:]) {
+			if end < 0 {
+				return nil // no JSON text
+			}
+			if len(stack) > 0 && stack[len(stack)-1] != nil && isKey(data[end:]) {
 				if err := addKey(stack[len(stack)-1], data[i:end]); err != nil {
 					return err
 				}
@@ -99,31 +117,44 @@ func checkKeys(data []byte) error {
 	return nil
 }
 
-// stringEnd is behind the closing quote of the string that begins at i.
+// stringEnd is behind the closing quote of the string that begins at i; negative without one.
 func stringEnd(data []byte, i int) int {
-	for i++; data[i] != '"'; i++ {
-		if data[i] == '\\' {
+	i++
+	n := bytes.IndexByte(data[i:], '"')
+	if n < 0 {
+		return -1
+	}
+	if bytes.IndexByte(data[i:i+n], '\\') < 0 { // nearly always, and it may be long
+		return i + n + 1
+	}
+	for ; i < len(data); i++ {
+		switch data[i] {
+		case '"':
+			return i + 1
+		case '\\':
 			i++
 		}
 	}
-	return i + 1
+	return -1
 }
 
 // isKey reports whether a colon comes next behind a string.
 func isKey(rest []byte) bool {
-	rest = bytes.TrimLeft(rest, " \t\r\n")
+	rest = bytes.TrimLeft(rest, space)
 	return len(rest) > 0 && rest[0] == ':'
 }
 
 // addKey refuses a key that is there already.
 func addKey(keys map[string]bool, quoted []byte) error {
-	var key string
+	var key, folded string
 	if plain := quoted[1 : len(quoted)-1]; isPlain(plain) {
 		key = string(plain)
+		folded = strings.ToLower(key)
 	} else if err := json.Unmarshal(quoted, &key); err != nil {
 		return describe(err)
+	} else {
+		folded = strings.ToLower(strings.ToUpper(key)) // encoding/json takes ſ for s, and the Kelvin sign for k
 	}
-	folded := strings.ToLower(strings.ToUpper(key)) // encoding/json takes ſ for s, and the Kelvin sign for k
 	if keys[folded] {
 		return fmt.Errorf("duplicate key %q", key)
 	}
@@ -131,7 +162,7 @@ func addKey(keys map[string]bool, quoted []byte) error {
 	return nil
 }
 
-// isPlain reports whether a string means its own bytes.
+// isPlain reports whether a string means its own bytes, and is ASCII.
 func isPlain(s []byte) bool {
 	for _, c := range s {
 		if c == '\\' || c >= 0x80 {
@@ -139,14 +170,4 @@ func isPlain(s []byte) bool {
 		}
 	}
 	return true
-}
-
-// invalid says what is wrong with what is no single JSON text.
-func invalid(data []byte) error {
-	var all json.RawMessage
-	dec := json.NewDecoder(bytes.NewReader(data))
-	if err := dec.Decode(&all); err != nil {
-		return describe(err)
-	}
-	return errors.New("trailing data after the document")
 }

@@ -1,6 +1,8 @@
 package strictjson
 
 import (
+	"bytes"
+	"encoding/json"
 	"strings"
 	"testing"
 )
@@ -55,6 +57,16 @@ func TestUnmarshal(t *testing.T) {
 	}
 }
 
+// TestRefusedBeforeDecoding: what is refused for its form leaves no trace in the value.
+func TestRefusedBeforeDecoding(t *testing.T) {
+	for _, text := range []string{`{"name":"x","Name":"y"}`, `{"name":"x"}{}`, `{"name":"x"}}`, `{"name":"x"} "`, `{"name":"x"`, `{"name":"x","tags":` + strings.Repeat("[", maxDepth)} {
+		v := sample{Name: "before"}
+		if err := Unmarshal([]byte(text), &v); err == nil || v.Name != "before" {
+			t.Errorf("%s: %v, and decoded %q", text, err, v.Name)
+		}
+	}
+}
+
 func TestErrorsDoNotEchoValues(t *testing.T) {
 	var v sample
 	err := Unmarshal([]byte(`{"inner":{"A":"fht1_swordfish"}}`), &v)
@@ -70,11 +82,48 @@ func TestReadRefusesOverLimit(t *testing.T) {
 	}
 }
 
+// FuzzUnmarshal: what is taken is one JSON text, no deeper than allowed, in which a tokenizer
+// finds no key twice; and all such texts are taken.
 func FuzzUnmarshal(f *testing.F) {
-	f.Add([]byte(`{"name":"x","inner":{"A":1},"tags":["a"],"map":{"k":"v"}}`))
-	f.Add([]byte(`[{"a":[{}]}]`))
+	for _, text := range []string{
+		`{"name":"x","inner":{"A":1},"tags":["a"],"map":{"k":"v"}}`, `[{"a":[{}]}]`, `{"a\\":1,"a\"":[2,"\u007b"]}`, `{"a":1} `, `{"a":1}{`, `{"a":1}}`, `{"a":1} "`,
+		`{"a":1}{"b":1}`, `1 2`, `1 {}`, `"a" {} 1`, `[] 1`, `1`, ` "a" `, `"a`, `"a\"`, `]`, `[}`, `["a":1,"a":1]`, `{"a":1,"A":2}`, `{"a":{},"b":{"a":[]},"a":1}`, `{"s":1,"ſ":1}`, ``, ` `,
+		strings.Repeat("[", maxDepth) + strings.Repeat("]", maxDepth), strings.Repeat("[", maxDepth+1) + strings.Repeat("]", maxDepth+1),
+	} {
+		f.Add([]byte(text))
+	}
 	f.Fuzz(func(t *testing.T, data []byte) {
 		var v sample
 		_ = Unmarshal(data, &v)
+		var all json.RawMessage
+		err := Unmarshal(data, &all)
+		if want := json.Valid(data) && distinct(json.NewDecoder(bytes.NewReader(data)), maxDepth); want != (err == nil) {
+			t.Fatalf("%q: %v, want it taken: %v", data, err, want)
+		}
 	})
+}
+
+// distinct reads one value of a JSON text.
+func distinct(dec *json.Decoder, depth int) bool {
+	dec.UseNumber()
+	token, err := dec.Token()
+	open, nests := token.(json.Delim)
+	if err != nil || !nests {
+		return err == nil
+	}
+	keys, good := map[string]bool{}, depth > 0
+	for dec.More() {
+		if open == '{' {
+			key, err := dec.Token()
+			if err != nil {
+				return false
+			}
+			folded := strings.ToLower(strings.ToUpper(key.(string)))
+			good = good && !keys[folded]
+			keys[folded] = true
+		}
+		good = distinct(dec, depth-1) && good
+	}
+	_, err = dec.Token()
+	return good && err == nil
 }

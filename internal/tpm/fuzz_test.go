@@ -16,11 +16,15 @@ func FuzzResponse(f *testing.F) {
 	f.Add([]byte{0x80, 1, 0, 0, 0, 12, 0, 0, 0, 0, 1, 2})
 	f.Add([]byte{0x80, 1, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0})
 	f.Fuzz(func(t *testing.T, data []byte) {
-		whole, err := readResponse(bytes.NewReader(data))
+		var buf [MaxMessage]byte
+		whole, err := readResponse(bytes.NewReader(data), buf[:])
 		if err == nil && (len(whole) < headerLen || int(binary.BigEndian.Uint32(whole[2:])) != len(whole) || !bytes.Equal(whole, data)) {
 			t.Fatalf("took %x", whole)
 		}
-		pieces, err := readResponse(iotest.OneByteReader(bytes.NewReader(data)))
+		if buf != [MaxMessage]byte{} {
+			t.Fatal("something of the response stays behind")
+		}
+		pieces, err := readResponse(iotest.OneByteReader(bytes.NewReader(data)), buf[:])
 		if err == nil && (int(binary.BigEndian.Uint32(pieces[2:])) != len(pieces) || !bytes.HasPrefix(data, pieces)) {
 			t.Fatalf("took %x in pieces", pieces)
 		}

@@ -34,9 +34,10 @@ var ErrBroken = errors.New("TPM connection is out of step after an earlier failu
 // Device is an open TPM. It implements go-tpm's transport.TPMCloser and is safe for
 // concurrent use, one command at a time.
 type Device struct {
-	mu     sync.Mutex
-	rw     io.ReadWriteCloser
-	broken bool // guarded by mu
+	mu       sync.Mutex
+	rw       io.ReadWriteCloser
+	broken   bool             // guarded by mu
+	response [MaxMessage]byte // guarded by mu; all zero between commands
 }
 
 // Open opens the TPM at path.
@@ -87,7 +88,7 @@ func (d *Device) Send(command []byte) ([]byte, error) {
 	if _, err := d.rw.Write(command); err != nil {
 		return nil, fmt.Errorf("send TPM command: %w", err)
 	}
-	response, err := readResponse(d.rw)
+	response, err := readResponse(d.rw, d.response[:])
 	if err != nil {
 		return nil, err
 	}
@@ -95,11 +96,11 @@ func (d *Device) Send(command []byte) ([]byte, error) {
 	return response, nil
 }
 
-// readResponse reads as much as the header announces. A device gives a response in
-// one read, a socket in any pieces.
-func readResponse(r io.Reader) ([]byte, error) {
-	buf := make([]byte, MaxMessage)
+// readResponse reads as much as the header announces, by way of buf, which is zero
+// afterwards. A device gives a response in one read, a socket in any pieces.
+func readResponse(r io.Reader, buf []byte) ([]byte, error) {
 	n := 0
+	defer func() { clear(buf[:n]) }()
 	for {
 		m, err := r.Read(buf[n:])
 		n += m
@@ -109,7 +110,7 @@ func readResponse(r io.Reader) ([]byte, error) {
 				return nil, fmt.Errorf("TPM response announces %d bytes after %d", size, n)
 			}
 			if int(size) == n {
-				return buf[:n], nil
+				return append([]byte(nil), buf[:n]...), nil
 			}
 		}
 		if err != nil {

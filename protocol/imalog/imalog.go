@@ -177,16 +177,16 @@ func (l *List) Replay(n int) digest.SHA256 {
 }
 
 // Prefix finds how many entries lead to a register for which matches says true; false if
-// no beginning of the list does. A host's list may have grown since the quote, never shrunk.
+// no beginning of the list does. A host's list may have grown since the quote, never shrunk,
+// and mostly by little: the longest beginnings are tried first.
 func (l *List) Prefix(matches func(digest.SHA256) bool) (int, bool) {
-	var value digest.SHA256
-	if matches(value) {
-		return 0, true
-	}
+	values := make([]digest.SHA256, len(l.Entries)+1)
 	for i, e := range l.Entries {
-		value = extend(value, e.extended)
-		if matches(value) {
-			return i + 1, true
+		values[i+1] = extend(values[i], e.extended)
+	}
+	for n := len(l.Entries); n >= 0; n-- {
+		if matches(values[n]) {
+			return n, true
 		}
 	}
 	return 0, false

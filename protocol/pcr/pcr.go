@@ -78,15 +78,20 @@ func Replay(log []Event) map[int]digest.SHA256 {
 // The selection must be ascending; registers that regs lacks count as they are after a
 // host boot.
 func Composite(selection []int, regs map[int]digest.SHA256) digest.SHA256 {
-	h := sha256.New()
+	return digest.Of(Values(selection, regs))
+}
+
+// Values are the registers that [Composite] hashes, one behind the other.
+func Values(selection []int, regs map[int]digest.SHA256) []byte {
+	out := make([]byte, 0, len(selection)*sha256.Size)
 	for _, i := range selection {
 		v, ok := regs[i]
 		if !ok {
 			v = untouched(i)
 		}
-		h.Write(v[:])
+		out = append(out, v[:]...)
 	}
-	return digest.SHA256(h.Sum(nil))
+	return out
 }
 
 // untouched is a register's value after a host boot: zeros, and ones in those that only a

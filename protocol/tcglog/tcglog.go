@@ -35,8 +35,9 @@ import (
 const (
 	MaxSize   = 1 << 20 // bytes of a log
 	MaxEvents = 4096
-	maxBanks  = 16 // algorithms in a header
-	registers = 24 // of a PC's TPM
+	maxBanks  = 16  // algorithms in a header
+	usualSize = 128 // bytes of an event; where they are smaller, room is made on the way
+	registers = 24  // of a PC's TPM
 )
 
 // A Bank is an algorithm of registers (TCG Algorithm Registry, "TPM_ALG_ID").
@@ -130,7 +131,7 @@ func Parse(data []byte) (*Log, error) {
 	if r.err != nil {
 		return nil, fmt.Errorf("firmware log: header: %w", r.err)
 	}
-	l := &Log{}
+	l := &Log{Events: make([]Event, 0, min(len(data)/usualSize, MaxEvents))}
 	next := (*reader).legacy
 	if s := first.Data; first.Type == NoAction && bytes.HasPrefix(s, agile) {
 		banks, err := specification(s)
@@ -208,7 +209,7 @@ func (l *Log) Replay(b Bank) (map[int][]byte, error) {
 	if !ok {
 		return nil, fmt.Errorf("firmware log: registers of %v are not replayed", b)
 	}
-	sum, values := h.New(), map[int][]byte{}
+	sum, values := h.New(), [registers][]byte{}
 	for _, e := range l.Events {
 		d := e.Digest(b)
 		if d == nil {
@@ -226,7 +227,31 @@ func (l *Log) Replay(b Bank) (map[int][]byte, error) {
 		sum.Write(d)
 		values[e.PCR] = sum.Sum(old[:0])
 	}
-	return values, nil
+	led := make(map[int][]byte, registers)
+	for i, v := range values {
+		if v != nil {
+			led[i] = v
+		}
+	}
+	return led, nil
+}
+
+// ByRegister are the events of each register that has any, in their order.
+func (l *Log) ByRegister() map[int][]Event {
+	var counts [registers]int
+	for _, e := range l.Events {
+		counts[e.PCR]++
+	}
+	list, by := make([]Event, len(l.Events)), make(map[int][]Event, registers)
+	for i, n := range counts {
+		if n > 0 {
+			by[i], list = list[:0:n], list[n:]
+		}
+	}
+	for _, e := range l.Events {
+		by[e.PCR] = append(by[e.PCR], e)
+	}
+	return by
 }
 
 // bank is an algorithm of the header with its digests' size in bytes.

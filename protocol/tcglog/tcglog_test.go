@@ -50,6 +50,41 @@ func TestPublicLogsReadAsTheirOwnLibraryReadsThem(t *testing.T) {
 	}
 }
 
+// TestByRegister: each register has its events, all of them and no other's, in order; what is
+// appended to one of the lists reaches no other.
+func TestByRegister(t *testing.T) {
+	for name, data := range public(t) {
+		l, err := Parse(data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		by, n := l.ByRegister(), 0
+		for reg := range registers {
+			var want []int
+			for _, e := range l.Events {
+				if e.PCR == reg {
+					want = append(want, e.Number)
+				}
+			}
+			_ = append(by[reg], Event{Number: -1})
+			if got := numbers(by[reg]); !slices.Equal(got, want) {
+				t.Errorf("%s: register %d has events %v, want %v", name, reg, got, want)
+			}
+			n += len(by[reg])
+		}
+		if n != len(l.Events) {
+			t.Errorf("%s: %d events of %d", name, n, len(l.Events))
+		}
+	}
+}
+
+func numbers(events []Event) (list []int) {
+	for _, e := range events {
+		list = append(list, e.Number)
+	}
+	return list
+}
+
 // same compares with another library's reading of the log.
 func same(t *testing.T, name string, data []byte, l *Log) {
 	t.Helper()

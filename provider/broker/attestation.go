@@ -9,8 +9,6 @@ import (
 
 	"foothold/protocol/digest"
 	"foothold/protocol/pcr"
-
-	"github.com/google/go-tpm/tpm2"
 )
 
 // How an attestation may end without a quote.
@@ -112,7 +110,7 @@ func (a *Attestation) Forward(ctx context.Context, command []byte) ([]byte, erro
 	case a.state == waiting && req.kind == startSession:
 		return a.start(ctx, command, req.own)
 	case a.state == started && req.kind == quote && req.session == a.handle:
-		return a.quote(ctx, command)
+		return a.quote(ctx, command, req.last)
 	default:
 		err = errors.New("out of order")
 	}
@@ -148,8 +146,8 @@ func (a *Attestation) start(ctx context.Context, command []byte, own bool) ([]by
 }
 
 // quote takes the TPM for this VM: from the reset of both registers to the next. No step
-// waits for the VM. The caller holds a.mu.
-func (a *Attestation) quote(ctx context.Context, command []byte) ([]byte, error) {
+// waits for the VM. last: the command ends the VM's session. The caller holds a.mu.
+func (a *Attestation) quote(ctx context.Context, command []byte, last bool) ([]byte, error) {
 	if err := a.b.turns.take(ctx, a.tenant); err != nil {
 		a.end(ended, err)
 		return nil, fmt.Errorf("wait for the TPM: %w", err)
@@ -165,6 +163,7 @@ func (a *Attestation) quote(ctx context.Context, command []byte) ([]byte, error)
 	case !succeeded(response):
 		a.end(ended, fmt.Errorf("%w the quote", ErrTPM))
 	default:
+		a.session.over = last
 		a.end(quoted, nil)
 	}
 	return response, nil
@@ -177,7 +176,7 @@ func (b *Broker) quoteOf(s *session, events []pcr.Event, command []byte) (respon
 	if err == nil {
 		response, err = b.resume(s, command)
 	}
-	if cerr := b.alone(func() error { return b.inSession(func(s tpm2.Session) error { return reset(b.dev, s) }) }); cerr != nil {
+	if cerr := b.alone(func() error { return b.inSession(func(s *ownSession) error { return s.reset(b.dev) }) }); cerr != nil {
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		b.fail() // what cannot be cleaned is never used again
@@ -189,12 +188,12 @@ func (b *Broker) quoteOf(s *session, events []pcr.Event, command []byte) (respon
 // measure resets both registers and extends the events.
 func (b *Broker) measure(events []pcr.Event) error {
 	return b.alone(func() error {
-		return b.inSession(func(s tpm2.Session) error {
-			if err := reset(b.dev, s); err != nil {
+		return b.inSession(func(s *ownSession) error {
+			if err := s.reset(b.dev); err != nil {
 				return err
 			}
 			for _, e := range events {
-				if err := extend(b.dev, s, e); err != nil {
+				if err := s.extend(b.dev, e); err != nil {
 					return err
 				}
 			}

@@ -9,8 +9,8 @@
 // passes the quote, and resets them again. A VM that stalls holds no more than a session,
 // which lies outside the TPM (session.go) and has a time limit.
 //
-// The host's own resets and extends run in HMAC sessions salted to the inventoried key, so
-// nobody on the way to the TPM can exchange a measurement. Both keys' public parts are the
+// The host's own resets and extends run in an HMAC session salted to the inventoried key
+// (own.go), so nobody on the way to the TPM can exchange a measurement. Both keys' public parts are the
 // inventory's. A TPM that shows others is refused; one that only says it has them, without
 // their private parts, fails at the first session.
 //
@@ -86,6 +86,7 @@ type Broker struct {
 
 	mu     sync.Mutex        // one sequence of commands at a time: of a VM, and one of statics
 	own    map[string]ownKey // by tenant
+	ours   *ownSession       // for the registers, unless it has to be begun
 	dev    transport.TPM
 	failed bool
 	lost   chan struct{} // closed when failed becomes true
@@ -165,7 +166,7 @@ func New(dev transport.TPM, keys Keys, timeout time.Duration) (*Broker, error) {
 	if err := flushAll(dev); err != nil {
 		return nil, fmt.Errorf("take the TPM: %w", err)
 	}
-	if err := b.inSession(func(s tpm2.Session) error { return reset(dev, s) }); err != nil {
+	if err := b.inSession(func(s *ownSession) error { return s.reset(dev) }); err != nil {
 		return nil, fmt.Errorf("take the TPM: %w", err)
 	}
 	return b, nil
@@ -208,40 +209,6 @@ func flushAll(dev transport.TPM) error {
 				return fmt.Errorf("flush %#x: %w", uint32(h), err)
 			}
 		}
-	}
-	return nil
-}
-
-// inSession runs do in an HMAC session salted to the session key.
-func (b *Broker) inSession(do func(tpm2.Session) error) (err error) {
-	s, closeSession, err := tpm2.HMACSession(b.dev, tpm2.TPMAlgSHA256, nonceSize, tpm2.Salted(b.session.Handle, b.session.Public))
-	if err != nil {
-		return fmt.Errorf("start session: %w", err)
-	}
-	defer func() {
-		if cerr := closeSession(); cerr != nil && err == nil {
-			err = fmt.Errorf("flush session: %w", cerr)
-		}
-	}()
-	return do(s)
-}
-
-func reset(dev transport.TPM, s tpm2.Session) error {
-	for _, index := range []int{pcr.VM, pcr.Tunnel} {
-		if _, err := (tpm2.PCRReset{PCRHandle: tpm2.AuthHandle{Handle: tpm2.TPMHandle(index), Auth: s}}).Execute(dev); err != nil {
-			return fmt.Errorf("reset PCR %d: %w", index, err)
-		}
-	}
-	return nil
-}
-
-func extend(dev transport.TPM, s tpm2.Session, e pcr.Event) error {
-	_, err := tpm2.PCRExtend{
-		PCRHandle: tpm2.AuthHandle{Handle: tpm2.TPMHandle(e.PCR), Auth: s},
-		Digests:   tpm2.TPMLDigestValues{Digests: []tpm2.TPMTHA{{HashAlg: tpm2.TPMAlgSHA256, Digest: e.Digest[:]}}},
-	}.Execute(dev)
-	if err != nil {
-		return fmt.Errorf("extend PCR %d: %w", e.PCR, err)
 	}
 	return nil
 }

@@ -17,6 +17,8 @@ const (
 	tagSessions   = 0x8002
 
 	ccFlushContext     = 0x165
+	ccPCRExtend        = 0x182
+	ccPCRReset         = 0x13d
 	ccQuote            = 0x158
 	ccStartAuthSession = 0x176
 
@@ -55,6 +57,7 @@ type request struct {
 	kind    kind
 	session uint32 // that quote uses or flush ends
 	own     bool   // the session is salted to the tenant's own key
+	last    bool   // the session ends with the command, if the TPM carries it out
 }
 
 var errShape = errors.New("TPM command is not of the permitted shape")
@@ -173,7 +176,8 @@ func parseQuote(r *reader) (request, error) {
 	area := &reader{rest: r.take(int(min(r.u32(), tpm.MaxMessage)))}
 	session := area.u32()
 	area.sized("nonceCaller", nonceMin, nonceMax)
-	area.want("sessionAttributes", uint32(area.u8())&^attrContinue, attrDecrypt|attrEncrypt)
+	attributes := area.u8()
+	area.want("sessionAttributes", uint32(attributes)&^attrContinue, attrDecrypt|attrEncrypt)
 	area.sized("hmac", macLen, macLen)
 	if err := area.end(); err != nil {
 		return request{}, err
@@ -189,7 +193,7 @@ func parseQuote(r *reader) (request, error) {
 	if bits := r.take(selectLen); bits != nil && !bytes.Equal(bits, bitmap(pcr.BootSelection())) {
 		return request{}, fmt.Errorf("%w: PCR selection is %x", errShape, bits)
 	}
-	return request{kind: quote, session: session}, r.end()
+	return request{kind: quote, session: session, last: attributes&attrContinue == 0}, r.end()
 }
 
 // bitmap encodes a selection (TPMS_PCR_SELECTION: register 0 is bit 0 of byte 0).

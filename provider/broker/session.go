@@ -31,6 +31,7 @@ const (
 type session struct {
 	of     *Attestation
 	handle uint32 // 0 before it was started
+	over   bool   // the TPM has ended it; guarded by of.mu
 
 	// Guarded by Broker.mu.
 	context *tpm2.TPMSContext // while it is saved
@@ -273,12 +274,10 @@ func (b *Broker) discard(s *session) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.forget(s)
-	if s.handle == 0 || b.failed {
+	if s.handle == 0 || s.over || b.failed {
 		return
 	}
-	_, err := tpm2.FlushContext{FlushHandle: tpm2.TPMHandle(s.handle)}.Execute(b.dev)
-	// A quote without continueSession has ended its session by itself.
-	if err != nil && !errors.Is(err, tpm2.TPMRCHandle) && !errors.Is(err, tpm2.TPMRCValue) && !errors.Is(err, tpm2.TPMRCReferenceH0) {
+	if _, err := (tpm2.FlushContext{FlushHandle: tpm2.TPMHandle(s.handle)}).Execute(b.dev); err != nil && !isGone(err) {
 		b.fail()
 	}
 }

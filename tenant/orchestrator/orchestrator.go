@@ -87,6 +87,7 @@ type Orchestrator struct {
 	rebasing    sync.Mutex // one document at a time makes another basis
 	registering sync.Mutex // a template's row and key change together
 	cleaning    turns      // by reservation
+	releases    releases   // of shared components
 	places      bell       // rings when fewer VMs boot
 	journalled  limiter    // of what daemons write into the journal
 

@@ -92,11 +92,11 @@ func TestBoot(t *testing.T) {
 		"no exporter":                {before: func(a *attempt) { a.ev.ExporterHash = digest.SHA256{}; bootServers(a) }, check: "input"},
 		"settings malformed":         {before: func(a *attempt) { a.settings.VCPUs = 0; a.expect.Settings = a.settings }, check: "input"},
 		"signature altered":          {after: func(a *attempt) { a.ev.Quote.Signature = flip(a.ev.Quote.Signature, len(a.ev.Quote.Signature)-1) }, check: "signature"},
-		"signature with a tail":      {after: func(a *attempt) { a.ev.Quote.Signature = append(a.ev.Quote.Signature, 0) }, check: "signature", says: "canonical"},
+		"signature with a tail":      {after: func(a *attempt) { a.ev.Quote.Signature = append(a.ev.Quote.Signature, 0) }, check: "signature", says: "exactly one"},
 		"signature missing":          {after: func(a *attempt) { a.ev.Quote.Signature = nil }, check: "signature"},
 		"signature huge":             {after: func(a *attempt) { a.ev.Quote.Signature = make([]byte, maxQuote+1) }, check: "signature"},
 		"quote altered":              {after: func(a *attempt) { a.ev.Quote.Attest = flip(a.ev.Quote.Attest, len(a.ev.Quote.Attest)-1) }, check: "signature"},
-		"quote with a tail":          {after: func(a *attempt) { a.ev.Quote.Attest = append(a.ev.Quote.Attest, 0) }, check: "quote", says: "canonical"},
+		"quote with a tail":          {after: func(a *attempt) { a.ev.Quote.Attest = append(a.ev.Quote.Attest, 0) }, check: "quote", says: "exactly one"},
 		"quote missing":              {after: func(a *attempt) { a.ev.Quote.Attest = nil }, check: "quote"},
 		"quote of no TPM":            {after: func(a *attempt) { a.ev.Quote.Attest = flip(a.ev.Quote.Attest, 0) }, check: "quote"},
 		"certification as quote": {after: func(a *attempt) {
@@ -153,10 +153,10 @@ func TestBoot(t *testing.T) {
 	t.Run("two banks", func(t *testing.T) {
 		a := w.attempt()
 		both := append(a.selection, tpm2.TPMSPCRSelection{Hash: tpm2.TPMAlgSHA1, PCRSelect: bitmap(pcr.BootSelection())})
-		if _, err := selected(tpm2.TPMLPCRSelection{PCRSelections: both}); err == nil {
+		if _, err := selected(both); err == nil {
 			t.Error("two banks were accepted")
 		}
-		if _, err := selected(tpm2.TPMLPCRSelection{PCRSelections: both[1:]}); err == nil {
+		if _, err := selected(both[1:]); err == nil {
 			t.Error("the SHA-1 bank was accepted")
 		}
 	})

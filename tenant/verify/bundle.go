@@ -145,11 +145,8 @@ type Parts struct {
 }
 
 // seal completes the parts and the verdict's digest.
-func (p *Parts) seal(v *Verdict, r Record, logs evidence.Platform) (err error) {
-	if p.Logs, err = document(logs); err != nil {
-		return err
-	}
-	r.Logs = p.Logs.SHA256
+func (p *Parts) seal(v *Verdict, r Record, logs Document) (err error) {
+	p.Logs, r.Logs = logs, logs.SHA256
 	if p.Record, err = json.Marshal(r); err != nil {
 		return err
 	}
@@ -271,13 +268,14 @@ func ParseChain(r io.Reader) (Chain, error) {
 }
 
 // keepable leaves out logs that are too large to be read or kept, and says how large they are.
-func keepable(logs evidence.Platform, dropped int) (evidence.Platform, int) {
-	if dropped > 0 {
-		return evidence.Platform{}, dropped
+func keepable(logs evidence.Platform, dropped int) (evidence.Platform, Document, int) {
+	if dropped == 0 {
+		doc, err := document(logs)
+		if err == nil && len(doc.Data) <= maxLogs {
+			return logs, doc, 0
+		}
+		dropped = max(len(doc.Data), 1)
 	}
-	data, err := json.Marshal(logs)
-	if err != nil || len(data) > maxLogs {
-		return evidence.Platform{}, max(len(data), 1)
-	}
-	return logs, 0
+	none, _ := document(evidence.Platform{}) // there is nothing in it that could not be written
+	return evidence.Platform{}, none, dropped
 }

@@ -41,31 +41,83 @@ func signatureSeed() []byte {
 	})})
 }
 
-// What is accepted is the one canonical form: it encodes to the bytes it came from.
+// theirs reads a quote as go-tpm does, and holds what it read against what it would write.
+func theirs(data []byte) (q quoted, ok bool) {
+	if len(data) == 0 || len(data) > maxQuote {
+		return q, false
+	}
+	attest, err := tpm2.Unmarshal[tpm2.TPMSAttest](data)
+	if err != nil || !bytes.Equal(tpm2.Marshal(attest), data) || attest.Magic != tpm2.TPMGeneratedValue || attest.Type != tpm2.TPMSTAttestQuote {
+		return q, false
+	}
+	info, err := attest.Attested.Quote()
+	if err != nil {
+		return q, false
+	}
+	return quoted{attest.ExtraData.Buffer, attest.ClockInfo, info.PCRSelect.PCRSelections, info.PCRDigest.Buffer}, true
+}
+
+// What is accepted is the one canonical form: what another library reads, with what it reads
+// in it, and would write again as it is.
 func FuzzAttest(f *testing.F) {
-	f.Add(attestSeed())
+	seed := attestSeed()
+	f.Add(seed)
 	f.Add([]byte{})
+	f.Add(append(slices.Clone(seed), 0))
+	for i := range seed { // cut, and each byte altered
+		f.Add(seed[:i])
+		altered := slices.Clone(seed)
+		altered[i] += 2
+		f.Add(altered)
+	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		attest, err := parseAttest(data)
-		if err != nil {
-			return
+		got, err := parseQuote(data)
+		want, ok := theirs(data)
+		if ok != (err == nil) {
+			t.Fatalf("%v, another library takes it: %v", err, ok)
 		}
-		if !bytes.Equal(tpm2.Marshal(attest), data) || attest.Magic != tpm2.TPMGeneratedValue {
+		if ok && !(bytes.Equal(got.extra, want.extra) && got.clock == want.clock && bytes.Equal(got.digest, want.digest) &&
+			slices.EqualFunc(got.selection, want.selection, func(a, b tpm2.TPMSPCRSelection) bool {
+				return a.Hash == b.Hash && bytes.Equal(a.PCRSelect, b.PCRSelect)
+			})) {
+			t.Fatalf("read %+v, another library %+v", got, want)
+		}
+		if ok {
+			selected(got.selection)
+		}
+		if attest, err := parseAttest(data); err == nil && (!bytes.Equal(tpm2.Marshal(attest), data) || attest.Magic != tpm2.TPMGeneratedValue) {
 			t.Fatal("accepted another form")
-		}
-		if info, err := attest.Attested.Quote(); err == nil && attest.Type == tpm2.TPMSTAttestQuote {
-			selected(info.PCRSelect)
 		}
 	})
 }
 
-// No signature is accepted for a message that was not signed; nothing panics.
+// No signature is accepted for a message that was not signed, and of one that was only its
+// canonical form; nothing panics.
 func FuzzSignature(f *testing.F) {
 	key := selfSigned(f, "aik", nil).key
+	signed := softQuote(f, key, digest.SHA256{}, digest.SHA256{})
 	f.Add(signatureSeed())
+	f.Add(signed.Signature)
+	f.Add(append(slices.Clone(signed.Signature), 0))
+	for i := range signed.Signature { // cut, and each byte altered
+		f.Add(signed.Signature[:i])
+		altered := slices.Clone(signed.Signature)
+		altered[i] ^= 1
+		f.Add(altered)
+	}
 	f.Fuzz(func(t *testing.T, data []byte) {
 		if checkSignature(&key.PublicKey, []byte("message"), data) == nil {
 			t.Fatal("accepted a forged signature")
+		}
+		if checkSignature(&key.PublicKey, signed.Attest, data) != nil {
+			return
+		}
+		sig, err := tpm2.Unmarshal[tpm2.TPMTSignature](data)
+		if err != nil || !bytes.Equal(tpm2.Marshal(sig), data) || sig.SigAlg != tpm2.TPMAlgECDSA {
+			t.Fatalf("accepted another form: %v", err)
+		}
+		if ec, err := sig.Signature.ECDSA(); err != nil || ec.Hash != tpm2.TPMAlgSHA256 {
+			t.Fatal("accepted another algorithm")
 		}
 	})
 }

@@ -13,8 +13,6 @@ import (
 	"foothold/protocol/pcr"
 	"foothold/protocol/platform"
 	"foothold/protocol/vmspec"
-
-	"github.com/google/go-tpm/tpm2"
 )
 
 // maxFindings bounds what one quote can write into the journal, maxTrial what one is said to
@@ -33,8 +31,9 @@ type judgement struct {
 	platform *Platform // nil: no reference values
 	policy   Policy    // of the host
 	logs     evidence.Platform
-	dropped  int // bytes of logs that are too large to be read or kept; 0: none
-	more     int // findings beyond maxFindings
+	kept     Document // the logs, as they enter the bundle
+	dropped  int      // bytes of logs that are too large to be read or kept; 0: none
+	more     int      // findings beyond maxFindings
 }
 
 // find is a finding about what the check is about as a whole; the text says what was seen.
@@ -63,7 +62,7 @@ func (j *judgement) most() int { return max(maxFindings, j.v.most) }
 // reference values p, which are nil where the host's release has none.
 func (v *Verifier) begin(role, reservation string, start int, host string, at time.Time, p *Platform, logs evidence.Platform, dropped int) *judgement {
 	j := &judgement{v: v, verdict: Verdict{Role: role, Reservation: reservation, Start: start, Host: host, At: at}}
-	j.logs, j.dropped = keepable(logs, dropped)
+	j.logs, j.kept, j.dropped = keepable(logs, dropped)
 	if role != evidence.RoleSurvey && (!vmspec.ValidID(reservation) || start < 1) {
 		j.find("input", "there is no start %d of %q", start, reservation)
 	}
@@ -224,28 +223,23 @@ func (j *judgement) quote(q evidence.Quote, want quoteExpectation) {
 	} else if err := checkSignature(j.host.aik, q.Attest, q.Signature); err != nil {
 		j.find("signature", "%v", err)
 	}
-	attest, err := parseAttest(q.Attest)
+	quoted, err := parseQuote(q.Attest)
 	if err != nil {
 		j.find("quote", "%v", err)
 		return
 	}
-	info, err := attest.Attested.Quote()
-	if attest.Type != tpm2.TPMSTAttestQuote || err != nil {
-		j.find("quote", "the TPM made it for something else than a quote")
-		return
-	}
-	if subtle.ConstantTimeCompare(attest.ExtraData.Buffer, want.binding[:]) != 1 {
+	if subtle.ConstantTimeCompare(quoted.extra, want.binding[:]) != 1 {
 		j.find("binding", "it was made for another role, reservation, tunnel, settings, earlier verdict or nonce")
 	}
-	if list, err := selected(info.PCRSelect); err != nil {
+	if list, err := selected(quoted.selection); err != nil {
 		j.find("selection", "%v", err)
 	} else if !slices.Equal(list, want.selection) {
 		j.find("selection", "it covers registers %v, want %v", list, want.selection)
 	} else {
-		j.registers(info.PCRDigest.Buffer, want)
+		j.registers(quoted.digest, want)
 	}
 	if j.host != nil {
-		j.clock(clockOf(j.host.name, attest.ClockInfo), want.clock)
+		j.clock(clockOf(j.host.name, quoted.clock), want.clock)
 	}
 }
 
@@ -321,7 +315,7 @@ func (j *judgement) end(r Record) Verdict {
 		r.Platform = &ReadPlatform{SHA256: p.digest, Name: p.doc.Name, Read: p.read}
 		v.Parts.Platform = p.signed
 	}
-	if err := v.Parts.seal(v, r, j.logs); err != nil {
+	if err := v.Parts.seal(v, r, j.kept); err != nil {
 		// What cannot be kept cannot be shown to anybody.
 		v.good, v.Clock, v.Parts = false, Clock{}, Parts{}
 		v.Findings = append(v.Findings, Finding{Check: "input", Component: subjects["input"].component, Expected: subjects["input"].expected,

@@ -30,15 +30,20 @@ type measured struct {
 func (m measured) leads(selection []int, others map[int]digest.SHA256, quoted []byte) bool {
 	regs := maps.Clone(m.regs)
 	maps.Copy(regs, others)
+	values := pcr.Values(selection, regs)
 	same := func() bool {
-		sum := pcr.Composite(selection, regs)
+		sum := digest.Of(values)
 		return subtle.ConstantTimeCompare(quoted, sum[:]) == 1
 	}
 	if m.kernel == nil {
 		return same()
 	}
+	at := slices.Index(selection, pcr.Platform)
+	if at < 0 {
+		return false // it would prove nothing of the list
+	}
 	n, ok := m.kernel.Prefix(func(value digest.SHA256) bool {
-		regs[pcr.Platform] = value
+		copy(values[at*len(value):], value[:])
 		return same()
 	})
 	return ok && n > 0 // an empty register proves nothing of the list: the kernel measured nothing
@@ -106,9 +111,7 @@ func (j *judgement) firmwareLog(data []byte) (map[int]digest.SHA256, bootLog) {
 		j.find("log", "%v", err)
 		return regs, boot
 	}
-	for _, e := range l.Events {
-		boot.events[e.PCR] = append(boot.events[e.PCR], e)
-	}
+	boot.events = l.ByRegister()
 	for _, i := range slices.Sorted(maps.Keys(values)) {
 		if i == pcr.Platform || !slices.Contains(pcr.Static, i) {
 			j.find("log", "the firmware's log extends register %d, which is not the firmware's", i)
@@ -126,8 +129,8 @@ func (j *judgement) firmwareLog(data []byte) (map[int]digest.SHA256, bootLog) {
 
 // register compares one register's events with the reference values, and gives for each
 // event the one that it was found to be.
-func (j *judgement) register(index int, events []tcglog.Event) (named []platform.Event) {
-	want := j.reference().boot[index]
+func (j *judgement) register(index int, events []tcglog.Event) []platform.Event {
+	want, named := j.reference().boot[index], make([]platform.Event, 0, len(events))
 	for _, e := range events {
 		var is platform.Event
 		got := digest.SHA256(e.Digest(tcglog.SHA256))

@@ -17,6 +17,7 @@ import (
 	"net/http"
 	"net/netip"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"foothold/protocol/bootmsg"
@@ -148,6 +149,7 @@ type Loader struct {
 	vm    *VM
 	conn  *tls.Conn
 	in    *bufio.Reader
+	out   *bufio.Writer
 	leaf  []byte
 	key   ed25519.PublicKey
 	nonce []byte
@@ -159,12 +161,7 @@ func (s *Site) Dial(ctx context.Context, vm *VM) (*Loader, error) {
 }
 
 func (s *Site) dialTo(ctx context.Context, vm *VM, address string) (*Loader, error) {
-	public, key, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		return nil, err
-	}
-	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour)}
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, public, key)
+	der, key, err := newCertificate()
 	if err != nil {
 		return nil, err
 	}
@@ -184,7 +181,47 @@ func (s *Site) dialTo(ctx context.Context, vm *VM, address string) (*Loader, err
 		conn.Close()
 		return nil, err
 	}
-	return &Loader{vm: vm, conn: conn, in: bufio.NewReader(conn), leaf: der, key: vmKey}, nil
+	return &Loader{vm: vm, conn: conn, in: bufio.NewReader(conn), out: bufio.NewWriter(conn), leaf: der, key: vmKey}, nil
+}
+
+// form is a certificate of Ed25519 by which others are made: all have the same length, with
+// the key in the middle and the signature at the end.
+var form = sync.OnceValues(func() (f struct {
+	der        []byte
+	body, key  int // where the signed part and the key begin
+	bodyLength int
+}, err error) {
+	public, key, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		return f, err
+	}
+	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().AddDate(1, 0, 0)}
+	if f.der, err = x509.CreateCertificate(rand.Reader, tmpl, tmpl, public, key); err != nil {
+		return f, err
+	}
+	made, err := x509.ParseCertificate(f.der)
+	if err != nil {
+		return f, err
+	}
+	f.body, f.bodyLength, f.key = bytes.Index(f.der, made.RawTBSCertificate), len(made.RawTBSCertificate), bytes.Index(f.der, public)
+	return f, nil
+})
+
+// newCertificate signs a certificate for a fresh key. x509.CreateCertificate would encode it
+// anew each time and check its own signature, which takes several times as long.
+func newCertificate() (der []byte, key ed25519.PrivateKey, err error) {
+	f, err := form()
+	if err != nil {
+		return nil, nil, err
+	}
+	public, key, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		return nil, nil, err
+	}
+	der = bytes.Clone(f.der)
+	copy(der[f.key:], public)
+	copy(der[len(der)-ed25519.SignatureSize:], ed25519.Sign(key, der[f.body:f.body+f.bodyLength]))
+	return der, key, nil
 }
 
 // Cipher is the connection's cipher suite.
@@ -279,12 +316,16 @@ func Get(conn io.Writer, in *bufio.Reader, path string) (int64, error) {
 	return n, err
 }
 
-// drain reads to the end with a buffer that takes whole TLS records, so that reading costs
-// less than what is measured.
+// drained takes whole TLS records.
+var drained = sync.Pool{New: func() any { return new([64 << 10]byte) }}
+
+// drain reads to the end with a buffer that is large and kept, so that reading costs less
+// than what is measured.
 func drain(r io.Reader) (total int64, err error) {
-	buffer := make([]byte, 64<<10)
+	buffer := drained.Get().(*[64 << 10]byte)
+	defer drained.Put(buffer)
 	for {
-		n, err := r.Read(buffer)
+		n, err := r.Read(buffer[:])
 		total += int64(n)
 		if err == io.EOF {
 			return total, nil
@@ -317,7 +358,7 @@ func (l *Loader) post(path string, in, out any) error {
 	if err != nil {
 		return err
 	}
-	if err := req.Write(l.conn); err != nil {
+	if err := errors.Join(req.Write(l.out), l.out.Flush()); err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}
 	res, err := http.ReadResponse(l.in, req)

@@ -35,17 +35,16 @@ const (
 
 // Load is how the judge is called.
 type Load struct {
+	Calls     int           // how many, each with a quote of its own; 0: as many as there are quotes
 	Clients   int           // connections, each with one call at a time
 	RoundTrip time.Duration // added to each call
 	Rate      float64       // calls a second that are begun; 0: each client's next at once
 }
 
-// await waits until call i is due, and returns when that was: a client that was busy, or
-// slept too long, has that counted as its call's latency.
-func (l Load) await(began time.Time, i int) time.Time {
-	due := began.Add(time.Duration(float64(i) / l.Rate * float64(time.Second)))
-	time.Sleep(time.Until(due))
-	return due
+// due is when call i is due. A client that was busy then, or woke up too late, has that
+// counted as its call's latency.
+func (l Load) due(began time.Time, i int) time.Time {
+	return began.Add(time.Duration(float64(i) / l.Rate * float64(time.Second)))
 }
 
 // Outcome is what came of it.
@@ -58,7 +57,7 @@ type Outcome struct {
 // Percentile of the latencies, p in 0 to 100.
 func (o Outcome) Percentile(p int) time.Duration { return o.Latency[(len(o.Latency)-1)*p/100] }
 
-// Run spends every nonce once, in a fresh copy of the ledger, and has each quote judged.
+// Run spends a nonce for each call, in a fresh copy of the ledger, and has its quote judged.
 func (e *Evidence) Run(ctx context.Context, judge Judge, l Load) (o Outcome, err error) {
 	db, err := os.ReadFile(e.path("nonces.db"))
 	if err != nil {
@@ -77,6 +76,9 @@ func (e *Evidence) Run(ctx context.Context, judge Judge, l Load) (o Outcome, err
 		return o, err
 	}
 	defer func() { err = errors.Join(err, nonces.Close()) }()
+	if err := fill(ctx, nonces); err != nil {
+		return o, err
+	}
 	s, err := e.serve(nonces, judge)
 	if err != nil {
 		return o, err
@@ -84,6 +86,18 @@ func (e *Evidence) Run(ctx context.Context, judge Judge, l Load) (o Outcome, err
 	defer s.close()
 	return e.call(ctx, s, l)
 }
+
+// fill makes a ledger's log as long as it is for most of an orchestrator's life: what is
+// written goes over what was written before. A log that grows makes each commit wait for the
+// file system's own journal, too.
+func fill(ctx context.Context, l *ledger.Ledger) error {
+	return l.Write(ctx, func(t *ledger.Tx) error {
+		return t.AddDocument(ledger.Document{Kind: ledger.PlatformDocument, Envelope: make([]byte, logLength)})
+	})
+}
+
+// logLength is more bytes than the log is let grow to.
+const logLength = 17 << 20
 
 // server is the one call.
 type server struct {
@@ -184,9 +198,12 @@ func (c *client) call(message []byte) error {
 	return err
 }
 
-// messages are the calls as they go over the wire.
-func (e *Evidence) messages() (list [][]byte, err error) {
-	for _, r := range e.requests {
+// messages are the first n calls as they go over the wire; 0: all.
+func (e *Evidence) messages(n int) (list [][]byte, err error) {
+	if n == 0 {
+		n = len(e.requests)
+	}
+	for _, r := range e.requests[:min(n, len(e.requests))] {
 		body, err := json.Marshal(r)
 		if err != nil {
 			return nil, err
@@ -205,7 +222,7 @@ func (e *Evidence) messages() (list [][]byte, err error) {
 }
 
 func (e *Evidence) call(ctx context.Context, s *server, l Load) (o Outcome, err error) {
-	messages, err := e.messages()
+	messages, err := e.messages(l.Calls)
 	if err != nil {
 		return o, err
 	}
@@ -228,10 +245,23 @@ func (e *Evidence) call(ctx context.Context, s *server, l Load) (o Outcome, err 
 	var next atomic.Int64
 	var failed error
 	var once sync.Once
+	fail := func(err error) {
+		once.Do(func() { failed = err })
+		next.Store(int64(len(messages)))
+	}
 	var wg sync.WaitGroup
 	before, began := processorTime(), time.Now()
 	for _, c := range clients {
 		wg.Go(func() {
+			var clock *alarm
+			if l.Rate > 0 {
+				var err error
+				if clock, err = newAlarm(); err != nil {
+					fail(err)
+					return
+				}
+				defer clock.close()
+			}
 			for {
 				i := int(next.Add(1)) - 1
 				if i >= len(messages) || ctx.Err() != nil {
@@ -239,11 +269,14 @@ func (e *Evidence) call(ctx context.Context, s *server, l Load) (o Outcome, err 
 				}
 				from := time.Now()
 				if l.Rate > 0 {
-					from = l.await(began, i)
+					from = l.due(began, i)
+					if err := clock.wait(from); err != nil {
+						fail(err)
+						return
+					}
 				}
 				if err := c.call(messages[i]); err != nil {
-					once.Do(func() { failed = fmt.Errorf("call %d: %w", i, err) })
-					next.Store(int64(len(messages)))
+					fail(fmt.Errorf("call %d: %w", i, err))
 					return
 				}
 				answered[i] = time.Now()
@@ -263,15 +296,16 @@ func (e *Evidence) call(ctx context.Context, s *server, l Load) (o Outcome, err 
 	return o, nil
 }
 
-// Alone is the processor time of the judge for one quote, without TLS, ledger and clients.
-func (e *Evidence) Alone(judge Judge) (time.Duration, error) {
+// Alone is the processor time of the judge for one quote of n, without TLS, ledger and clients.
+func (e *Evidence) Alone(judge Judge, n int) (time.Duration, error) {
+	n = min(n, len(e.requests))
 	before := processorTime()
-	for _, r := range e.requests {
+	for _, r := range e.requests[:n] {
 		if err := judge(r); err != nil {
 			return 0, err
 		}
 	}
-	return (processorTime() - before) / time.Duration(len(e.requests)), nil
+	return (processorTime() - before) / time.Duration(n), nil
 }
 
 // Kept is how long it takes to store the evidence of a verdict, durably, one at a time.

@@ -49,17 +49,44 @@ func TestEvidenceIsJudged(t *testing.T) {
 	}
 }
 
-// TestLatencyCountsFromWhenACallIsDue: neither a busy client nor a long sleep hides waiting.
+// TestLatencyCountsFromWhenACallIsDue: neither a busy client nor a late alarm hides waiting.
 func TestLatencyCountsFromWhenACallIsDue(t *testing.T) {
 	l := Load{Clients: 1, Rate: 1000}
+	clock, err := newAlarm()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer clock.close()
 	for what, began := range map[string]time.Time{"ahead": time.Now(), "late": time.Now().Add(-time.Second)} {
-		due := began.Add(20 * time.Millisecond)
-		if from := l.await(began, 20); !from.Equal(due) {
-			t.Errorf("%s: counted from %s after it was due", what, from.Sub(due))
+		due := l.due(began, 20)
+		if from := began.Add(20 * time.Millisecond); !from.Equal(due) {
+			t.Errorf("%s: counted from %s after it was due", what, due.Sub(from))
+		}
+		if err := clock.wait(due); err != nil {
+			t.Fatal(err)
 		}
 		if early := time.Until(due); early > 0 {
 			t.Errorf("%s: begun %s early", what, early)
 		}
+	}
+}
+
+// TestABusyJudgeCountsAsLatency: calls that are due while the only client waits for an answer
+// have that counted.
+func TestABusyJudgeCountsAsLatency(t *testing.T) {
+	e, err := Make(t.Context(), t.TempDir(), 10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const each = 20 * time.Millisecond
+	slow := func(request) error { time.Sleep(each); return nil }
+	o, err := e.Run(t.Context(), slow, Load{Clients: 1, Rate: 1000})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The last call is due 9 ms after the first, and answered after all ten.
+	if last, want := o.Percentile(100), 10*each-9*time.Millisecond; last < want {
+		t.Errorf("a latency of %s, want %s or more", last, want)
 	}
 }
 
@@ -85,5 +112,36 @@ func TestDelayIsARoundTrip(t *testing.T) {
 	}
 	if took := time.Since(began); took < by {
 		t.Errorf("it arrived after %s", took)
+	}
+}
+
+// BenchmarkJudge is what the judging alone costs; to profile.
+func BenchmarkJudge(b *testing.B) {
+	e, err := Make(b.Context(), b.TempDir(), 20)
+	if err != nil {
+		b.Fatal(err)
+	}
+	theirs, err := e.GoAttestation()
+	if err != nil {
+		b.Fatal(err)
+	}
+	bare, err := e.Bare()
+	if err != nil {
+		b.Fatal(err)
+	}
+	for _, c := range []struct {
+		name  string
+		judge Judge
+	}{{"ours", e.Ours()}, {"go-attestation", theirs}, {"bare", bare}} {
+		b.Run(c.name, func(b *testing.B) {
+			b.ReportAllocs()
+			before := processorTime()
+			for i := 0; b.Loop(); i++ {
+				if err := c.judge(e.requests[i%len(e.requests)]); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.ReportMetric(float64((processorTime()-before).Nanoseconds())/float64(b.N), "cpu-ns/op")
+		})
 	}
 }
