@@ -143,9 +143,7 @@ func (o *Orchestrator) failKeeping(ctx context.Context, id string, start int, wh
 		}
 		if over := r.Phase == reservation.Stopped || start != 0 && r.Start != start; over {
 			if reservation.Damning(why) {
-				if start != 0 && start != r.Start {
-					why.Detail = fmt.Sprintf("start %d: %s", start, why.Detail)
-				}
+				why.Detail = fmt.Sprintf("start %d: %s", start, why.Detail)
 				if o.closesLate(why, r) {
 					to = reservation.Stopped
 					won, err = shut(t, r, why)
