@@ -59,13 +59,14 @@ func (o *Orchestrator) judgeBoot(ctx context.Context, r ledger.Reservation, s le
 	}
 	expect := verify.BootExpectation{Reservation: r.ID, Start: r.Start, Host: r.Host, Settings: s.Spec, Nonce: s.BootNonce,
 		Claim: &verify.Claim{Settings: vm.Settings, Firmware: vm.Firmware}}
-	clocks, err := o.useBootNonce(ctx, r, s.BootNonce, vm.TPMHeld)
+	clocks, quoted, err := o.useBootNonce(ctx, r, s.BootNonce, vm.TPMHeld)
 	if err != nil {
 		return none, withLogs(bootUnjudged(verify.CauseNonce, s, in, err), platform)
 	}
 	var out upstream.VerdictResponse
 	err = o.judge(func(v *verify.Verifier) (*verify.Admitted, verify.Verdict) {
 		expect.Clock = v.Last(r.Host, clocks) // by the same inventory as the quote
+		expect.Ran = expect.Clock != (verify.Clock{}) && quoted.After(s.HostStarted)
 		return v.Boot(expect, verify.BootEvidence{ExporterHash: in.ExporterHash, ServerLeaf: in.ServerLeaf,
 			LoaderLeaf: in.LoaderLeaf, VMKey: in.VMKey, Quote: in.Quote, Platform: platform})
 	}, func(b *basis, admitted *verify.Admitted, verdict verify.Verdict) (err error) {
@@ -90,8 +91,8 @@ func hearHost(ctx context.Context, h *hostclient.Client, id string) (platform ev
 }
 
 // useBootNonce uses up a nonce in one swap, records how long the TPM was held, and reads
-// the host's clocks.
-func (o *Orchestrator) useBootNonce(ctx context.Context, r ledger.Reservation, nonce []byte, held time.Duration) (clocks verify.Clocks, err error) {
+// the host's clocks, and when its last good quote was judged.
+func (o *Orchestrator) useBootNonce(ctx context.Context, r ledger.Reservation, nonce []byte, held time.Duration) (clocks verify.Clocks, quoted time.Time, err error) {
 	err = o.ledger.Write(ctx, func(t *ledger.Tx) error {
 		if err := t.UseNonce(nonce, r.ID, r.Start, evidence.RoleBoot, o.limits.Of(r.Phase)); err != nil {
 			return err
@@ -105,10 +106,11 @@ func (o *Orchestrator) useBootNonce(ctx context.Context, r ledger.Reservation, n
 		if err != nil {
 			return err
 		}
+		quoted = state.Quoted
 		clocks, err = verify.ParseClocks(state.Clock)
 		return err
 	})
-	return clocks, err
+	return clocks, quoted, err
 }
 
 // errRebased says that another basis came while a quote was judged.

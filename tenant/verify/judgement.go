@@ -214,6 +214,7 @@ type quoteExpectation struct {
 	claimed   measured              // for the explanation: the static ones by the host's word
 	others    map[int][]candidate   // for the explanation
 	clock     Clock
+	ran       bool // BootExpectation.Ran
 }
 
 // quote checks the quoted structure and its signature.
@@ -239,12 +240,15 @@ func (j *judgement) quote(q evidence.Quote, want quoteExpectation) {
 		j.registers(quoted.digest, want)
 	}
 	if j.host != nil {
-		j.clock(clockOf(j.host.name, quoted.clock), want.clock)
+		j.clock(clockOf(j.host.name, quoted.clock), want)
 	}
 }
 
-func (j *judgement) clock(now, last Clock) {
-	rebooted, err := last.follow(now, j.verdict.Role)
+func (j *judgement) clock(now Clock, want quoteExpectation) {
+	rebooted, err := want.clock.follow(now, j.verdict.Role)
+	if err == nil && rebooted && want.ran {
+		err = fmt.Errorf("the host has booted %d times since this VM was started there, or its TPM alone was reset", booted(want.clock, now))
+	}
 	if err != nil {
 		j.find("clock", "%v", err)
 	}
