@@ -29,6 +29,7 @@ import (
 	"foothold/protocol/evidence"
 	"foothold/protocol/hostapi"
 	"foothold/protocol/imalog"
+	"foothold/protocol/systemdlog"
 	"foothold/protocol/tcglog"
 )
 
@@ -42,7 +43,7 @@ const (
 	maxConsole   = 2 << 20
 	// of a platform's logs: a launcher's MaxEvents entries, or those of firmware and kernel
 	// in base64, and a quote. What comes compressed is bounded as it is unpacked.
-	maxLog = 2<<20 + (tcglog.MaxSize+imalog.MaxSize)*4/3
+	maxLog = 2<<20 + (tcglog.MaxSize+imalog.MaxSize+systemdlog.MaxSize)*4/3
 )
 
 // nameSuffix completes a host's name to the DNS name in its certificate.

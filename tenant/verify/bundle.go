@@ -17,7 +17,7 @@ import (
 )
 
 // BundleFormat names the form of an evidence bundle.
-const BundleFormat = "foothold/evidence-bundle/v1"
+const BundleFormat = "foothold/evidence-bundle/v2"
 
 // Limits in bytes of JSON.
 const (

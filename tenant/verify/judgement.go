@@ -296,6 +296,9 @@ func explain(got []byte, want quoteExpectation) []string {
 			return o.says
 		}
 	}
+	if says := explainTexts(got, want); says != "" {
+		return []string{says}
+	}
 	return []string{"the quoted registers differ from the expected ones, and neither the host's log nor its claims lead to them"}
 }
 
