@@ -420,7 +420,7 @@ func TestOnlyTheIssuedCertificateAdmits(t *testing.T) {
 	}
 	r, _, err := w.o.row(t.Context(), other.id)
 	check(t, err)
-	must[bool](t)(w.o.fail(t.Context(), other.id, 0, *event.Refuse(event.VMStopped, "test")))
+	must[bool](t)(w.o.fail(t.Context(), other.id, 0, fate{Refusal: *event.Refuse(event.VMStopped, "test")}))
 	check(t, w.o.ledger.Read(t.Context(), func(tx *ledger.Tx) error {
 		if _, _, err := w.o.checkCertificate(tx, r, other.hand.Certificate, r.Address); event.ReasonOf(err) != event.CertificateRevoked {
 			t.Errorf("revoked since it was issued: %v", err)

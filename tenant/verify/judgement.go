@@ -313,7 +313,7 @@ func (j *judgement) end(r Record) Verdict {
 		v.Clock = Clock{} // of a refused quote nothing is believed
 	}
 	r.Profile, r.At, r.Accepted, r.Findings, r.Dropped = j.v.profile, v.At, v.good, append([]Finding{}, v.Findings...), j.dropped
-	if j.v.profile == platform.Production || len(j.policy.Locations) > 0 {
+	if j.host != nil && (j.v.profile == platform.Production || len(j.policy.Locations) > 0) {
 		r.Policy = &j.policy
 	}
 	r.Inventory = ReadInventory{SHA256: j.v.inventory.digest, Version: j.v.inventory.doc.Version, Read: j.v.inventory.read}

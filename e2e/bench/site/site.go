@@ -244,7 +244,7 @@ func (s *Site) configure(context.Context) error {
 		State:         s.path("tenant"), Profile: platform.Lab, API: addresses[3].String(), Upstream: addresses[2], Tenant: tenantName,
 		OperatorTLS: operator, UpstreamTLS: daemons, StoreTLS: stores, HostTLS: hosts,
 		Inventory: inventoryFile, InventoryKey: hexKey(s.keys.inventory), TPMRoots: s.path(tpmRoots), Platform: platformFile, PlatformKey: hexKey(s.keys.platform),
-		ComponentKey: hexKey(s.keys.component), HostLost: "close",
+		ComponentKey: hexKey(s.keys.component), HostLost: "close", QuoteRefused: "close",
 		Boot: orchestrator.Boot{Address: s.boot, ServerName: bootDNS, CA: s.init.Authorities["boot"]},
 		Gateway: orchestrator.Gateway{Admission: netip.AddrPortFrom(loopback, 1), WireGuard: netip.AddrPortFrom(loopback, 2),
 			ServerName: "gateway.foothold.internal", CA: s.init.Authorities["dmz"], Pool: netip.MustParsePrefix("10.84.0.0/16")},
