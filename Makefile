@@ -24,7 +24,7 @@ help:
 	@echo "make build   binaries in bin/"
 	@echo "make lab     the whole system on this machine, and a first VM"
 	@echo "make test    every test: unit tests with the race detector, each fuzz target briefly, whole-system tests"
-	@echo "make faults  every daemon killed in every phase of a VM; takes ten minutes"
+	@echo "make faults  every daemon killed in every act of a VM; takes twenty minutes"
 	@echo "make fuzz    every fuzz target for FUZZTIME (10s, or 5000x) each, one after the other"
 	@echo "make bench   measurements, as a table and as bench.json; ONLY=EXPRESSION takes some (-help: which)"
 	@echo "make down    end the lab"

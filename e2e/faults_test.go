@@ -10,11 +10,13 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"foothold/client"
 	"foothold/lab"
+	"foothold/lab/control"
 	"foothold/protocol/api"
 )
 
@@ -35,11 +37,25 @@ var victims = map[string]string{
 	"swtpm":        "^[^ ]*swtpm socket", // the lab takes it as the host's loss of power
 }
 
-// faults are what is killed and in which phase of a VM's first start. FOOTHOLD_FAULTS=all
-// runs every combination.
+// releaseAsked is the entry with which a VM's end by wish begins.
+const releaseAsked = "vm.release-asked"
+
+// middles are entries of the journal between the beginnings of phases, and who is at work
+// for the VM from each of them on.
+var middles = map[string][]string{
+	"vm.started":           {"orchestrator", "external", "bootserver", "host", "QEMU", "swtpm"}, // firmware and loader run
+	"token.spent":          {"orchestrator", "bootserver", "host", "QEMU", "swtpm"},             // T1: the quote follows
+	"components.released":  {"orchestrator", "bootserver", "host", "QEMU"},
+	"components.delivered": {"orchestrator", "bootserver", "QEMU"}, // kexec and the report follow
+	"tunnel.admitted":      {"orchestrator", "gateway", "internal", "store", "QEMU"},
+	releaseAsked:           {"orchestrator", "external", "internal", "gateway", "host", "swtpm"},
+}
+
+// faults are what is killed, and in which phase of a VM's first start or after which entry.
+// FOOTHOLD_FAULTS=all runs every combination.
 func faults() [][2]string {
 	if os.Getenv("FOOTHOLD_FAULTS") != "all" {
-		return [][2]string{{"bootserver", booting}, {"orchestrator", unlocking}, {"gateway", connecting}, {"external", computing}}
+		return [][2]string{{"bootserver", booting}, {"orchestrator", unlocking}, {"gateway", connecting}, {"external", computing}, {"orchestrator", releaseAsked}}
 	}
 	var list [][2]string
 	for name := range victims {
@@ -47,19 +63,25 @@ func faults() [][2]string {
 			list = append(list, [2]string{name, phase})
 		}
 	}
+	for entry, names := range middles {
+		for _, name := range names {
+			list = append(list, [2]string{name, entry})
+		}
+	}
 	slices.SortFunc(list, func(a, b [2]string) int { return strings.Compare(a[0]+a[1], b[0]+b[1]) })
 	return list
 }
 
-// TestFaults kills a daemon, or a VM's QEMU, in one phase of a VM after the other. The VM
-// becomes ready, or ends with a reason; after its deletion nothing of it is left; and the
-// next VM meets an installation that works.
+// TestFaults kills a daemon, a VM's QEMU or the TPM in one act of a VM after the other. The
+// VM becomes ready, or ends with a reason and runs and passes no more; its deletion leaves
+// nothing of it, nor does one in which the fault falls; and the next VM meets an
+// installation that works.
 func TestFaults(t *testing.T) {
 	s := newSystem(t)
 	s.template(t)
 	c := s.client(t)
 	for _, f := range faults() {
-		t.Run(f[0]+" killed while "+f[1], func(t *testing.T) { s.fault(t, c, f[0], f[1]) })
+		t.Run(f[0]+" killed at "+f[1], func(t *testing.T) { s.fault(t, c, f[0], f[1]) })
 	}
 	t.Run("the next VM", func(t *testing.T) {
 		s.must(t, "vm", "create", "next", "--workload", filepath.Join(s.bin, "sample-web"), "--wait")
@@ -67,13 +89,25 @@ func TestFaults(t *testing.T) {
 	})
 }
 
-func (s *system) fault(t *testing.T, c *client.Client, victim, phase string) {
+func (s *system) fault(t *testing.T, c *client.Client, victim, when string) {
 	s.must(t, "vm", "create", "web", "--workload", filepath.Join(s.bin, "sample-web"), "--restart", "never")
 	ctx, cancel := context.WithTimeout(t.Context(), faultLimit)
 	defer cancel()
-	s.until(ctx, t, c, "web", phase)
+	if when == releaseAsked {
+		s.faultAtEnd(ctx, t, c, victim)
+		return
+	}
+	if _, middle := middles[when]; middle {
+		vm, err := c.VM(ctx, "web")
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.happens(ctx, t, c, vm.ID, when)
+	} else {
+		s.until(ctx, t, c, "web", when)
+	}
 	began := time.Now()
-	s.killMatching(t, victims[victim])
+	s.kill(t, victim)
 	vm, err := c.Wait(ctx, "web", nil)
 	var ended *client.Ended
 	switch {
@@ -82,15 +116,59 @@ func (s *system) fault(t *testing.T, c *client.Client, victim, phase string) {
 		if r := s.fetch(t, lab.Tenant, vm.WorkloadURL); !strings.Contains(r.stdout, "Hello from web") {
 			t.Errorf("ready, but its page is\n%s%s", r.stdout, r.stderr)
 		}
+		s.within(t, "it is ready", s.misfit)
 	case errors.As(err, &ended):
 		t.Logf("%s after %.1f s: %s: %s", vm.Phase, time.Since(began).Seconds(), vm.Reason, vm.Explanation)
 		if vm.Reason == "" || vm.Explanation == "" || vm.Reason == "internal-error" {
 			t.Errorf("it ended without a good reason: %+v", vm)
 		}
+		s.within(t, "its end", func(t *testing.T) string { return s.runningOf(t, c, vm.ID) })
 	default:
 		t.Fatalf("%v\n%s", err, s.run(t.Context(), "vm", "explain", "web").stdout)
 	}
 	s.gone(t, c, "web")
+}
+
+// faultAtEnd kills while a VM that computes is being deleted.
+func (s *system) faultAtEnd(ctx context.Context, t *testing.T, c *client.Client, victim string) {
+	vm, err := c.Wait(ctx, "web", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked, deleted := errors.New("its end was asked for"), make(chan error, 1)
+	err = c.Events(ctx, client.EventQuery{VM: vm.ID, Follow: true}, func(e api.JournalEntry) error {
+		switch e.Event.Kind {
+		case "vm.computing":
+			go func() {
+				_, err := c.DeleteVM(ctx, vm.ID)
+				deleted <- err
+			}()
+		case releaseAsked:
+			return asked
+		}
+		return nil
+	})
+	if !errors.Is(err, asked) {
+		t.Fatal(err)
+	}
+	s.kill(t, victim)
+	t.Logf("the deletion itself: %v", <-deleted)
+	// Nobody asks again: what was stored is carried through.
+	s.within(t, "its deletion", func(t *testing.T) string { return s.leftOf(t, c, vm.ID) })
+}
+
+// kill ends a daemon, a VM's QEMU or the TPM, at once: a daemon in a moment, by the lab's
+// own means.
+func (s *system) kill(t *testing.T, victim string) {
+	t.Helper()
+	if victim == "QEMU" || victim == "swtpm" {
+		s.killMatching(t, victims[victim])
+		return
+	}
+	request := control.Request{Op: control.OpKill, Name: victim, Signal: int(syscall.SIGKILL)}
+	if _, err := control.Call(t.Context(), lab.State{Dir: s.state}.Run(), request); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // until waits until the VM is in a phase; a VM without fault comes to each.
@@ -121,16 +199,42 @@ func (s *system) gone(t *testing.T, c *client.Client, name string) {
 	if err != nil {
 		t.Fatalf("delete: %v", err)
 	}
-	left := ""
-	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(200 * time.Millisecond) {
-		if left = s.leftOf(t, c, vm.ID); left == "" {
+	s.within(t, "its deletion", func(t *testing.T) string { return s.leftOf(t, c, vm.ID) })
+}
+
+// within waits a minute at most until nothing is left that should not be.
+func (s *system) within(t *testing.T, when string, left func(*testing.T) string) {
+	t.Helper()
+	tick := time.NewTicker(200 * time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(time.Minute); ; <-tick.C {
+		what := left(t)
+		if what == "" {
+			return
+		}
+		if time.Now().After(end) {
+			t.Errorf("a minute after %s there is still %s", when, what)
 			return
 		}
 	}
-	t.Errorf("a minute after its deletion there is still %s", left)
 }
 
 func (s *system) leftOf(t *testing.T, c *client.Client, id string) string {
+	t.Helper()
+	if left := s.runningOf(t, c, id); left != "" {
+		return left
+	}
+	if volumes := s.volumes(t); len(volumes) > 0 {
+		return "the volume " + volumes[0]
+	}
+	if vm, err := c.VM(t.Context(), id); err != nil || vm.Cleanup != api.CleanupDone {
+		return "no word that it is gone"
+	}
+	return ""
+}
+
+// runningOf is what there still is, but its volume, of a VM that has ended.
+func (s *system) runningOf(t *testing.T, c *client.Client, id string) string {
 	t.Helper()
 	vm, err := c.VM(t.Context(), id)
 	if err != nil {
@@ -140,16 +244,19 @@ func (s *system) leftOf(t *testing.T, c *client.Client, id string) string {
 	switch {
 	case err != nil:
 		return "no answer: " + err.Error()
-	case vm.Cleanup != api.CleanupDone:
+	case vm.Cleanup == api.CleanupPending:
 		return "a clean-up to do"
 	case len(rules) > 0:
 		return "the rule " + rules[0].Rule
 	case s.machines(t) > 0:
 		return "a QEMU process"
 	}
-	if volumes := s.volumes(t); len(volumes) > 0 {
-		return "the volume " + volumes[0]
-	}
+	return s.misfit(t)
+}
+
+// misfit is what fsck finds.
+func (s *system) misfit(t *testing.T) string {
+	t.Helper()
 	if r := s.run(t.Context(), "fsck"); r.code != 0 {
 		return "something that does not fit:\n" + r.stdout + r.stderr
 	}

@@ -171,12 +171,12 @@ func (h *hunter) failed(t *testing.T, planted planted) {
 	var all []secretsOf
 	collected := h.collect(t, func() {
 		h.s.must(t, "vm", "create", "early", "--restart", "never")
-		h.happens(ctx, t, c, "early", "token.spent")
+		h.s.happens(ctx, t, c, "early", "token.spent")
 		h.s.signalMatching(t, "SEGV", victims["bootserver"])
 		early = h.ends(ctx, t, c, "early", event.BootServerFailed)
 
 		h.s.must(t, "vm", "create", "late", "--restart", "never")
-		h.happens(ctx, t, c, "late", "tunnel.admitted")
+		h.s.happens(ctx, t, c, "late", "tunnel.admitted")
 		h.s.signalMatching(t, "STOP", victims["QEMU"])
 		running, err := c.VM(ctx, "late")
 		if err != nil {
@@ -252,7 +252,7 @@ func (h *hunter) volumeKeys(t *testing.T) (list []hunt.Secret) {
 }
 
 // happens waits for a journal entry of the VM.
-func (h *hunter) happens(ctx context.Context, t *testing.T, c *client.Client, name, kind string) {
+func (s *system) happens(ctx context.Context, t *testing.T, c *client.Client, name, kind string) {
 	t.Helper()
 	done := errors.New("it happened")
 	err := c.Events(ctx, client.EventQuery{VM: name, Follow: true}, func(e api.JournalEntry) error {
@@ -265,7 +265,7 @@ func (h *hunter) happens(ctx context.Context, t *testing.T, c *client.Client, na
 		return nil
 	})
 	if !errors.Is(err, done) {
-		t.Fatalf("%s of %s: %v\n%s", kind, name, err, h.s.run(t.Context(), "vm", "explain", name).stdout)
+		t.Fatalf("%s of %s: %v\n%s", kind, name, err, s.run(t.Context(), "vm", "explain", name).stdout)
 	}
 }
 

@@ -57,7 +57,7 @@ func quoteHost(ctx context.Context, args []string) error {
 	if answer.Quote, err = b.StaticQuote(ctx, "", qualifying); err != nil {
 		return err
 	}
-	if answer.Platform, err = measure.SecurityFS().Read(); err != nil {
+	if answer.Platform, err = measure.Here().Read(); err != nil {
 		return err
 	}
 	if *logs != "" {

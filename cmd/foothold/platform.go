@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path"
+	"strings"
 	"time"
 
 	"foothold/client/term"
@@ -39,26 +41,47 @@ satisfy all of any one.`,
 type manifestFlags struct {
 	name, profile, bios, kernel, initramfs, cmdline, out string
 	evidence                                             []string
-	from                                                 string
+	from, phases                                         string
+	uki, line                                            string
+	menus, roots, skip                                   []string
 	valid                                                time.Duration
 }
 
 func manifestCreate() *cobra.Command {
 	var f manifestFlags
 	c := &cobra.Command{
-		Use:   "create --name RELEASE --evidence FILE --bios FILE --loader-kernel FILE --loader-initramfs FILE",
-		Short: "Make reference values from what known-good hosts measured",
-		Long: `Make reference values from what known-good hosts measured, and from the files that the
-release's VMs start with. An evidence file is a JSON object with "firmware" and "kernel",
+		Use:   "create --name RELEASE --evidence FILE [--uki FILE --root DIR[:PATH]] --bios FILE --loader-kernel FILE --loader-initramfs FILE",
+		Short: "Make reference values from what known-good hosts measured, or from a release's files",
+		Long: `Make reference values from what known-good hosts measured, or from a release's files, and
+from the files that the release's VMs start with. An evidence file is a JSON object with "firmware" and "kernel",
 base64 of a host's /sys/kernel/security/tpm0/binary_bios_measurements and
-/sys/kernel/security/ima/binary_runtime_measurements; 'foothold platform evidence' fetches it.
+/sys/kernel/security/ima/binary_runtime_measurements, and "userspace", of its
+/run/log/systemd/tpm2-measure.log where systemd keeps one (from 254); 'foothold platform
+evidence' fetches it.
 Reference values are of the SHA-256 bank, which quotes are of; a log without it is refused.
 
 With several hosts of one release, what differs between them becomes alternatives, and
 what only some have may be missing on others. Read the result before you sign it: what
-stands in it is what you trust.`,
+stands in it is what you trust.
+
+The phases of the boot that systemd measures are in the log of evidence where systemd keeps
+one (from version 254); name them by --phases where it keeps none. Without either, register
+11 must be as firmware and boot loader leave it. A host may have come to any point of them.
+
+With --uki and --root no host needs to have booted the release: what one measures that does
+is computed from the unified kernel image and from the files of its root. What only firmware
+knows - its code, its settings, secure boot, how it leaves the boot services - is then all
+that is taken of the evidence, whose hosts may run another release on the same hardware:
+registers 0 to 3 and 5 to 7, and of 4 what is no program. The image's stub must be
+systemd-stub 252 to 254 (252 is what was tried), without signed PCR policies: other stubs
+hand over an initramfs of their own making, and a host has to show what that measures.
+Every regular file of a root is named under the path at which a host mounts it. Leave out by
+--skip what no host runs or reads: a signed manifest has room for some 15,000 files.`,
 		Example: `  foothold platform manifest create --name 2026-11 --evidence host-1.json --evidence host-2.json \
     --bios qboot.rom --loader-kernel vmlinuz --loader-initramfs loader.cpio --out 2026-11.json
+  foothold platform manifest create --name 2026-12 --evidence host-1.json --uki linux.efi --root unpacked:/ \
+    --skip /usr/share --phases enter-initrd:leave-initrd:sysinit:ready \
+    --bios qboot.rom --loader-kernel vmlinuz --loader-initramfs loader.cpio --out 2026-12.json
   foothold platform manifest show 2026-11.json
   foothold platform manifest sign 2026-11.json --key platform.key --out platform.json`,
 		Args: cobra.NoArgs,
@@ -73,6 +96,12 @@ stands in it is what you trust.`,
 	c.Flags().StringVar(&f.name, "name", "", "`RELEASE`, as the inventory names it at each host")
 	c.Flags().StringVar(&f.profile, "profile", platform.Production, "`PROFILE` of the installations that may accept it")
 	c.Flags().StringArrayVar(&f.evidence, "evidence", nil, "`FILE` of what a known-good host measured; may be repeated")
+	c.Flags().StringVar(&f.uki, "uki", "", "`FILE` of the unified kernel image that hosts boot")
+	c.Flags().StringArrayVar(&f.menus, "boot-menu", nil, "`FILE` of a program that the firmware starts before the image (systemd-boot); may be repeated")
+	c.Flags().StringVar(&f.line, "kernel-cmdline", "", "the kernel's command line, where a boot menu passes one in place of the image's")
+	c.Flags().StringArrayVar(&f.roots, "root", nil, "`DIR[:PATH]` with files of the release, and where hosts mount it [/]; may be repeated")
+	c.Flags().StringArrayVar(&f.skip, "skip", nil, "`PATH` on the hosts below which nothing is named; may be repeated")
+	c.Flags().StringVar(&f.phases, "phases", "", "`WORDS` that the hosts' systemd measures while it starts: enter-initrd:leave-initrd:sysinit:ready")
 	c.Flags().StringVar(&f.bios, "bios", "", "`FILE` of VMs' firmware")
 	c.Flags().StringVar(&f.kernel, "loader-kernel", "", "`FILE` of the loader's kernel")
 	c.Flags().StringVar(&f.initramfs, "loader-initramfs", "", "`FILE` of the loader's initramfs")
@@ -113,6 +142,10 @@ func (f manifestFlags) manifest(now time.Time) (platform.Manifest, error) {
 		}
 		*part.sum = digest.Of(data)
 	}
+	release, err := f.release()
+	if err != nil {
+		return doc, err
+	}
 	for _, file := range f.evidence {
 		data, err := readDocument(file)
 		if err != nil {
@@ -122,11 +155,79 @@ func (f manifestFlags) manifest(now time.Time) (platform.Manifest, error) {
 		if err := strictjson.Unmarshal(data, &host); err != nil {
 			return doc, fmt.Errorf("evidence %s: %w", file, err)
 		}
-		if err := reference.Add(&doc, host); err != nil {
+		if release == nil {
+			err = reference.Add(&doc, host)
+		} else {
+			err = release.Add(&doc, host.Firmware)
+		}
+		if err != nil {
 			return doc, fmt.Errorf("evidence %s: %w", file, err)
 		}
 	}
-	return doc, nil
+	return doc, f.addPhases(&doc)
+}
+
+// release reads the release's files; nil if reference values are made without them.
+func (f manifestFlags) release() (r *reference.Release, err error) {
+	if f.uki == "" && len(f.roots) == 0 {
+		if len(f.menus)+len(f.skip) > 0 || f.line != "" {
+			return nil, usage("--boot-menu, --kernel-cmdline and --skip go with --uki and --root")
+		}
+		return nil, nil
+	}
+	if f.uki == "" || len(f.roots) == 0 {
+		return nil, usage("want --uki and --root together: a host boots the one and runs the other")
+	}
+	r = &reference.Release{Cmdline: f.line}
+	if r.UKI, err = readImage(f.uki); err != nil {
+		return nil, err
+	}
+	for _, file := range f.menus {
+		menu, err := readImage(file)
+		if err != nil {
+			return nil, err
+		}
+		r.Loaders = append(r.Loaders, menu)
+	}
+	for _, root := range f.roots {
+		dir, mount, ok := strings.Cut(root, ":")
+		if !ok {
+			mount = "/"
+		}
+		if !path.IsAbs(mount) {
+			return nil, usage("--root %q: want DIR:PATH, with the whole path at which hosts mount it", root)
+		}
+		files, err := reference.Files(dir, mount, f.skip)
+		if err != nil {
+			return nil, err
+		}
+		r.Files = append(r.Files, files...)
+	}
+	return r, nil
+}
+
+// maxImage bounds a program of EFI's in bytes: an image with an initramfs of drivers and
+// firmware.
+const maxImage = 1 << 30
+
+func readImage(file string) ([]byte, error) { return readLimited(file, maxImage) }
+
+// addPhases adds the words of --phases, which what the evidence shows must be a beginning of.
+func (f manifestFlags) addPhases(doc *platform.Manifest) (err error) {
+	if f.phases == "" {
+		return nil
+	}
+	var texts []platform.Text
+	for word := range strings.SplitSeq(f.phases, ":") {
+		if word == "" {
+			return usage("--phases %q: want words with a colon between two, as systemd-measure has them", f.phases)
+		}
+		texts = append(texts, platform.Text{PCR: platform.PhaseRegister, Text: word})
+	}
+	if doc.Userspace, err = reference.AddTexts(doc.Userspace, texts); err != nil {
+		return fmt.Errorf("--phases: %w", err)
+	}
+	return nil
 }
 
 func manifestSign() *cobra.Command {
@@ -195,6 +296,9 @@ func showManifest(out *term.Out, doc platform.Manifest, sum digest.SHA256) {
 			note = "may be missing"
 		}
 		rows = append(rows, []string{fmt.Sprintf("PCR %d", e.PCR), term.Clean(e.Component), sums(e.SHA256), note})
+	}
+	for _, t := range doc.Userspace {
+		rows = append(rows, []string{fmt.Sprintf("PCR %d", t.PCR), term.Clean(t.Component()), t.Digest().String(), "may not be there yet"})
 	}
 	for _, f := range doc.Files {
 		rows = append(rows, []string{"PCR 10", term.Clean(f.Name), sums([]digest.SHA256{f.SHA256}), ""})
@@ -292,15 +396,17 @@ func readManifest(file string) (doc platform.Manifest, sum digest.SHA256, err er
 	return doc, digest.Of(data), nil
 }
 
-func readDocument(file string) ([]byte, error) {
+func readDocument(file string) ([]byte, error) { return readLimited(file, maxDocument) }
+
+func readLimited(file string, most int) ([]byte, error) {
 	f, err := os.Open(file)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxDocument+1))
-	if err == nil && len(data) > maxDocument {
-		err = fmt.Errorf("%s: it has more than %d bytes", file, maxDocument)
+	data, err := io.ReadAll(io.LimitReader(f, int64(most)+1))
+	if err == nil && len(data) > most {
+		err = fmt.Errorf("%s: it has more than %d bytes", file, most)
 	}
 	return data, err
 }

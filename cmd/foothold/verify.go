@@ -43,6 +43,10 @@ verdict before. chain.json stands in for bundles that are not kept any more. --l
 the newest verdict of the one start against the digest that ` + "`foothold vm show`" + ` or the journal told you: whoever
 rewrites the newest bundle alone, with its digest, is found out by nothing else.
 
+A refusal that came before there was a quote to judge - a nonce that had served, a host
+that did not answer - has a bundle too, with what had come. What of it follows from that is
+derived; what rests on somebody's word is listed as such, and is not proved.
+
 A folder stands for the .json files in it. The exit code is 0 if all is as recorded and
 accepted, 3 if all is as recorded and something was refused, and 1 if something is not as
 recorded. Nothing gets permitted by this.`,
@@ -259,12 +263,22 @@ func (a auditReport) show(out *term.Out) {
 		if x.Holds() {
 			says = map[bool]string{true: "accepted, rightly", false: "refused, rightly"}[x.Derived]
 		}
-		out.Line("%s %s: %s quote of host %s for start %d of %s, judged %s: %s", mark(x.Holds()), term.Clean(b.File), term.Clean(x.Role), term.Clean(x.Host), x.Start,
-			term.Clean(x.Reservation), x.At.Format(time.RFC3339), says)
+		decided := "judged"
+		if x.Cause != "" {
+			decided = "not judged, refused"
+			if x.Holds() {
+				says = "as recorded, as far as keys show"
+			}
+		}
+		out.Line("%s %s: %s quote of host %s for start %d of %s, %s %s: %s", mark(x.Holds()), term.Clean(b.File), term.Clean(x.Role), term.Clean(x.Host), x.Start,
+			term.Clean(x.Reservation), decided, x.At.Format(time.RFC3339), says)
 		if p := x.Policy; p != nil {
 			out.Line("  by the tenant's policy for the host: %s", term.Clean(p.String()))
 		}
 		tests(x.Tests)
+		for _, word := range x.Unproved {
+			out.Line("    ? %-10s %s", "no key", term.Clean(word))
+		}
 		showFindings(out, x.Findings)
 	}
 	for _, c := range a.Chains {

@@ -24,8 +24,8 @@ func vmAttest() *cobra.Command {
 	return jsonFlag(&cobra.Command{
 		Use: "attest NAME", Short: "Have the host of a computing VM quoted now",
 		Long: `Have the host of a computing VM quoted now, beside the quotes that are asked for all the
-time. All checks that fail are shown at once; then the VM has been ended. A host that does
-not answer is named as such, and borne for limits.attest_within of the orchestrator's
+time. All checks that fail are shown at once; then the VM has been closed or ended, as
+quote_refused of the orchestrator's configuration says. A host that does not answer is named as such, and borne for limits.attest_within of the orchestrator's
 configuration.`,
 		Example: "  foothold vm attest web",
 		Args:    cobra.ExactArgs(1),
@@ -64,7 +64,8 @@ func vmEvidence() *cobra.Command {
 evidence of each as a file, for ` + "`foothold verify`" + ` to derive the verdict again without the
 orchestrator. A bundle holds the quote, the host's logs, the signed inventory and reference
 values that counted, and all that the quote was held against; no key that it is verified by,
-and no secret. Of a VM that computes for long the newest evidence is kept; of the rest,
+and no secret. A start that was refused before there was a quote to judge leaves one too,
+with what had come. Of a VM that computes for long the newest evidence is kept; of the rest,
 ` + chainFile + ` has the links of the chain.`,
 		Example: `  foothold vm evidence web
   foothold vm evidence web --out evidence`,
@@ -96,7 +97,11 @@ and no secret. Of a VM that computes for long the newest evidence is kept; of th
 				if !v.Kept {
 					kept = "link alone"
 				}
-				rows = append(rows, []string{v.Role, when(v.At), v.Host, map[bool]string{true: "accepted", false: "refused"}[v.Accepted], kept, v.Digest.String()})
+				verdict := map[bool]string{true: "accepted", false: "refused"}[v.Accepted]
+				if v.Unjudged {
+					verdict = "refused, not judged"
+				}
+				rows = append(rows, []string{v.Role, when(v.At), v.Host, verdict, kept, v.Digest.String()})
 			}
 			s.out.Table([]string{"quote", "judged", "host", "verdict", "evidence", "digest"}, rows)
 			return nil
@@ -116,7 +121,7 @@ func export(cmd *cobra.Command, s *session, e api.Evidence, dir string) error {
 	written := 0
 	for i, v := range e.Verdicts {
 		chain.Links = append(chain.Links, verify.Link{Role: v.Role, Reservation: e.ID, Start: e.Start, Host: v.Host, At: v.At, Accepted: v.Accepted,
-			Previous: v.Previous, Record: v.Record})
+			Previous: v.Previous, Record: v.Record, Unjudged: v.Unjudged})
 		if !v.Kept {
 			continue
 		}

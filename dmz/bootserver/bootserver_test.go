@@ -20,6 +20,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -501,78 +502,95 @@ func TestManyVMsGetWholeComponents(t *testing.T) {
 	}
 }
 
+// TestRefusals: what comes out of turn, or is not what was asked for, ends its conversation
+// and is told to the journal once, under its reason and with the check that it failed.
 func TestRefusals(t *testing.T) {
 	w := newWorld(t)
+	refused := func(r event.Reason) (n int) {
+		for _, e := range w.orch.Events() {
+			if e.Kind == "boot.refused" && e.Reason == r {
+				n++
+			}
+		}
+		return n
+	}
 	ended := func(v *vm) {
 		t.Helper()
 		if status, err := v.call("POST", bootmsg.PathOpen, bootmsg.OpenRequest{Token: w.t1, VMKey: v.key}, nil); err == nil && status == 200 {
 			t.Error("the conversation goes on after a refusal")
 		}
 	}
-	for name, f := range map[string]func(v *vm){
-		"unknown token": func(v *vm) {
+	for name, c := range map[string]struct {
+		f    func(v *vm)
+		want event.Reason
+		says string
+	}{
+		"unknown token": {func(v *vm) {
 			v.refused("POST", bootmsg.PathOpen, bootmsg.OpenRequest{Token: token.New(token.T1), VMKey: v.key})
-		},
-		"token of another kind": func(v *vm) {
+		}, event.TokenUnknown, ""},
+		"token of another kind": {func(v *vm) {
 			v.refused("POST", bootmsg.PathOpen, bootmsg.OpenRequest{Token: token.New(token.T2), VMKey: v.key})
-		},
-		"short key":     func(v *vm) { v.refused("POST", bootmsg.PathOpen, bootmsg.OpenRequest{Token: w.t1, VMKey: v.key[1:]}) },
-		"unknown field": func(v *vm) { v.refused("POST", bootmsg.PathOpen, []byte(`{"token":"","vm_key":"","x":1}`)) },
-		"duplicate key": func(v *vm) { v.refused("POST", bootmsg.PathOpen, []byte(`{"token":"","token":""}`)) },
-		"too large":     func(v *vm) { v.refused("POST", bootmsg.PathOpen, bytes.Repeat([]byte(" "), bootmsg.MaxMessage+1)) },
-		"attest first":  func(v *vm) { v.refused("POST", bootmsg.PathAttest, bootmsg.AttestRequest{}) },
-		"kernel first":  func(v *vm) { v.refused("GET", bootmsg.PathKernel, nil) },
-		"unique first":  func(v *vm) { v.refused("GET", bootmsg.PathUnique, nil) },
-		"done first":    func(v *vm) { v.refused("POST", bootmsg.PathDone, bootmsg.DoneRequest{}) },
-		"no such call":  func(v *vm) { v.refused("GET", "/", nil) },
-		"wrong method":  func(v *vm) { v.refused("GET", bootmsg.PathOpen, nil) },
-		"unopened kernel": func(v *vm) {
+		}, event.BadRequest, "without a T1"},
+		"short key":     {func(v *vm) { v.refused("POST", bootmsg.PathOpen, bootmsg.OpenRequest{Token: w.t1, VMKey: v.key[1:]}) }, event.BadRequest, "Ed25519"},
+		"unknown field": {func(v *vm) { v.refused("POST", bootmsg.PathOpen, []byte(`{"token":"","vm_key":"","x":1}`)) }, event.BadRequest, "unknown field"},
+		"duplicate key": {func(v *vm) { v.refused("POST", bootmsg.PathOpen, []byte(`{"token":"","token":""}`)) }, event.BadRequest, "duplicate key"},
+		"too large":     {func(v *vm) { v.refused("POST", bootmsg.PathOpen, bytes.Repeat([]byte(" "), bootmsg.MaxMessage+1)) }, event.BadRequest, "limit"},
+		"attest first":  {func(v *vm) { v.refused("POST", bootmsg.PathAttest, bootmsg.AttestRequest{}) }, event.BadRequest, "out of turn"},
+		"kernel first":  {func(v *vm) { v.refused("GET", bootmsg.PathKernel, nil) }, event.BadRequest, "before admission"},
+		"unique first":  {func(v *vm) { v.refused("GET", bootmsg.PathUnique, nil) }, event.BadRequest, "before admission"},
+		"done first":    {func(v *vm) { v.refused("POST", bootmsg.PathDone, bootmsg.DoneRequest{}) }, event.BadRequest, "before open"},
+		"no such call":  {func(v *vm) { v.refused("GET", "/", nil) }, event.BadRequest, "no such call"},
+		"wrong method":  {func(v *vm) { v.refused("GET", bootmsg.PathOpen, nil) }, event.BadRequest, "no such call"},
+		"unopened kernel": {func(v *vm) {
 			v.open()
 			v.refused("GET", bootmsg.PathKernel, nil)
-		},
-		"second open": func(v *vm) {
+		}, event.BadRequest, "before admission"},
+		"second open": {func(v *vm) {
 			v.open()
 			v.refused("POST", bootmsg.PathOpen, bootmsg.OpenRequest{Token: w.t1, VMKey: v.key})
-		},
-		"response unasked": func(v *vm) {
+		}, event.BadRequest, "second open"},
+		"response unasked": {func(v *vm) {
 			v.open()
 			v.refused("POST", bootmsg.PathAttest, bootmsg.AttestRequest{Response: []byte{1}})
-		},
-		"altered TPM response": func(v *vm) {
+		}, event.BadRequest, "out of turn"},
+		"altered TPM response": {func(v *vm) {
 			v.open()
 			v.measure()
 			if _, status := v.attest(func(r []byte) []byte { r[len(r)-1] ^= 1; return r }); status != 403 {
 				t.Errorf("status %d", status)
 			}
-		},
-		"unmeasured tunnel": func(v *vm) {
+		}, event.QuoteRefused, "TPM session"},
+		"unmeasured tunnel": {func(v *vm) {
 			v.open()
 			if _, status := v.attest(nil); status != 403 {
 				t.Errorf("status %d", status)
 			}
-		},
-		"done too early": func(v *vm) {
+		}, event.QuoteRefused, ""},
+		"done too early": {func(v *vm) {
 			v.open()
 			v.measure()
 			v.attest(nil)
 			v.refused("POST", bootmsg.PathDone, bootmsg.DoneRequest{})
-		},
-		"kernel twice": func(v *vm) {
+		}, event.BadRequest, "before everything was delivered"},
+		"kernel twice": {func(v *vm) {
 			v.open()
 			v.measure()
 			v.attest(nil)
 			v.ok("GET", bootmsg.PathKernel, nil, nil)
 			v.refused("GET", bootmsg.PathKernel, nil)
-		},
+		}, event.BadRequest, "a second time"},
 	} {
 		t.Run(name, func(t *testing.T) {
+			before := refused(c.want)
 			v := w.connect()
-			f(v)
+			c.f(v)
 			ended(v)
 			v.conn.Close()
+			w.orch.WaitEvent(name, func(e event.Event) bool {
+				return refused(c.want) == before+1 && e.Kind == "boot.refused" && e.Reason == c.want && strings.Contains(e.Detail["error"], c.says)
+			})
 		})
 	}
-	w.orch.WaitEvent("refusal with its reason", func(e event.Event) bool { return e.Kind == "boot.refused" && e.Reason == event.TokenUnknown })
 	for _, e := range w.orch.Events() {
 		for _, text := range e.Detail {
 			if bytes.Contains([]byte(text), []byte(w.t1.Reveal()[:12])) {

@@ -123,19 +123,19 @@ func (v *conversation) fail(err error) {
 	slog.Warn("boot refused", "from", v.source.String(), "reservation", v.opening.Reservation, "reason", string(reason), "err", err)
 	v.srv.events.Emit(event.Event{Kind: "boot.refused", Reservation: v.opening.Reservation, Reason: reason,
 		Detail: map[string]string{"from": v.source.String(), "error": truncated(err.Error())}})
-	v.tellEnd(reason)
+	v.tellEnd(reason, truncated(err.Error()))
 }
 
 // tellEnd reports an opened conversation's failure once, so that the orchestrator
 // need not wait for the deadline.
-func (v *conversation) tellEnd(reason event.Reason) {
+func (v *conversation) tellEnd(reason event.Reason, detail string) {
 	if v.told || v.opening.Reservation == "" {
 		return
 	}
 	v.told = true
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(v.ctx), reportEnd)
 	defer cancel()
-	err := v.srv.client.BootDone(ctx, wire.DoneRequest{Reservation: v.opening.Reservation, Reason: reason, Delivered: v.delivered})
+	err := v.srv.client.BootDone(ctx, wire.DoneRequest{Reservation: v.opening.Reservation, Reason: reason, Detail: detail, Delivered: v.delivered})
 	if err != nil {
 		slog.Warn("end of boot not reported", "reservation", v.opening.Reservation, "err", err)
 	}
@@ -198,7 +198,7 @@ func (v *conversation) ended() {
 	v.phase = finished
 	if !v.told {
 		slog.Warn("boot cut off", "from", v.source.String(), "reservation", v.opening.Reservation)
-		v.tellEnd(event.LoaderFailed)
+		v.tellEnd(event.LoaderFailed, "the connection was cut off")
 	}
 }
 

@@ -86,8 +86,6 @@ func TestNoBootIsResumed(t *testing.T) {
 	}
 }
 
-// TestMalformedRequestsAreTold: each ends its conversation, is told to the journal under
-// its reason, and is asked of nobody. The VM learns that it is refused, and no more.
 // TestNothingBeforeTheHandshake: data ahead of the handshake - TLS 1.3 early data, or a
 // record out of nowhere - ends the connection, and nobody reads it.
 func TestNothingBeforeTheHandshake(t *testing.T) {
@@ -151,6 +149,8 @@ func earlyHello(t *testing.T) []byte {
 	return hello
 }
 
+// TestMalformedRequestsAreTold: each ends its conversation, is told to the journal under
+// its reason, and is asked of nobody. The VM learns that it is refused, and no more.
 func TestMalformedRequestsAreTold(t *testing.T) {
 	w := newWorld(t)
 	v := w.connect()

@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -380,23 +381,27 @@ func TestTimeEndsTheTunnelWithoutTheOrchestrator(t *testing.T) {
 	w.vm.Blocked(w.t, a.Relay.String())
 }
 
+// TestAdmissionRefusals: each is refused by its own check, without a word of why to the VM,
+// and told to the journal once under its reason.
 func TestAdmissionRefusals(t *testing.T) {
 	w := newWorld(t)
-	refused := func(name string, cert tls.Certificate, in any) {
+	refused := func(name string, cert tls.Certificate, in any, want event.Reason, says string) {
 		t.Helper()
-		_, status, err := w.post("10.82.0.1:8443", agentmsg.PathAdmit, cert, in, &struct{}{})
-		if err == nil && status == 200 {
-			t.Errorf("%s: admitted", name)
+		before := w.told("admission.refused", want)
+		if _, status, err := w.post("10.82.0.1:8443", agentmsg.PathAdmit, cert, in, &struct{}{}); err != nil || status != http.StatusForbidden {
+			t.Errorf("%s: status %d, %v", name, status, err)
 		}
+		w.orch.WaitEvent(name, func(e event.Event) bool {
+			return w.told("admission.refused", want) == before+1 && e.Kind == "admission.refused" && e.Reason == want && strings.Contains(e.Detail["error"], says)
+		})
 	}
-	refused("another address", w.certificate(func(i *vmcert.Info) { i.Address = netip.MustParseAddr("10.82.0.11") }), w.request())
+	refused("another address", w.certificate(func(i *vmcert.Info) { i.Address = netip.MustParseAddr("10.82.0.11") }), w.request(), event.CertificateInvalid, "10.82.0.11")
 	bad := w.request()
 	bad.T3 = token.New(token.T2)
-	refused("wrong kind of token", w.certificate(), bad)
-	refused("no password", w.certificate(), agentmsg.AdmitRequest{T3: token.New(token.T3), User: "vm"})
-	refused("unknown field", w.certificate(), map[string]string{"t4": "x"})
-	refused("not the VMs' authority", w.orch.DMZ.Issue(upstreamtest.Leaf{ID: mtls.Identity{Role: mtls.VM, Name: reservation}}), w.request())
-	refused("no extension", w.vms.Issue(upstreamtest.Leaf{ID: mtls.Identity{Role: mtls.VM, Name: reservation}}), w.request())
+	refused("wrong kind of token", w.certificate(), bad, event.BadRequest, "T3")
+	refused("no password", w.certificate(), agentmsg.AdmitRequest{T3: token.New(token.T3), User: "vm"}, event.BadRequest, "password")
+	refused("unknown field", w.certificate(), map[string]string{"t4": "x"}, event.BadRequest, "t4")
+	refused("no extension", w.vms.Issue(upstreamtest.Leaf{ID: mtls.Identity{Role: mtls.VM, Name: reservation}}), w.request(), event.CertificateInvalid, "extension")
 	w.mu.Lock()
 	if w.admitted.User != "" {
 		t.Error("the orchestrator was asked")
@@ -415,18 +420,15 @@ func TestAdmissionRefusals(t *testing.T) {
 		}
 	}
 	say(func(r *wire.AdmitResponse) { r.PublicKey = make([]byte, 32) })
-	refused("another key", cert, w.request())
+	refused("another key", cert, w.request(), event.AdmissionRefused, "another VM, start, certificate or key")
 	say(func(r *wire.AdmitResponse) { r.Start = 2 })
-	refused("another start", cert, w.request())
+	refused("another start", cert, w.request(), event.AdmissionRefused, "another VM, start, certificate or key")
 	say(func(r *wire.AdmitResponse) { r.TTL = 0 })
-	refused("no time", cert, w.request())
+	refused("no time", cert, w.request(), event.AdmissionRefused, "another VM, start, certificate or key")
 	w.orch.Admit = func(wire.AdmitRequest) (wire.AdmitResponse, error) {
 		return wire.AdmitResponse{}, event.Refuse(event.CertificateRevoked, "revoked")
 	}
-	refused("orchestrator says no", cert, w.request())
-	w.orch.WaitEvent("reason", func(e event.Event) bool {
-		return e.Kind == "admission.refused" && e.Reason == event.CertificateRevoked && e.Reservation == reservation
-	})
+	refused("orchestrator says no", cert, w.request(), event.CertificateRevoked, "revoked")
 	w.orch.Publish(zone.Document{Zone: zone.Gateway, Epoch: 1, Revision: 1, Lease: time.Minute})
 	w.orch.WaitReport("no peer", live(1))
 }
@@ -441,10 +443,12 @@ func TestRelayTakesOnlyThePeersOwnCertificate(t *testing.T) {
 		"another serial":      w.certificate(),
 		"another start":       w.certificate(func(i *vmcert.Info) { i.Start = 2 }),
 	} {
+		before := w.told("agent.refused", event.CertificateInvalid)
 		_, status, err := w.post(a.Relay.String(), agentmsg.PathAgent, other, signed.Envelope{Payload: []byte("up")}, &signed.Envelope{})
 		if err != nil || status != 403 {
 			t.Errorf("%s: status %d, %v", name, status, err)
 		}
+		w.orch.WaitEvent(name, func(event.Event) bool { return w.told("agent.refused", event.CertificateInvalid) == before+1 })
 	}
 	// One VM's flood is its own trouble.
 	limited := false

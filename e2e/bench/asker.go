@@ -10,9 +10,12 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"time"
+	"unicode"
 
+	"foothold/internal/command"
 	"foothold/internal/config"
 	"foothold/lab"
 	"foothold/lab/control"
@@ -31,7 +34,9 @@ const (
 	firstLimit = time.Minute            // for a first answer
 	quoteLimit = 5 * time.Second        // of one quote: the TPM makes it
 	hostPort   = 8443
-	silence    = 3 * time.Second // after the last answer it is the last: longer than a TCP segment is sent again
+	goneLimit  = 3 * time.Minute      // for what is to go
+	lookPause  = 5 * time.Millisecond // between two listings of rules, each of which takes longer
+	silence    = 3 * time.Second      // after the last answer it is the last: longer than a TCP segment is sent again
 )
 
 // asker is this program, running in a place of the lab. A line asks for something; a
@@ -39,9 +44,11 @@ const (
 //
 //	first URL     the first answer's time
 //	last URL      the first answer's time and, when none has come for silence, the last one's
+//	gone URL      the first answer's time and that of the first look that finds nothing
 //
 // A URL is a page, or tcp://address, which answers by accepting, or quote://file, the
-// orchestrator's configuration, by which its host answers with a quote.
+// orchestrator's configuration, by which its host answers with a quote, or rules://address,
+// which the place's kernel answers for while its rules name the address.
 type asker struct {
 	in    *os.File
 	out   *bufio.Scanner
@@ -121,6 +128,12 @@ func askFromPlace(in io.Reader, out io.Writer) error {
 			time.Sleep(askPause)
 		}
 		last := tell(out, time.Now())
+		if what == "gone" {
+			if err := awaitGone(attempt); err != nil {
+				return fmt.Errorf("%s: %w", url, err)
+			}
+			tell(out, time.Now())
+		}
 		if what != "last" {
 			continue
 		}
@@ -133,6 +146,19 @@ func askFromPlace(in io.Reader, out io.Writer) error {
 		tell(out, last)
 	}
 	return nil
+}
+
+// awaitGone returns when an attempt has found that there is nothing any more. Another
+// failure is none of that.
+func awaitGone(attempt func() error) error {
+	for began := time.Now(); time.Since(began) < goneLimit; time.Sleep(lookPause) {
+		if err := attempt(); errors.Is(err, errGone) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+	}
+	return fmt.Errorf("it is still there after %s", goneLimit)
 }
 
 func tell(out io.Writer, t time.Time) time.Time {
@@ -155,6 +181,9 @@ func attempts(url string) (func() error, error) {
 	if file, ok := strings.CutPrefix(url, "quote://"); ok {
 		return quotes(file)
 	}
+	if address, ok := strings.CutPrefix(url, "rules://"); ok {
+		return func() error { return named(address) }, nil
+	}
 	web := &http.Client{Timeout: askLimit, Transport: &http.Transport{DialContext: dialer.DialContext}}
 	return func() error {
 		res, err := web.Get(url)
@@ -165,6 +194,30 @@ func attempts(url string) (func() error, error) {
 		_, err = io.Copy(io.Discard, res.Body)
 		return err
 	}, nil
+}
+
+// errGone says that the kernel's rules do not name an address any more.
+var errGone = errors.New("no rule names it")
+
+// named is nil while the kernel's own listing of the firewall's table has the address.
+func named(address string) error {
+	cmd, err := command.New(context.Background(), "nft", "list", "table", "inet", "foothold")
+	if err != nil {
+		return err
+	}
+	rules, err := command.Wait(cmd)
+	if err != nil {
+		return err
+	}
+	return namedIn(string(rules), address)
+}
+
+func namedIn(rules, address string) error {
+	words := strings.FieldsFunc(rules, func(r rune) bool { return unicode.IsSpace(r) || strings.ContainsRune(",/{}", r) })
+	if slices.Contains(words, address) {
+		return nil
+	}
+	return errGone
 }
 
 // quotes asks the lab's host as its orchestrator does.

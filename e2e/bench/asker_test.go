@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -46,6 +47,34 @@ func TestAskerTellsFirstAndLastAnswer(t *testing.T) {
 	end := began.Add(serves)
 	if !times[1].Before(end) || times[2].Before(times[1]) || times[2].After(end.Add(askLimit)) {
 		t.Errorf("first answer %s, last %s before the end", end.Sub(times[1]), end.Sub(times[2]))
+	}
+}
+
+func TestAskerWaitsForWhatGoes(t *testing.T) {
+	const rules = "elements = { 10.82.0.10 . 02:f0:00:00:00:01 . 10.81.0.20 . udp . 51820 timeout 1m,\n\t10.84.0.2/32 . tcp . 80 }"
+	for address, there := range map[string]bool{"10.82.0.10": true, "10.84.0.2": true, "10.81.0.20": true, "10.82.0.1": false, "10.84.0.22": false, "0.82.0.10": false} {
+		if err := namedIn(rules, address); (err == nil) != there || err != nil && !errors.Is(err, errGone) {
+			t.Errorf("%s: %v", address, err)
+		}
+	}
+	looks, broken := 0, errors.New("no listing")
+	if err := awaitGone(func() error {
+		if looks++; looks < 3 {
+			return nil
+		}
+		return fmt.Errorf("look: %w", errGone)
+	}); err != nil || looks != 3 {
+		t.Errorf("after %d looks: %v", looks, err)
+	}
+	if err := awaitGone(func() error { return broken }); !errors.Is(err, broken) {
+		t.Errorf("a look that failed: %v", err)
+	}
+}
+
+func TestClosingResults(t *testing.T) {
+	r := closingResults("then", []closing{{10, 20, 30}, {900, 1001, 2}})
+	if len(r) != 3 || r[0].Value != 900 || !*r[0].Met || r[1].Value != 1001 || *r[1].Met || r[2].Value != 30 || *r[2].Aim != aimRevoked {
+		t.Errorf("%+v", r)
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"foothold/internal/strictjson"
 	"foothold/protocol/token"
@@ -67,23 +68,45 @@ func ReadPlatform() (vmspec.Spec, token.Token, error) {
 	return Settings(settings, text)
 }
 
-// OpenChannel opens the virtio-serial port to the host.
-func OpenChannel() (*os.File, error) {
-	ports, err := os.ReadDir(portsDir)
-	if err != nil {
-		return nil, fmt.Errorf("find the channel to the host: %w", err)
-	}
-	for _, p := range ports {
-		name, err := os.ReadFile(filepath.Join(portsDir, p.Name(), "name"))
-		if err == nil && strings.TrimSpace(string(name)) == vmspec.ChannelPort {
-			f, err := os.OpenFile("/dev/"+p.Name(), os.O_RDWR, 0)
-			if err != nil {
-				return nil, fmt.Errorf("open the channel to the host: %w", err)
+// The host's device names its ports after the driver has been loaded, in messages of its
+// own (Virtual I/O Device Version 1.2, section 5.3.6.2): on a busy host later than the
+// first look.
+const (
+	channelWithin = 10 * time.Second
+	channelLook   = 10 * time.Millisecond // between two looks
+)
+
+// OpenChannel opens the virtio-serial port to the host, once it is there.
+func OpenChannel() (*os.File, error) { return openChannel(portsDir, "/dev") }
+
+func openChannel(ports, devices string) (*os.File, error) {
+	for end := time.Now().Add(channelWithin); ; time.Sleep(channelLook) {
+		name, err := channelPort(ports)
+		if err == nil {
+			var f *os.File
+			if f, err = os.OpenFile(filepath.Join(devices, name), os.O_RDWR, 0); err == nil {
+				return f, nil
 			}
-			return f, nil
+		}
+		if time.Now().After(end) {
+			return nil, fmt.Errorf("open the channel to the host: %w", err)
 		}
 	}
-	return nil, errors.New("the platform has no channel to the host")
+}
+
+// channelPort is the name of the port's device.
+func channelPort(ports string) (string, error) {
+	list, err := os.ReadDir(ports)
+	if err != nil {
+		return "", err
+	}
+	for _, p := range list {
+		name, err := os.ReadFile(filepath.Join(ports, p.Name(), "name"))
+		if err == nil && strings.TrimSpace(string(name)) == vmspec.ChannelPort {
+			return p.Name(), nil
+		}
+	}
+	return "", fmt.Errorf("the platform has none: no port of %s is named %s", ports, vmspec.ChannelPort)
 }
 
 // Kexec loads a kernel for [Jump] (kexec_file_load(2)).

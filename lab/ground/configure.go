@@ -77,7 +77,7 @@ func (m *maker) orchestratorConfig() orchestrator.Config {
 		HostTLS:     tls("host", m.Tenant("tls", "provider-ca.crt")),
 
 		Inventory: m.Tenant("inventory.json"), InventoryKey: signingkey.Public(m.inventoryKey), TPMRoots: m.Tenant("tpm-roots.pem"),
-		Platform: m.Tenant("platform.json"), PlatformKey: signingkey.Public(m.platformKey), HostLost: "close",
+		Platform: m.Tenant("platform.json"), PlatformKey: signingkey.Public(m.platformKey), HostLost: "close", QuoteRefused: "close",
 		ComponentKey: signingkey.Public(m.componentKey),
 
 		Boot: orchestrator.Boot{Address: at(lab.BootServer, lab.DMZLAN, bootPort), ServerName: bootDNS, CA: ca(authority.Boot)},

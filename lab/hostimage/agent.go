@@ -55,7 +55,7 @@ func agentConfig() host.Config {
 		Name: HostName, State: stateDir, Listen: AgentAddress(),
 		TLS:     mtls.Files{Cert: filepath.Join(TLSDir, "host.crt"), Key: filepath.Join(TLSDir, "host.key"), CA: filepath.Join(TLSDir, "tenant-ca.crt")},
 		Tenants: []host.Tenant{{Identity: Orchestrator, Tenant: "acme"}}, TPM: TPMDevice,
-		FirmwareLog: logs.Firmware, KernelList: logs.Kernel, Inventory: InventoryFile, InventoryKey: signingkey.Public(Provider()),
+		FirmwareLog: logs.Firmware, KernelList: logs.Kernel, UserspaceLog: measure.SystemdLog, Inventory: InventoryFile, InventoryKey: signingkey.Public(Provider()),
 		QEMU: at("qemu"), BIOS: at("bios"), LoaderKernel: at("loader-kernel"), LoaderInitramfs: at("loader-initramfs"),
 		Bridge: "cloud0", Accel: "kvm",
 	}
@@ -77,3 +77,7 @@ func writeAgent(tree string) error {
 	}
 	return nil
 }
+
+// Phases are the words that the first process measures as systemd does, and logs as it does,
+// before the agent runs: those of a boot that has left its initramfs.
+var Phases = []string{"enter-initrd", "leave-initrd", "sysinit"}

@@ -23,6 +23,7 @@
 //	7    SecureBoot, PK, KEK, db, dbx, separator
 //	9    the kernel's command line and the initramfs, by the kernel's own EFI stub
 //	11   .linux, .osrel, .cmdline, .initrd: each section's name, then its content
+//	     then the phases of the boot, by the first process in systemd's place
 //	10   boot_aggregate over registers 0 to 9, then files, by IMA
 //
 // Registers 12 to 14 stay zero: a command line, credentials or extensions from outside
@@ -70,7 +71,8 @@ type Image struct {
 	Firmware  string // OVMF's code
 	Variables string // OVMF's empty variable store, to be copied
 	ESP       string // folder of the EFI system partition's files
-	Disk      string // erofs
+	Root      string // folder of the OS disk's files
+	Disk      string // erofs, of Root
 }
 
 // UKI is the path of the unified kernel image.
@@ -94,12 +96,16 @@ func Build(ctx context.Context, o Options) (Image, error) {
 		Firmware:  filepath.Join(ovmf, "usr/share/OVMF/OVMF_CODE_4M.fd"),
 		Variables: filepath.Join(ovmf, "usr/share/OVMF/OVMF_VARS_4M.fd"),
 		ESP:       filepath.Join(o.Dir, "esp"),
+		Root:      filepath.Join(o.Dir, "os"),
 		Disk:      filepath.Join(o.Dir, "os.erofs"),
 	}
 	if err := o.writeUKI(kernel, filepath.Join(stub, "usr/lib/systemd/boot/efi/linuxx64.efi.stub"), image.UKI()); err != nil {
 		return Image{}, err
 	}
-	return image, o.writeDisk(ctx, kernel, image.Disk)
+	if err := o.writeRoot(kernel, image.Root); err != nil {
+		return Image{}, fmt.Errorf("make OS disk: %w", err)
+	}
+	return image, command.Run(ctx, "mkfs.erofs", "--quiet", "-T0", "-U00000000-0000-4000-8000-000000000001", "--all-root", image.Disk, image.Root)
 }
 
 // writeUKI puts kernel, initramfs and command line behind the stub.
@@ -132,22 +138,14 @@ func (o *Options) writeUKI(kernel *bootimage.Kernel, stubFile, path string) erro
 	return durable.WriteFile(path, uki, 0o644)
 }
 
-// writeDisk makes the OS disk.
-func (o *Options) writeDisk(ctx context.Context, kernel *bootimage.Kernel, path string) error {
-	tree, err := os.MkdirTemp(o.Dir, "os-")
-	if err != nil {
-		return fmt.Errorf("make OS disk: %w", err)
-	}
-	defer os.RemoveAll(tree)
+// writeRoot writes the OS disk's files.
+func (o *Options) writeRoot(kernel *bootimage.Kernel, tree string) error {
 	modules := filepath.Join(tree, "modules")
-	err = errors.Join(os.Chmod(tree, 0o755), os.Mkdir(modules, 0o755), copyFile(filepath.Join(tree, "foothold-host"), o.Agent, 0o755))
+	err := errors.Join(os.Mkdir(tree, 0o755), os.Chmod(tree, 0o755), os.Mkdir(modules, 0o755), copyFile(filepath.Join(tree, "foothold-host"), o.Agent, 0o755))
 	for _, name := range o.Modules {
 		err = errors.Join(err, copyFile(filepath.Join(modules, filepath.Base(name)), filepath.Join(kernel.Modules(), "kernel", name), 0o644))
 	}
-	if err = errors.Join(err, writeAgent(tree)); err != nil {
-		return fmt.Errorf("make OS disk: %w", err)
-	}
-	return command.Run(ctx, "mkfs.erofs", "--quiet", "-T0", "-U00000000-0000-4000-8000-000000000001", "--all-root", path, tree)
+	return errors.Join(err, writeAgent(tree))
 }
 
 func copyFile(to, from string, perm os.FileMode) error {

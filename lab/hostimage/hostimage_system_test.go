@@ -30,7 +30,10 @@ import (
 	"foothold/protocol/imalog"
 	"foothold/protocol/inventory"
 	"foothold/protocol/pcr"
+	"foothold/protocol/platform"
+	"foothold/protocol/systemdlog"
 	"foothold/protocol/tcglog"
+	"foothold/tenant/reference"
 
 	"github.com/google/go-tpm/tpm2"
 )
@@ -67,6 +70,7 @@ func program(t *testing.T, pkg string) string {
 
 // boot is what one machine showed, read and replayed.
 type boot struct {
+	image    hostimage.Image
 	firmware []byte
 	events   []tcglog.Event
 	files    []imalog.Entry
@@ -125,7 +129,7 @@ func (b *bench) run(t *testing.T, name string, o hostimage.Options) boot {
 	b.keep(t, name, entry, run.Answer.Served, answer.Platform)
 	t.Logf("%s: answered after %.1f s; firmware's log has %d bytes, kernel's list %d", name, run.Took.Seconds(), len(answer.Platform.Firmware), len(answer.Platform.Kernel))
 	result := replay(t, answer.Platform)
-	result.entry, result.answer, result.alone = entry, answer, alone
+	result.image, result.entry, result.answer, result.alone = image, entry, answer, alone
 	result.quoted(t, entry, answer.Quote, nonce)
 	result.names(t, "/host/foothold-host", o.Agent)
 	for _, m := range o.Modules {
@@ -173,6 +177,13 @@ func replay(t *testing.T, p evidence.Platform) boot {
 	b := boot{firmware: p.Firmware, events: firmware.Events, files: kernel.Entries, regs: map[int]digest.SHA256{}}
 	for i, v := range values {
 		b.regs[i] = digest.SHA256(v)
+	}
+	phases, err := systemdlog.Parse(p.Userspace)
+	if err != nil || len(phases) != len(hostimage.Phases) {
+		t.Errorf("the system's log has %d records, want one a phase: %v", len(phases), err)
+	}
+	for _, r := range phases {
+		b.regs[r.PCR] = pcr.Extend(b.regs[r.PCR], r.SHA256)
 	}
 	// The kernel's first entry is over registers 0 to 9 (security/integrity/ima/ima_crypto.c).
 	h := sha256.New()
@@ -301,6 +312,7 @@ func TestHost(t *testing.T) {
 	if tenant.judge(t, question("another"), good.entry, good.answer).Good() {
 		t.Error("an answer to another question was accepted")
 	}
+	others := map[string]boot{}
 	for _, c := range []struct {
 		name          string
 		change        func(*hostimage.Options)
@@ -316,6 +328,7 @@ func TestHost(t *testing.T) {
 			o := b.options
 			c.change(&o)
 			other := b.run(t, c.name, o)
+			others[c.name] = other
 			if got := changedEvents(t, good, other); !slices.Equal(got, c.events) {
 				t.Errorf("firmware's log differs in %q, want %q", got, c.events)
 			}
@@ -330,6 +343,43 @@ func TestHost(t *testing.T) {
 				t.Error("the same firmware and UKI gave another log")
 			}
 		})
+	}
+	t.Run("files", func(t *testing.T) { b.ofFiles(t, good, others) })
+}
+
+// ofFiles makes reference values of the good host's files, with the firmware's part from one
+// that booted another image: they accept the good host, whose logs they never saw, and refuse
+// the others.
+func (b *bench) ofFiles(t *testing.T, good boot, others map[string]boot) {
+	uki, err := os.ReadFile(good.image.UKI())
+	check(t, err)
+	files, err := reference.Files(good.image.Root, hostimage.Root, nil)
+	check(t, err)
+	release := reference.Release{UKI: uki, Files: files}
+	tenant := tenantBy(t, b, good.entry, func(doc *platform.Manifest) error {
+		for _, word := range hostimage.Phases {
+			doc.Userspace = append(doc.Userspace, platform.Text{PCR: platform.PhaseRegister, Text: word})
+		}
+		return release.Add(doc, others["argument"].firmware)
+	})
+	if err := tenant.judge(t, question("good"), good.entry, good.answer).Err(); err != nil {
+		t.Errorf("the good host: %v", err)
+	}
+	for name, says := range map[string]string{"agent": `file "/host/foothold-host"`, "argument": ".cmdline, PCR 11", "module": `file "/host/modules/dummy.ko"`} {
+		verdict := tenant.judge(t, question(name), others[name].entry, others[name].answer)
+		if verdict.Good() || !strings.Contains(verdict.Err().Error(), says) {
+			t.Errorf("%s: the verdict does not say %q: %v", name, says, verdict.Findings)
+		}
+	}
+	// Without its log the same host is judged by the phases that the values name.
+	good.answer.Platform.Userspace = nil
+	if err := tenant.judge(t, question("good"), good.entry, good.answer).Err(); err != nil {
+		t.Errorf("the good host without a system's log: %v", err)
+	}
+	none := tenantBy(t, b, good.entry, func(doc *platform.Manifest) error { return release.Add(doc, good.firmware) })
+	verdict := none.judge(t, question("good"), good.entry, good.answer)
+	if verdict.Good() || !strings.Contains(verdict.Err().Error(), `registers: the host's system has measured boot phase "enter-initrd", PCR 11, then`) {
+		t.Errorf("phases that nobody named: %v", verdict.Findings)
 	}
 }
 

@@ -57,13 +57,19 @@ func policy() verify.Policy {
 // `foothold platform manifest create` does, and an inventory with that host.
 func newTenant(t *testing.T, b *bench, entry inventory.Host, good evidence.Platform) tenant {
 	t.Helper()
+	return tenantBy(t, b, entry, func(doc *platform.Manifest) error { return reference.Add(doc, good) })
+}
+
+// tenantBy has reference values that fill makes.
+func tenantBy(t *testing.T, b *bench, entry inventory.Host, fill func(*platform.Manifest) error) tenant {
+	t.Helper()
 	now := time.Now()
 	_, key, err := ed25519.GenerateKey(rand.Reader)
 	check(t, err)
 	public := key.Public().(ed25519.PublicKey)
 	doc := platform.Manifest{Name: entry.Software, Profile: platform.Production, ValidFrom: now.Add(-time.Hour), ValidUntil: now.Add(time.Hour)}
 	doc.Firmware.BIOS, doc.Firmware.LoaderKernel, doc.Firmware.LoaderInitramfs = digest.Of([]byte("bios")), digest.Of([]byte("kernel")), digest.Of([]byte("initramfs"))
-	check(t, reference.Add(&doc, good))
+	check(t, fill(&doc))
 	env, err := reference.Sign(key, encoded(t, doc))
 	check(t, err)
 	values, err := verify.ParsePlatform(encoded(t, env), public, platform.Production, now)

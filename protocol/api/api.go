@@ -157,7 +157,7 @@ type Evidence struct {
 	Verdicts []Verdict `json:"verdicts"`
 }
 
-// Verdict is a decision on one quote.
+// Verdict is a decision on one quote, or a refusal while one was awaited.
 type Verdict struct {
 	Role     string        `json:"role"`
 	Host     string        `json:"host"`
@@ -167,6 +167,8 @@ type Verdict struct {
 	Record   digest.SHA256 `json:"record"`   // SHA-256 of what it rests on
 	Digest   digest.SHA256 `json:"digest"`   // names it
 	Kept     bool          `json:"kept"`     // its bundle is there; of a VM that computes for long, older ones of role watch are not
+	// Unjudged: it refused before there was a quote to judge; role is that of the quote.
+	Unjudged bool `json:"unjudged,omitempty"`
 }
 
 // JournalEntry is one entry of the hash-chained journal.
@@ -301,7 +303,7 @@ type Alert struct {
 // What was done about a VM that an alert is of.
 const (
 	ActionNone       = "none"       // it runs on; its host's next quote decides
-	ActionClosed     = "closed"     // its network and its instance are gone, its volume is kept for the next start
+	ActionClosed     = "closed"     // its network is gone, and its instance but after a refused quote; its volume is kept for the next start
 	ActionTerminated = "terminated" // it has ended
 )
 

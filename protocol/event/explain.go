@@ -74,7 +74,7 @@ func Explanations() map[Reason]Explanation {
 		SSHFailed:          {"the unlock channel to the VM could not be established or broke", "see `foothold vm logs NAME` and the firewalls' drops in `foothold events`"},
 		AuditFailed:        {"the machine holds something that should not be there, or lacks something; each is listed", "read the findings; if they are meant, build the template's expectations anew"},
 		HandoverFailed:     {"the VM could not use what it was handed", "see `foothold vm logs NAME`"},
-		DiskRefused:        {"a disk header is not what the guest accepts", "see `foothold vm logs NAME`; a header never comes from the provider's storage"},
+		DiskRefused:        {"a disk or its header is not what the guest accepts: altered, another one, or of another form", "see `foothold vm logs NAME` for which; headers never come from the provider's storage, disks do: ask it what became of that one"},
 		CertificateInvalid: {"the VM's certificate was not issued for this, or has expired", "create the VM again; if it recurs, somebody tries a foreign certificate"},
 		CertificateRevoked: {"the VM's certificate was revoked", "look for who still uses it: the VM that it was issued to has ended"},
 		CredentialsWrong:   {"user name or password at the gateway are wrong", "look for who tries: only the VM itself was told them"},

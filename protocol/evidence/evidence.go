@@ -76,4 +76,7 @@ type Platform struct {
 	// files that the kernel measured (protocol/imalog), each as the kernel gives it.
 	Firmware []byte `json:"firmware,omitempty"`
 	Kernel   []byte `json:"kernel,omitempty"`
+	// Userspace is the log of what the host's system measured once the kernel ran
+	// (protocol/systemdlog); absent where it keeps none.
+	Userspace []byte `json:"userspace,omitempty"`
 }

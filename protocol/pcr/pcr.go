@@ -9,7 +9,8 @@
 //	       launcher that stands for it
 //	11-14  systemd-stub and -boot          unified kernel image, its parameters
 //	16     foothold-host, for one VM       firmware, loader kernel, loader initramfs, settings of the VM
-//	17-18  the processor's dynamic launch  what was launched; all ones where there was none
+//	17-22  the processor's dynamic launch  what was launched and what that measured; all ones
+//	       and what it launched            where there was none
 //	23     foothold-host, for one VM       the tunnel between that VM and the boot server
 //
 // 16 and 23 reset at locality 0 (TCG PC Client Platform TPM Profile, "PCR
@@ -34,7 +35,13 @@ const (
 
 // Static lists the registers that say what a host runs. They change only with a
 // host boot (10 grows while a host runs new files).
-var Static = []int{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 17, 18}
+var Static = append([]int{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14}, Dynamic...)
+
+// Launch is the register that a dynamic launch itself extends, from locality 4, which no
+// program has; Dynamic are all that it resets, from ones to zeros.
+const Launch = 17
+
+var Dynamic = []int{Launch, 18, 19, 20, 21, 22}
 
 // BootSelection lists the registers that a boot quote must cover, no more and no fewer,
 // in ascending order.
@@ -97,7 +104,7 @@ func Values(selection []int, regs map[int]digest.SHA256) []byte {
 // untouched is a register's value after a host boot: zeros, and ones in those that only a
 // dynamic launch resets (TCG PC Client Platform TPM Profile, "PCR Attributes").
 func untouched(index int) digest.SHA256 {
-	if index >= 17 && index <= 22 {
+	if slices.Contains(Dynamic, index) {
 		return digest.SHA256(bytes.Repeat([]byte{0xff}, sha256.Size))
 	}
 	return digest.SHA256{}

@@ -4,6 +4,7 @@
 package platform
 
 import (
+	"fmt"
 	"time"
 
 	"foothold/protocol/digest"
@@ -18,13 +19,14 @@ const (
 
 // Manifest is the payload of a signed envelope with label signed.Platform.
 type Manifest struct {
-	Name       string          `json:"name"`           // release, for people
-	Profile    string          `json:"profile"`        //
-	ValidFrom  time.Time       `json:"valid_from"`     //
-	ValidUntil time.Time       `json:"valid_until"`    //
-	Boot       []Event         `json:"boot,omitempty"` // production: what firmware and boot loader measure, register by register
-	Files      []File          `json:"files"`          // measured into PCR 10: in a lab these, in this order; in production any of these
-	Firmware   vmspec.Firmware `json:"firmware"`       // what the platform's VMs start with
+	Name       string          `json:"name"`                // release, for people
+	Profile    string          `json:"profile"`             //
+	ValidFrom  time.Time       `json:"valid_from"`          //
+	ValidUntil time.Time       `json:"valid_until"`         //
+	Boot       []Event         `json:"boot,omitempty"`      // production: what firmware and boot loader measure, register by register
+	Userspace  []Text          `json:"userspace,omitempty"` // production: what the host's system measures once the kernel runs
+	Files      []File          `json:"files"`               // measured into PCR 10: in a lab these, in this order; in production any of these
+	Firmware   vmspec.Firmware `json:"firmware"`            // what the platform's VMs start with
 }
 
 // File is one measured file of the platform. In production Name is its path, and several
@@ -44,3 +46,33 @@ type Event struct {
 	// Type is what kind of event it is (tcglog.Type), by the word of whoever signs; 0: not said.
 	Type uint32 `json:"type,omitempty"`
 }
+
+// Text is what the host's system (systemd) measures once the kernel runs: the phases that a
+// boot has reached, and what else it puts into words. The register is extended by the
+// text's digest. The texts of a register come in their order, and a host has come to any
+// point of them: the quote shows to which.
+type Text struct {
+	PCR  int    `json:"pcr"`
+	Text string `json:"text"` // "enter-initrd"
+}
+
+// PhaseRegister is the one into which systemd measures the phases of a boot.
+const PhaseRegister = 11
+
+// Digest is what the register is extended by.
+func (t Text) Digest() digest.SHA256 { return digest.Of([]byte(t.Text)) }
+
+// Component is what is measured, for people.
+func (t Text) Component() string {
+	if t.PCR == PhaseRegister {
+		return fmt.Sprintf("boot phase %q", t.Text)
+	}
+	return fmt.Sprintf("the system's text %q", t.Text)
+}
+
+// MaxTexts bounds a manifest's texts.
+const MaxTexts = 32
+
+// UserspaceRegisters are those that a host's system may extend once the kernel runs:
+// firmware's are closed by then, and register 10 is the kernel's.
+var UserspaceRegisters = []int{8, 9, 11, 12, 13, 14}

@@ -202,8 +202,9 @@ func (l *Log) take(e Event) error {
 
 // Replay gives the registers that the log leads to in one bank. They begin with zeros,
 // register 0 with the startup locality. So do 17 to 22: a log has events of those only
-// after a dynamic launch, which resets them from ones to zeros. Registers without an event
-// are absent. Every event must have a digest of the bank.
+// after a dynamic launch, which resets all of them from ones to zeros, and extends 17 first.
+// Registers without an event are absent, but those that the launch has reset. Every event
+// must have a digest of the bank.
 func (l *Log) Replay(b Bank) (map[int][]byte, error) {
 	h, ok := b.Hash()
 	if !ok {
@@ -211,6 +212,14 @@ func (l *Log) Replay(b Bank) (map[int][]byte, error) {
 	}
 	sum, values := h.New(), [registers][]byte{}
 	for _, e := range l.Events {
+		if isDynamic(e.PCR) && values[launchRegister] == nil {
+			if e.PCR != launchRegister {
+				return nil, fmt.Errorf("firmware log: event %d extends register %d before a dynamic launch, which extends %d", e.Number, e.PCR, launchRegister)
+			}
+			for i := launchRegister; isDynamic(i); i++ {
+				values[i] = make([]byte, h.Size())
+			}
+		}
 		d := e.Digest(b)
 		if d == nil {
 			return nil, fmt.Errorf("firmware log: event %d has no digest of %v", e.Number, b)
@@ -253,6 +262,12 @@ func (l *Log) ByRegister() map[int][]Event {
 	}
 	return by
 }
+
+// Registers that a dynamic launch resets (TCG PC Client Platform TPM Profile, "PCR
+// Attributes"); it extends the first.
+const launchRegister, lastDynamic = 17, 22
+
+func isDynamic(register int) bool { return register >= launchRegister && register <= lastDynamic }
 
 // bank is an algorithm of the header with its digests' size in bytes.
 type bank struct {

@@ -208,17 +208,25 @@ func TestBothBanksReplay(t *testing.T) {
 			0:  chain(3, crtm.sum(bank)),
 			12: chain(0, ipl.sum(bank), ipl.sum(bank)),
 			17: chain(0, tboot.sum(bank)),
+			18: chain(0), 22: chain(0), // the launch has reset them
 		} {
 			if !bytes.Equal(values[pcr], want) {
 				t.Errorf("%v: register %d replays to %x, want %x", bank, pcr, values[pcr], want)
 			}
 		}
-		if len(values) != 3 {
+		if len(values) != 8 {
 			t.Errorf("%v: %d registers", bank, len(values))
 		}
 		if !l.Events[0].Authentic(bank) {
 			t.Errorf("%v: data with their own digest are not authentic", bank)
 		}
+	}
+	early, err := Parse(write(both, ipl, entry{pcr: 18, typ: 0x401, data: []byte("x")}, tboot))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if values, err := early.Replay(SHA256); err == nil {
+		t.Errorf("register 18 was extended before there was a launch: %v", values)
 	}
 	if _, err := l.Replay(sha1Bank); err == nil {
 		t.Error("SHA-1 registers were replayed")

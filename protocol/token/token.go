@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"log/slog"
+	"regexp"
 
 	"foothold/protocol/digest"
 )
@@ -69,6 +70,12 @@ func Parse(k Kind, text string) (Token, error) {
 	}
 	return Token{text}, nil
 }
+
+// inText is the form of a token within other bytes; kind and checksum are not looked at.
+var inText = regexp.MustCompile(`fht[123]_[A-Za-z0-9_-]{43}[0-9a-f]{8}`)
+
+// Within reports whether something that looks like a token stands anywhere in data.
+func Within(data []byte) bool { return inText.Match(data) }
 
 func checksum(body string) string { return fmt.Sprintf("%08x", crc32.ChecksumIEEE([]byte(body))) }
 

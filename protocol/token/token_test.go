@@ -78,3 +78,12 @@ func TestJSON(t *testing.T) {
 		t.Fatal("accepted a malformed token")
 	}
 }
+
+func TestWithin(t *testing.T) {
+	text := New(T2).Reveal()
+	for data, want := range map[string]bool{text: true, "x" + text + "y": true, text[1:]: false, text[:len(text)-1]: false, "fht2_": false, "": false} {
+		if Within([]byte(data)) != want {
+			t.Errorf("%d bytes: want %v", len(data), want)
+		}
+	}
+}

@@ -40,6 +40,9 @@ const (
 	PathEvents       = "/v1/events"
 )
 
+// MaxDetail bounds a failure's detail in bytes. It holds no secret.
+const MaxDetail = 512
+
 // MaxMessage bounds a message in bytes.
 const MaxMessage = 4 << 20
 
@@ -86,6 +89,7 @@ type VerdictResponse struct {
 type DoneRequest struct {
 	Reservation string              `json:"reservation"`
 	Reason      event.Reason        `json:"reason,omitempty"` // absent: everything was delivered
+	Detail      string              `json:"detail,omitempty"` // of a failure, at most MaxDetail bytes
 	Delivered   []bootmsg.Component `json:"delivered,omitempty"`
 }
 

@@ -213,7 +213,7 @@ func (a *Agent) unmeasured() string {
 }
 
 func (a *Agent) kernelLogs() measure.Logs {
-	return measure.Logs{Firmware: a.conf.FirmwareLog, Kernel: a.conf.KernelList}
+	return measure.Logs{Firmware: a.conf.FirmwareLog, Kernel: a.conf.KernelList, Userspace: a.conf.UserspaceLog}
 }
 
 // platform gives the host's logs, as they are now. What answers with a quote calls it after

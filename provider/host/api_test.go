@@ -417,6 +417,7 @@ func TestConfigIsChecked(t *testing.T) {
 		"no log":        func(c *Config) { c.Log = "" },
 		"both logs":     func(c *Config) { c.FirmwareLog, c.KernelList = "f", "k" },
 		"half a log":    func(c *Config) { c.Log, c.FirmwareLog = "", "f" },
+		"a third log":   func(c *Config) { c.UserspaceLog = "u" },
 	} {
 		c := good
 		change(&c)

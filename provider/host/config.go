@@ -36,6 +36,10 @@ type Config struct {
 	// read them, and the kernel's policy must measure what that user reads.
 	FirmwareLog string `yaml:"firmware_log,omitempty"`
 	KernelList  string `yaml:"kernel_list,omitempty"`
+	// UserspaceLog is the log of what the host's systemd measures (from 254), beside the two:
+	// /run/log/systemd/tpm2-measure.log. Without it only the reference values say what a
+	// system may have measured. The agent's user must be able to read it.
+	UserspaceLog string `yaml:"userspace_log,omitempty"`
 	// Inventory is the provider's signed inventory, served as it is. This host's TPM keys
 	// are taken from its entry.
 	Inventory string `yaml:"inventory"`
@@ -89,6 +93,8 @@ func (c *Config) check() (limits, error) {
 	switch {
 	case (c.Log == "") == (c.FirmwareLog == "") || (c.FirmwareLog == "") != (c.KernelList == ""):
 		return limits{}, errors.New("configuration: want either log, which a lab's launcher left, or firmware_log and kernel_list")
+	case c.UserspaceLog != "" && c.FirmwareLog == "":
+		return limits{}, errors.New("configuration: userspace_log: it goes with firmware_log and kernel_list")
 	case !vmspec.ValidName(c.Name):
 		return limits{}, errors.New("configuration: name: want a lower-case DNS label")
 	case !c.Listen.IsValid():

@@ -69,6 +69,10 @@ func TestAgentGivesTheKernelsLogs(t *testing.T) {
 	w := newWorld(t, nil)
 	w.kernelMeasures(w.platformFiles()...)
 	w.kernelMeasured("/etc/foothold/host.yaml", w.sum)
+	w.conf.UserspaceLog = filepath.Join(w.t.TempDir(), "system")
+	if err := os.WriteFile(w.conf.UserspaceLog, []byte("a system's log"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	w.run()
 	c := w.client("acme-orchestrator")
 	var answer hostapi.QuoteResponse
@@ -78,7 +82,7 @@ func TestAgentGivesTheKernelsLogs(t *testing.T) {
 		c.ok("POST", "/v1/quote", hostapi.QuoteRequest{QualifyingData: digest.Of([]byte("nonce"))}, &answer)
 	}
 	quote()
-	if string(answer.Platform.Firmware) != "a firmware's log" || answer.Platform.Log != nil {
+	if string(answer.Platform.Firmware) != "a firmware's log" || string(answer.Platform.Userspace) != "a system's log" || answer.Platform.Log != nil {
 		t.Errorf("beside a quote: %+v", answer.Platform)
 	}
 	first := len(answer.Platform.Kernel)

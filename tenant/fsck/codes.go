@@ -19,6 +19,7 @@ const (
 	UnderWay     Code = "under-way"
 	CleanUp      Code = "clean-up"
 	StartPending Code = "start-pending"
+	VMClosed     Code = "vm-closed"
 
 	VolumeKeyMissing      Code = "volume-key-missing"
 	VolumeKeyUnexpected   Code = "volume-key-unexpected"
@@ -72,6 +73,7 @@ func Codes() map[Code]Meaning {
 		UnderWay:     {"a VM is in a phase that ends by itself, or was asked to stop", "`foothold vm explain NAME`; past its time, see the orchestrator's log: `foothold lab logs orchestrator`"},
 		CleanUp:      {"a host has not confirmed yet that a VM is gone", "it is asked again and again; past its time, check the host: `foothold host list`"},
 		StartPending: {"a stopped VM is to start again", "`foothold vm explain NAME`; past its time, see the orchestrator's log"},
+		VMClosed:     {"a refused quote has closed a VM: it is stopped, and its instance kept for whoever looks into it", "`foothold vm explain NAME`; then `foothold vm stop NAME`, which has the instance destroyed, `foothold vm start NAME` or `foothold vm delete NAME`"},
 
 		VolumeKeyMissing:      {"the vault lacks the key of a VM's volume", "restore the vault from its backup: without the key the volume's data is lost"},
 		VolumeKeyUnexpected:   {"the vault has the key of a volume that is erased or was never made", "if the ledger was not restored from an older backup, take `volume-ID.sealed` out of the vault's folder: erased data could be read with it"},

@@ -198,6 +198,8 @@ func (c *check) motion() {
 	for _, r := range c.Ledger.Reservations {
 		late := r.Deadline.Add(c.Limits.Sweep)
 		switch {
+		case r.Closed():
+			add(&c.Notes, VMClosed, vm(r), "an operator looks into it", "its instance is kept at host "+r.Host+", without a network", time.Time{})
 		case leaving(r):
 			c.under(CleanUp, vm(r), "host "+r.Host+" confirms that it is gone", "it has not yet", c.Ended[r.ID].Add(c.Limits.CleanUp))
 		case !r.Live():

@@ -2,7 +2,7 @@
 // quotes, templates. Nothing that a host says is believed for more than the host's
 // word; what must be proved comes in quotes.
 //
-// Errors are *event.Refusal: host-refused with the host's own reason in the detail
+// Errors are *event.Refusal, or wrap one: host-refused with the host's own reason in the detail
 // when it answered no, unknown-vm when it does not know the VM, host-unreachable when
 // no answer came. Every answer is bounded
 // and decoded strictly. Calls are idempotent at the host, so a caller may repeat one.
@@ -29,6 +29,7 @@ import (
 	"foothold/protocol/evidence"
 	"foothold/protocol/hostapi"
 	"foothold/protocol/imalog"
+	"foothold/protocol/systemdlog"
 	"foothold/protocol/tcglog"
 )
 
@@ -42,7 +43,7 @@ const (
 	maxConsole   = 2 << 20
 	// of a platform's logs: a launcher's MaxEvents entries, or those of firmware and kernel
 	// in base64, and a quote. What comes compressed is bounded as it is unpacked.
-	maxLog = 2<<20 + (tcglog.MaxSize+imalog.MaxSize)*4/3
+	maxLog = 2<<20 + (tcglog.MaxSize+imalog.MaxSize+systemdlog.MaxSize)*4/3
 )
 
 // nameSuffix completes a host's name to the DNS name in its certificate.
@@ -232,10 +233,39 @@ func (c *Client) do(req *http.Request, out any, most int64) error {
 		io.Copy(io.Discard, io.LimitReader(resp.Body, most)) // so that the connection can serve again
 		return nil
 	}
-	if err := strictjson.Read(resp.Body, most, out); err != nil {
-		return event.Refuse(event.HostRefused, "host %s: its answer: %v", c.name, err)
+	head := &beginning{most: keptOfGarbled}
+	if err := strictjson.Read(io.TeeReader(resp.Body, head), most, out); err != nil {
+		return &Garbled{event.Refuse(event.HostRefused, "host %s: its answer: %v", c.name, err), req.URL.Path, head.data, head.rest}
 	}
 	return nil
+}
+
+// keptOfGarbled is how many bytes of an answer that cannot be read go with the error.
+const keptOfGarbled = 64 << 10
+
+// Garbled is the refusal of an answer that cannot be read, with its beginning: whoever gave
+// it may be asked what that was meant to be.
+type Garbled struct {
+	*event.Refusal
+	Path    string // that was asked
+	Answer  []byte // its beginning
+	Dropped int    // bytes of what was read of it behind that
+}
+
+// Unwrap gives the refusal.
+func (g *Garbled) Unwrap() error { return g.Refusal }
+
+// beginning keeps the first bytes that are written to it, and counts the others.
+type beginning struct {
+	data       []byte
+	most, rest int
+}
+
+func (b *beginning) Write(p []byte) (int, error) {
+	n := min(len(p), b.most-len(b.data))
+	b.data = append(b.data, p[:n]...)
+	b.rest += len(p) - n
+	return len(p), nil
 }
 
 func (c *Client) refusal(resp *http.Response) error {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -135,6 +136,79 @@ func TestWaysUpAreBounded(t *testing.T) {
 		}
 		return errors.Join(err, err2)
 	})
+}
+
+// TestUnjudgedAreBounded: of a VM that starts again and again, and is refused each time before
+// there is a quote to judge, the newest refusals stay, and of the others the links. None is
+// taken for a quote.
+func TestUnjudgedAreBounded(t *testing.T) {
+	l, c := openTest(t)
+	reserve(t, l, c, 1)
+	const starts = KeepUnjudged + 2
+	for i := range starts {
+		p := parts(c, "boot", i, digest.SHA256{}, false, fmt.Sprint("logs of ", i))
+		p.Link.Start, p.Link.Unjudged = i+1, true
+		must(t, l, func(tx *Tx) error { return tx.AddBundle(p) })
+		c.Add(time.Minute)
+	}
+	for start := 1; start <= starts; start++ {
+		must(t, l, func(tx *Tx) error {
+			rows, err := tx.Bundles(identifier(1), start)
+			if len(rows) != 1 || !rows[0].Unjudged || rows[0].Digest != rows[0].Link.Digest() || rows[0].Kept != (start > 2) {
+				t.Errorf("start %d: %+v", start, rows)
+			}
+			if newest, err := tx.NewestBundle(identifier(1), start); !newest.IsZero() || err != nil {
+				t.Errorf("start %d: %s is taken for a quote's, %v", start, newest.Short(), err)
+			}
+			if _, err := tx.RefusedBundle(identifier(1), start); !errors.Is(err, ErrNotFound) {
+				t.Errorf("start %d: it is taken for a refused quote: %v", start, err)
+			}
+			return err
+		})
+	}
+	n := 0
+	must(t, l, func(tx *Tx) error {
+		return tx.each("documents", `SELECT count(*) FROM evidence_parts`, func(row scanner) error { return row.Scan(&n) })
+	})
+	if n != KeepUnjudged+2 { // logs, and inventory and reference values once
+		t.Errorf("%d documents", n)
+	}
+}
+
+// TestWhyANonceIsRefused: a nonce that is refused is named for what it is; one that is awaited
+// still is known.
+func TestWhyANonceIsRefused(t *testing.T) {
+	l, c := openTest(t)
+	reserve(t, l, c, 1)
+	var nonce []byte
+	awaited := func(want time.Time) {
+		t.Helper()
+		must(t, l, func(tx *Tx) error {
+			since, err := tx.AwaitedQuote(identifier(1), 1, "boot")
+			if !since.Equal(want) {
+				t.Errorf("awaited since %v, want %v", since, want)
+			}
+			return err
+		})
+	}
+	refused := func(n []byte, role string, most time.Duration, want string) {
+		t.Helper()
+		err := l.Write(t.Context(), func(tx *Tx) error { return tx.UseNonce(n, identifier(1), 1, role, most) })
+		if event.ReasonOf(err) != event.QuoteRefused || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %q", err, want)
+		}
+	}
+	awaited(time.Time{})
+	made := c.Now()
+	must(t, l, func(tx *Tx) (err error) { nonce, err = tx.NewNonce(identifier(1), 1, "boot"); return err })
+	awaited(made)
+	c.Add(time.Minute)
+	refused(nonce, "boot", time.Second, "not fresh")
+	refused(nonce, "watch", time.Hour, "not ours")
+	refused(nonce[1:], "boot", time.Hour, "not ours")
+	must(t, l, func(tx *Tx) error { return tx.UseNonce(nonce, identifier(1), 1, "boot", time.Hour) })
+	awaited(time.Time{})
+	refused(nonce, "boot", time.Hour, "used before")
 }
 
 // TestNonceOverARestart: a nonce that was used before the ledger was closed is used after

@@ -35,9 +35,40 @@ func (t *Tx) UseNonce(nonce []byte, id string, start int, role string, maxAge ti
 	n, err := t.change("use nonce", `UPDATE nonces SET used = $6 WHERE digest = $1 AND reservation = $2 AND start = $3 AND role = $4
 		AND used = 0 AND issued > $5`, digest.Of(nonce).String(), id, start, role, nanos(t.Now.Add(-maxAge)), nanos(t.Now))
 	if err == nil && n != 1 {
-		err = event.Refuse(event.QuoteRefused, "the nonce is not ours, not fresh or was used before")
+		err = t.whyNotFresh(nonce, id, start, role)
 	}
 	return err
+}
+
+func (t *Tx) whyNotFresh(nonce []byte, id string, start int, role string) error {
+	why := "it is not ours, or for another quote"
+	err := t.each("nonces", `SELECT issued, used FROM nonces WHERE digest = $1 AND reservation = $2 AND start = $3 AND role = $4`, func(row scanner) error {
+		var issued, used int64
+		err := row.Scan(&issued, &used)
+		why = "it is not fresh: it was made at " + instant(issued).UTC().Format(time.RFC3339)
+		if used != 0 {
+			why = "it was used before, at " + instant(used).UTC().Format(time.RFC3339)
+		}
+		return err
+	}, digest.Of(nonce).String(), id, start, role)
+	if err != nil {
+		return err
+	}
+	return event.Refuse(event.QuoteRefused, "the nonce of the quote: %s", why)
+}
+
+// AwaitedQuote is when a start was last given a nonce for a quote of this role that has not
+// come; zero: none is awaited.
+func (t *Tx) AwaitedQuote(id string, start int, role string) (since time.Time, err error) {
+	err = t.each("nonces", `SELECT issued, used FROM nonces WHERE reservation = $1 AND start = $2 AND role = $3 ORDER BY issued DESC LIMIT 1`, func(row scanner) error {
+		var issued, used int64
+		err := row.Scan(&issued, &used)
+		if used == 0 {
+			since = instant(issued)
+		}
+		return err
+	}, id, start, role)
+	return since, err
 }
 
 // Certificate is one that was issued to a VM.

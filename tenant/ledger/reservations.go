@@ -76,6 +76,12 @@ func (r Reservation) NextStart() time.Time {
 // Live reports whether the reservation has not ended.
 func (r Reservation) Live() bool { return !r.Phase.Terminal() }
 
+// Closed reports whether a refused quote has stopped the VM and nobody has asked for anything
+// of it since: its instance is kept where it is.
+func (r Reservation) Closed() bool {
+	return r.Phase == reservation.Stopped && r.Reason == event.QuoteRefused && !r.Gone
+}
+
 // Start is what is known of one start. It holds no secret: the password is a hash of
 // 256 random bits.
 type Start struct {
@@ -90,6 +96,7 @@ type Start struct {
 	Attested    time.Time       `json:"attested,omitzero"` // when it was made
 	Manifest    digest.SHA256   `json:"manifest"`          // the reference values that it was judged by; zero: of before they were kept
 	HostKeys    digest.SHA256   `json:"host_keys"`         // verify.Standing.Keys of its host when it was begun; zero, likewise
+	Closed      time.Time       `json:"closed,omitzero"`   // a refused quote closed the VM; what an operator asks for since then holds
 
 	Account    string              `json:"account,omitempty"` // that may log in
 	Components []bootmsg.Component `json:"components,omitempty"`

@@ -66,6 +66,20 @@ func (t *Tx) SetDue(id string, start int, why event.Refusal, due time.Time, rest
 	return err
 }
 
+// Hold takes a stopped VM's next start off for what was found since.
+func (t *Tx) Hold(id string, start int, why event.Refusal) error {
+	findings, err := json.Marshal(append([]event.FailedCheck{}, why.Findings...))
+	if err != nil {
+		return fmt.Errorf("hold: %w", err)
+	}
+	n, err := t.change("hold", `UPDATE reservations SET reason = $3, detail = $4, findings = $5, deadline = 0
+		WHERE id = $1 AND start = $2 AND phase = 'stopped'`, id, start, why.Reason, why.Detail, findings)
+	if err == nil && n != 1 {
+		err = ErrMoved
+	}
+	return err
+}
+
 // SetWish records what an operator asks of a running VM; a later wish replaces an earlier.
 func (t *Tx) SetWish(id string, start int, w Wish) error {
 	n, err := t.change("record wish", `UPDATE reservations SET wish = $3, wished = $4

@@ -44,28 +44,29 @@ func (o *Orchestrator) bootVerdict(ctx context.Context, who mtls.Identity, in up
 func (o *Orchestrator) judgeBoot(ctx context.Context, r ledger.Reservation, s ledger.Start, in upstream.VerdictRequest) (upstream.VerdictResponse, error) {
 	var none upstream.VerdictResponse
 	if !s.Verdict.IsZero() {
-		return none, event.Refuse(event.QuoteRefused, "this start was judged before")
+		return none, bootUnjudged(verify.CauseAgain, s, in, event.Refuse(event.QuoteRefused, "this start was judged before"))
 	}
 	if subtle.ConstantTimeCompare(in.VMKey, s.VMKey) != 1 {
-		return none, event.Refuse(event.QuoteRefused, "the VM's key is not the one that came with T1")
+		return none, bootUnjudged(verify.CauseVMKey, s, in, event.Refuse(event.QuoteRefused, "the VM's key is not the one that came with T1"))
 	}
 	h, err := o.host(r.Host)
 	if err != nil {
-		return none, err
+		return none, bootUnjudged(verify.CauseSilent, s, in, err)
 	}
 	platform, vm, err := hearHost(ctx, h, r.ID)
 	if err != nil {
-		return none, err
+		return none, bootUnjudged(verify.CauseSilent, s, in, err)
 	}
 	expect := verify.BootExpectation{Reservation: r.ID, Start: r.Start, Host: r.Host, Settings: s.Spec, Nonce: s.BootNonce,
 		Claim: &verify.Claim{Settings: vm.Settings, Firmware: vm.Firmware}}
-	clocks, err := o.useBootNonce(ctx, r, s.BootNonce, vm.TPMHeld)
+	clocks, quoted, err := o.useBootNonce(ctx, r, s.BootNonce, vm.TPMHeld)
 	if err != nil {
-		return none, err
+		return none, withLogs(bootUnjudged(verify.CauseNonce, s, in, err), platform)
 	}
 	var out upstream.VerdictResponse
 	err = o.judge(func(v *verify.Verifier) (*verify.Admitted, verify.Verdict) {
 		expect.Clock = v.Last(r.Host, clocks) // by the same inventory as the quote
+		expect.Ran = expect.Clock != (verify.Clock{}) && quoted.After(s.HostStarted)
 		return v.Boot(expect, verify.BootEvidence{ExporterHash: in.ExporterHash, ServerLeaf: in.ServerLeaf,
 			LoaderLeaf: in.LoaderLeaf, VMKey: in.VMKey, Quote: in.Quote, Platform: platform})
 	}, func(b *basis, admitted *verify.Admitted, verdict verify.Verdict) (err error) {
@@ -90,8 +91,8 @@ func hearHost(ctx context.Context, h *hostclient.Client, id string) (platform ev
 }
 
 // useBootNonce uses up a nonce in one swap, records how long the TPM was held, and reads
-// the host's clocks.
-func (o *Orchestrator) useBootNonce(ctx context.Context, r ledger.Reservation, nonce []byte, held time.Duration) (clocks verify.Clocks, err error) {
+// the host's clocks, and when its last good quote was judged.
+func (o *Orchestrator) useBootNonce(ctx context.Context, r ledger.Reservation, nonce []byte, held time.Duration) (clocks verify.Clocks, quoted time.Time, err error) {
 	err = o.ledger.Write(ctx, func(t *ledger.Tx) error {
 		if err := t.UseNonce(nonce, r.ID, r.Start, evidence.RoleBoot, o.limits.Of(r.Phase)); err != nil {
 			return err
@@ -105,10 +106,11 @@ func (o *Orchestrator) useBootNonce(ctx context.Context, r ledger.Reservation, n
 		if err != nil {
 			return err
 		}
+		quoted = state.Quoted
 		clocks, err = verify.ParseClocks(state.Clock)
 		return err
 	})
-	return clocks, err
+	return clocks, quoted, err
 }
 
 // errRebased says that another basis came while a quote was judged.
@@ -277,11 +279,11 @@ func (o *Orchestrator) attestNow(ctx context.Context, id, role string) (*verify.
 	if err != nil {
 		return nil, none, err
 	}
+	x := verify.StaticExpectation{Role: role, Reservation: id, Start: r.Start, Host: r.Host, Previous: s.Verdict}
 	h, err := o.host(r.Host)
 	if err != nil {
-		return nil, none, err
+		return nil, none, staticUnjudged(verify.CauseSilent, x, nil, err)
 	}
-	x := verify.StaticExpectation{Role: role, Reservation: id, Start: r.Start, Host: r.Host, Previous: s.Verdict}
 	if len(s.Clock) > 0 {
 		if err := json.Unmarshal(s.Clock, &x.Clock); err != nil {
 			return nil, none, fmt.Errorf("stored clock: %w", err)
@@ -292,12 +294,12 @@ func (o *Orchestrator) attestNow(ctx context.Context, id, role string) (*verify.
 	}
 	q, err := h.Quote(ctx, evidence.StaticBinding(role, id, s.Verdict, x.Nonce))
 	if err != nil {
-		return nil, none, err
+		return nil, none, staticUnjudged(verify.CauseSilent, x, nil, err)
 	}
 	if err := o.ledger.Write(ctx, func(t *ledger.Tx) error {
 		return t.UseNonce(x.Nonce, id, r.Start, role, o.limits.Of(r.Phase))
 	}); err != nil {
-		return nil, none, err
+		return nil, none, withLogs(staticUnjudged(verify.CauseNonce, x, &q.Quote, err), q.Platform)
 	}
 	var admitted *verify.Admitted
 	var verdict verify.Verdict

@@ -49,8 +49,11 @@ type Config struct {
 	HostPolicy verify.Policies `yaml:"host_policy,omitempty"`
 	// HostLost is what becomes of VMs that run on a host which lost its good standing, because it left
 	// the inventory, has other keys, failed an audit in person, or its release has no reference values
-	// left: alert, close or terminate [close]. A refused quote ends a VM whatever this says, and so does limits.attest_within.
+	// left: alert, close or terminate [close]. A refused quote is quote_refused's, and limits.attest_within holds whatever this says.
 	HostLost string `yaml:"host_lost"`
+	// QuoteRefused is what becomes of a VM that has computed when a later quote of its host is
+	// refused: close or terminate [close]. One that has not is ended whatever this says.
+	QuoteRefused string `yaml:"quote_refused"`
 	// ComponentKey is the organisation's off-line component key, public part (hex).
 	ComponentKey string `yaml:"component_key"`
 

@@ -135,7 +135,7 @@ func (o *Orchestrator) bootDone(ctx context.Context, who mtls.Identity, in upstr
 		return empty{}, o.refusedCall(ctx, who, upstream.PathBootDone, r.ID, err)
 	}
 	if in.Reason != "" {
-		o.abort(context.WithoutCancel(ctx), r.ID, r.Start, bootFailure(in.Reason))
+		o.abort(context.WithoutCancel(ctx), r.ID, r.Start, noQuote(s, bootFailure(in.Reason, in.Detail)))
 		return empty{}, nil
 	}
 	if !sameComponents(in.Delivered, s.Components) {
@@ -160,11 +160,15 @@ func sameComponents(a, b []bootmsg.Component) bool {
 
 // bootFailure is why a boot conversation failed, as the boot server says. A reason that
 // this act does not know says nothing but that it failed.
-func bootFailure(r event.Reason) error {
+func bootFailure(r event.Reason, detail string) error {
+	said := "as the boot server reports"
+	if detail = clip(detail, upstream.MaxDetail); detail != "" && !token.Within([]byte(detail)) {
+		said += ": " + detail
+	}
 	switch r {
 	case event.SignatureInvalid, event.DigestMismatch, event.LoaderFailed, event.BootServerFailed, event.TPMBusy, event.TPMCommandRefused,
 		event.ChannelMisuse, event.QuoteRefused, event.DeadlinePassed:
-		return event.Refuse(r, "as the boot server reports")
+		return event.Refuse(r, "%s", said)
 	}
-	return event.Refuse(event.BootServerFailed, "as the boot server reports")
+	return event.Refuse(event.BootServerFailed, "%s", said)
 }

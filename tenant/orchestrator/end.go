@@ -10,6 +10,7 @@ import (
 	"foothold/protocol/event"
 	"foothold/tenant/ledger"
 	"foothold/tenant/reservation"
+	"foothold/tenant/verify"
 )
 
 // Times of the end.
@@ -100,7 +101,9 @@ func refusalOf(err error) *event.Refusal {
 // in the background.
 func (o *Orchestrator) abort(ctx context.Context, id string, start int, err error) {
 	e := ending{id, start}
-	why := o.firstReason(e, *refusalOf(err))
+	found := fate{Refusal: *refusalOf(err)}
+	errors.As(err, &found.early)
+	why := o.firstReason(e, found)
 	stored, err := o.fail(ctx, id, start, why)
 	if stored {
 		o.settled(e)
@@ -116,7 +119,19 @@ func (o *Orchestrator) abort(ctx context.Context, id string, start int, err erro
 
 // fail stores the end of a start or of the reservation; the rules go, at once. It reports
 // whether the ledger has said its last word: the end is in it, or there is none to store.
-func (o *Orchestrator) fail(ctx context.Context, id string, start int, why event.Refusal) (stored bool, err error) {
+// The evidence of early, if the end rests on that, is stored with it. Where the disk has room
+// for the end alone, the end is stored, with its findings.
+func (o *Orchestrator) fail(ctx context.Context, id string, start int, why fate) (stored bool, err error) {
+	stored, err = o.failKeeping(ctx, id, start, why.Refusal, why.early, true)
+	if why.early != nil && diskFull(err) {
+		if stored, err = o.failKeeping(ctx, id, start, why.Refusal, why.early, false); stored {
+			slog.Error("no room for a refusal's evidence: its findings are in the journal", "reservation", id)
+		}
+	}
+	return stored, err
+}
+
+func (o *Orchestrator) failKeeping(ctx context.Context, id string, start int, why event.Refusal, early *unjudged, keep bool) (stored bool, err error) {
 	won, to := false, reservation.Aborted
 	err = o.ledger.Write(ctx, func(t *ledger.Tx) (err error) {
 		r, err := t.Reservation(id)
@@ -129,12 +144,33 @@ func (o *Orchestrator) fail(ctx context.Context, id string, start int, why event
 		if over := r.Phase == reservation.Stopped || start != 0 && r.Start != start; over {
 			if reservation.Damning(why) {
 				why.Detail = fmt.Sprintf("start %d: %s", start, why.Detail)
+				if o.closesLate(why, r) {
+					to = reservation.Stopped
+					won, err = shut(t, r, why)
+					return err
+				}
 				won, err = end(t, r, reservation.Aborted, why)
 			}
 			return err
 		}
 		if r.Phase != reservation.Computing && (why.Reason == event.GuestPoweredOff || why.Reason == event.GuestReset) {
 			why.Reason = event.VMStopped // its agent gave up: nothing in it was asked to
+		}
+		if o.closes(why, r) {
+			to = reservation.Stopped
+			won, err = shut(t, r, why)
+			return err
+		}
+		var parts verify.Parts
+		if early != nil { // its findings are no judgement of the machine: nothing above may take them for one
+			if parts, err = o.seal(t, r, early, &why); err != nil {
+				return err
+			}
+			defer func() {
+				if err == nil && won && keep {
+					err = keepUnjudged(t, parts, early, len(why.Findings))
+				}
+			}()
 		}
 		closed := (why.Reason == event.HostLost || why.Reason == event.HostAuditFailed) && o.conf.HostLost != lostTerminate && reservation.MayStop(r.Phase, r.Start)
 		if closed || r.Wish != ledger.WishNone && reservation.Outage(why.Reason) || reservation.EndsStart(why.Reason, r.Phase, r.Start) {
@@ -211,6 +247,9 @@ func (o *Orchestrator) cleanUp(ctx context.Context, id string) error {
 	ctx, cancel := context.WithTimeout(ctx, cleanupLimit)
 	defer cancel()
 	r, err := o.findAny(ctx, id)
+	if err == nil && r.Closed() { // until an operator asks for anything of it
+		return nil
+	}
 	if err == nil && r.Phase == reservation.Stopped {
 		return o.settle(ctx, r)
 	}
@@ -305,13 +344,22 @@ func (o *Orchestrator) sweep(ctx context.Context) {
 
 func (o *Orchestrator) endExpired(ctx context.Context) error {
 	var rows []ledger.Reservation
-	starts := map[string]ledger.Start{}
+	whys := map[string]error{}
 	err := o.ledger.Read(ctx, func(t *ledger.Tx) (err error) {
 		if rows, err = t.Expired(); err != nil {
 			return err
 		}
 		for _, r := range rows {
-			if starts[r.ID], err = t.Start(r.ID, r.Start); err != nil {
+			s, err := t.Start(r.ID, r.Start)
+			if err != nil {
+				return err
+			}
+			reason := event.DeadlinePassed
+			if r.Phase == reservation.Computing {
+				reason = event.HeartbeatMissed
+			}
+			why := event.Refuse(reason, "%s ended at %s, awaited was: %s", r.Phase, r.Deadline.Format(time.RFC3339), awaitedNow(r, s))
+			if whys[r.ID], err = lateQuote(t, r, why); err != nil {
 				return err
 			}
 		}
@@ -321,11 +369,7 @@ func (o *Orchestrator) endExpired(ctx context.Context) error {
 		return err
 	}
 	for _, r := range rows {
-		reason := event.DeadlinePassed
-		if r.Phase == reservation.Computing {
-			reason = event.HeartbeatMissed
-		}
-		o.abort(ctx, r.ID, r.Start, event.Refuse(reason, "%s ended at %s, awaited was: %s", r.Phase, r.Deadline.Format(time.RFC3339), awaitedNow(r, starts[r.ID])))
+		o.abort(ctx, r.ID, r.Start, whys[r.ID])
 	}
 	return nil
 }

@@ -80,7 +80,7 @@ func silent(err error) bool {
 }
 
 func verdictOf(r ledger.BundleRow) api.Verdict {
-	return api.Verdict{Role: r.Role, Host: r.Host, At: r.At, Accepted: r.Accepted, Previous: r.Previous, Record: r.Link.Record, Digest: r.Digest, Kept: r.Kept}
+	return api.Verdict{Role: r.Role, Host: r.Host, At: r.At, Accepted: r.Accepted, Previous: r.Previous, Record: r.Link.Record, Digest: r.Digest, Kept: r.Kept, Unjudged: r.Unjudged}
 }
 
 // evidence lists the verdicts of a start.
@@ -146,7 +146,8 @@ func (o *Orchestrator) limitAttestation(ctx context.Context, id string) error {
 		}
 		left := late.Sub(o.now())
 		if left <= 0 {
-			return lateRefusal(r, s, o.attestWithin)
+			return &unjudged{err: lateRefusal(r, s, o.attestWithin), facts: verify.Unjudged{Role: evidence.RoleWatch, Cause: verify.CauseLate,
+				Since: s.Attested, Until: s.Attested.Add(o.attestWithin)}}
 		}
 		if err := pause(ctx, left); err != nil {
 			return err

@@ -43,6 +43,11 @@ func (o *Orchestrator) explain(ctx context.Context, r ledger.Reservation) (api.E
 			e.What += ": " + r.Detail
 		}
 		switch due := r.NextStart(); {
+		case r.Closed():
+			e.What += "; " + closedWords
+			e.Awaited = "an operator, to look into it"
+			e.Next = fmt.Sprintf("foothold vm evidence %s --out FOLDER; when you are done: foothold vm stop %s, which has the instance destroyed, foothold vm start %s or foothold vm delete %s",
+				r.Name, r.Name, r.Name, r.Name)
 		case !r.Gone:
 			e.Awaited = "the host to confirm that its last instance is gone"
 		case !due.IsZero():

@@ -61,6 +61,7 @@ type fakeHost struct {
 	served    hostapi.InventoryDigest
 	quoting   func() // guarded by mu: called once, before the next static quote
 	undead    bool   // guarded by mu: destroys nothing but says so
+	garbled   string // guarded by mu: a pattern whose answers cannot be read
 	mute      mute   // guarded by mu: one call that gets no answer
 	own       []byte // guarded by mu: the tenant's own session key, which the TPM took
 	changed   *sync.Cond
@@ -222,6 +223,15 @@ func (h *fakeHost) failing(what string, times int) {
 	h.fail[what] = times
 }
 
+// unreadable is what a host answers that is garbled.
+const unreadable = `{"log": "no list`
+
+func (h *fakeHost) garble(pattern string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.garbled = pattern
+}
+
 // mute is a call that the host never answers.
 type mute struct {
 	pattern string
@@ -253,7 +263,12 @@ func (h *fakeHost) handler() http.Handler {
 			h.mu.Lock()
 			failing := h.fail[pattern] > 0
 			h.fail[pattern]--
+			garbled := h.garbled == pattern
 			h.mu.Unlock()
+			if garbled {
+				io.WriteString(w, unreadable)
+				return
+			}
 			m := h.takeMute(pattern)
 			var out any
 			why := event.InternalError

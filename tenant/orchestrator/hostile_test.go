@@ -140,7 +140,7 @@ func TestNothingIsReleasedAfterTheEnd(t *testing.T) {
 	headers := w.o.prepareHeaders(t.Context(), r)
 	defer headers.discard()
 	check(t, headers.wait(t.Context()))
-	must[bool](t)(w.o.fail(t.Context(), g.id, 1, *event.Refuse(event.DeadlinePassed, "test")))
+	must[bool](t)(w.o.fail(t.Context(), g.id, 1, fate{Refusal: *event.Refuse(event.DeadlinePassed, "test")}))
 
 	if _, _, err := w.o.releaseCertificate(t.Context(), admitted, r, unlockmsg.AuditReply{}); event.ReasonOf(err) != event.DeadlinePassed {
 		t.Errorf("a certificate: %v", err)

@@ -95,8 +95,8 @@ type Orchestrator struct {
 	ctx  context.Context // of Run; runs are made under it
 	runs map[string]*run // guarded by mu; live reservations by id
 	// starting holds the stopped VMs whose next start is being begun.
-	starting map[string]bool          // guarded by mu
-	owed     map[ending]event.Refusal // guarded by mu; ends that could not be stored yet
+	starting map[string]bool // guarded by mu
+	owed     map[ending]fate // guarded by mu; ends that could not be stored yet
 	// ending holds the documents that were told to end soon.
 	ending map[digest.SHA256]bool // guarded by mu
 }
@@ -126,7 +126,7 @@ func New(ctx context.Context, conf Config) (*Orchestrator, error) {
 }
 
 func newAt(ctx context.Context, conf Config, now func() time.Time) (_ *Orchestrator, err error) {
-	o := &Orchestrator{conf: conf, limits: conf.phaseLimits(), network: conf.policyNetwork(), now: now, runs: map[string]*run{}, starting: map[string]bool{}, owed: map[ending]event.Refusal{}, ending: map[digest.SHA256]bool{},
+	o := &Orchestrator{conf: conf, limits: conf.phaseLimits(), network: conf.policyNetwork(), now: now, runs: map[string]*run{}, starting: map[string]bool{}, owed: map[ending]fate{}, ending: map[digest.SHA256]bool{},
 		dial: (&net.Dialer{Timeout: dialVMTimeout}).DialContext, watchEvery: conf.Limits.AttestEvery, attestWithin: conf.Limits.AttestWithin, listEvery: listEvery}
 	if o.letGo, err = lockState(ctx, conf.State); err != nil {
 		return nil, err

@@ -19,23 +19,34 @@ type ending struct {
 	start int
 }
 
+// fate is why something ends, with the evidence of a refusal that was no judgement, if it
+// rests on one.
+type fate struct {
+	event.Refusal
+	early *unjudged
+}
+
 // owe remembers an end, and reports whether that is new. The first reason stays, unless a
-// later one is a judgement of the machine and it is not.
-func (o *Orchestrator) owe(e ending, why event.Refusal) bool {
+// later one is a judgement of the machine and it is not. The host's logs are not remembered:
+// they may be large.
+func (o *Orchestrator) owe(e ending, why fate) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	old, known := o.owed[e]
-	if !known || reservation.Damning(why) && !reservation.Damning(old) {
+	if !known || reservation.Damning(why.Refusal) && !reservation.Damning(old.Refusal) {
+		if why.early != nil {
+			why.early = &unjudged{err: why.early.err, facts: why.early.facts}
+		}
 		o.owed[e] = why
 	}
 	return !known
 }
 
 // firstReason is why something ends: what is owed goes before why, as in owe.
-func (o *Orchestrator) firstReason(e ending, why event.Refusal) event.Refusal {
+func (o *Orchestrator) firstReason(e ending, why fate) fate {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if old, known := o.owed[e]; known && (reservation.Damning(old) || !reservation.Damning(why)) {
+	if old, known := o.owed[e]; known && (reservation.Damning(old.Refusal) || !reservation.Damning(why.Refusal)) {
 		return old
 	}
 	return why
@@ -54,7 +65,7 @@ func (o *Orchestrator) owesEnd(id string, start int) error {
 	defer o.mu.Unlock()
 	for _, e := range []ending{{id, start}, {id, 0}} {
 		if why, known := o.owed[e]; known {
-			return &why
+			return &why.Refusal
 		}
 	}
 	return nil
@@ -63,12 +74,12 @@ func (o *Orchestrator) owesEnd(id string, start int) error {
 // endOwed tries to store the ends that are owed.
 func (o *Orchestrator) endOwed(ctx context.Context) {
 	o.mu.Lock()
-	list := make(map[ending]event.Refusal, len(o.owed))
+	list := make(map[ending]fate, len(o.owed))
 	for e, why := range o.owed {
 		list[e] = why
 	}
 	o.mu.Unlock()
 	for e, why := range list {
-		o.abort(ctx, e.id, e.start, &why)
+		o.abort(ctx, e.id, e.start, &why.Refusal)
 	}
 }

@@ -420,7 +420,7 @@ func TestOnlyTheIssuedCertificateAdmits(t *testing.T) {
 	}
 	r, _, err := w.o.row(t.Context(), other.id)
 	check(t, err)
-	must[bool](t)(w.o.fail(t.Context(), other.id, 0, *event.Refuse(event.VMStopped, "test")))
+	must[bool](t)(w.o.fail(t.Context(), other.id, 0, fate{Refusal: *event.Refuse(event.VMStopped, "test")}))
 	check(t, w.o.ledger.Read(t.Context(), func(tx *ledger.Tx) error {
 		if _, _, err := w.o.checkCertificate(tx, r, other.hand.Certificate, r.Address); event.ReasonOf(err) != event.CertificateRevoked {
 			t.Errorf("revoked since it was issued: %v", err)
@@ -564,12 +564,15 @@ func TestForgedByTheGateway(t *testing.T) {
 		victim := w.take(w.create(api.CreateVM{Name: "victim"}).ID)
 		victim.upTo(token.T3)
 		victim.tunnel, _ = netip.ParseAddr(address)
-		if why := victim.admit(); why != event.AdmissionRefused {
-			t.Errorf("admitted at %s: %q", name, why)
-		}
-		if got := w.waitPhase(victim.id, reservation.Aborted); got.Reason != event.AdmissionRefused {
-			t.Errorf("%s: ended with %q", name, got.Reason)
-		}
+		w.refusedOnce(name, "vm.aborted", event.AdmissionRefused, func() {
+			if why := victim.admit(); why != event.AdmissionRefused {
+				t.Errorf("admitted at %s: %q", name, why)
+			}
+			if got := w.waitPhase(victim.id, reservation.Aborted); got.Reason != event.AdmissionRefused {
+				t.Errorf("%s: ended with %q", name, got.Reason)
+			}
+		})
+		w.waitGone(victim.id)
 		w.waitFlows(victim.id)
 		w.call("DELETE", "/v1/vms/victim", nil, nil)
 	}

@@ -151,7 +151,7 @@ func (o *Orchestrator) resume(ctx context.Context, r ledger.Reservation) error {
 	}
 	if why, err := o.refusedBefore(ctx, r); err != nil {
 		return err
-	} else if why != nil {
+	} else if why != nil && s.Closed.IsZero() {
 		o.abort(ctx, r.ID, r.Start, why)
 		return nil
 	}

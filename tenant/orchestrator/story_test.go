@@ -146,7 +146,8 @@ func TestRefusals(t *testing.T) {
 		{"door open to any key", func(x *tweaks) { x.openDoor = true }, to(boot, knock), "", event.ProbeAccepted},
 		{"another host key", func(x *tweaks) { x.hostKey = stranger.key }, to(boot, knock), "", event.HostKeyMismatch},
 		{"a process too many", func(x *tweaks) { x.process = "/bin/evil" }, to(boot, knock), "", event.AuditFailed},
-		{"handover refused", func(x *tweaks) { x.handover = "disk-refused" }, to(boot, knock), "", event.HandoverFailed},
+		{"disk refused", func(x *tweaks) { x.handover = "disk-refused" }, to(boot, knock), "", event.DiskRefused},
+		{"handover refused", func(x *tweaks) { x.handover = "handover-failed" }, to(boot, knock), "", event.HandoverFailed},
 		{"wrong password", func(x *tweaks) { x.password = "wrong" }, to(boot, knock, connected, admit), event.CredentialsWrong, event.CredentialsWrong},
 		{"foreign certificate", func(x *tweaks) { x.cert = certificateOf(t) }, to(boot, knock, connected, admit), event.CertificateInvalid, event.CertificateInvalid},
 		{"a process too many in the OS", func(x *tweaks) { x.osProcess = "/bin/evil" }, to(boot, knock, connected, admit, func(g *guest) event.Reason {
@@ -174,10 +175,13 @@ func TestRefusals(t *testing.T) {
 			if c.tweak != nil {
 				c.tweak(&g.tweak)
 			}
-			if said := c.acts(g); said != c.said {
-				t.Errorf("the daemon was told %q, want %q", said, c.said)
-			}
-			got := w.waitPhase(vm.ID, reservation.Aborted)
+			var got api.VM
+			w.refusedOnce(c.name, "vm.aborted", c.want, func() {
+				if said := c.acts(g); said != c.said {
+					t.Errorf("the daemon was told %q, want %q", said, c.said)
+				}
+				got = w.waitPhase(vm.ID, reservation.Aborted)
+			})
 			if got.Reason != c.want || got.Explanation == "" {
 				t.Errorf("ended with %q (%s), want %q", got.Reason, got.Explanation, c.want)
 			}

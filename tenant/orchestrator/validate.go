@@ -21,7 +21,7 @@ func ReadConfig(file string) (Config, error) {
 	d := reservation.Default()
 	c := Config{
 		Network:  Network{MTU: 1500},
-		HostLost: lostClose,
+		HostLost: lostClose, QuoteRefused: quoteClose,
 		Limits: Limits{Reserved: d.Reserved, Booting: d.Booting, Unlocking: d.Unlocking, Connecting: d.Connecting, Lease: d.Lease,
 			VMs: 64, MemoryMiB: 65536, BootsAtOnce: 16,
 			AttestEvery: time.Minute, AttestWithin: 5 * time.Minute},
@@ -56,6 +56,7 @@ func (c Config) Validate() error {
 	need(c.TPMRoots != "", "tpm_roots", "a PEM file of TPM manufacturers' authorities")
 	need(c.Platform != "", "platform", "a file")
 	need(c.HostLost == lostAlert || c.HostLost == lostClose || c.HostLost == lostTerminate, "host_lost", "alert, close or terminate")
+	need(c.QuoteRefused == quoteClose || c.QuoteRefused == quoteTerminate, "quote_refused", "close or terminate")
 	key(c.InventoryKey, "inventory_key")
 	key(c.PlatformKey, "platform_key")
 	key(c.ComponentKey, "component_key")

@@ -91,7 +91,7 @@ func (o *Orchestrator) view(t *ledger.Tx, r ledger.Reservation) (api.VM, error) 
 	}
 	if r.Phase == reservation.Stopped {
 		vm.Deadline = time.Time{}
-		if !r.Gone {
+		if !r.Gone && !r.Closed() {
 			vm.Cleanup = api.CleanupPending
 		}
 	}
@@ -100,6 +100,9 @@ func (o *Orchestrator) view(t *ledger.Tx, r ledger.Reservation) (api.VM, error) 
 		vm.Explanation = event.Explain(r.Reason).Cause
 		if r.Detail != "" {
 			vm.Explanation += " (" + r.Detail + ")"
+		}
+		if r.Closed() {
+			vm.Explanation += "; " + closedWords + ": foothold vm explain " + r.Name
 		}
 	}
 	switch r.Cleanup {

@@ -141,6 +141,7 @@ func newWorld(t *testing.T, change ...func(*Config)) *world {
 			Last: netip.MustParseAddr("10.82.0.13"), MTU: 1500, Self: netip.MustParseAddr("10.80.0.10")},
 		Limits:          testLimits(),
 		HostLost:        lostClose,
+		QuoteRefused:    quoteTerminate, // closed_test.go has the other
 		WorkloadClients: []netip.Prefix{netip.MustParsePrefix("10.80.0.0/24")},
 	}
 	for _, f := range change {

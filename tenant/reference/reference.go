@@ -17,6 +17,7 @@ import (
 	"foothold/protocol/imalog"
 	"foothold/protocol/pcr"
 	"foothold/protocol/platform"
+	"foothold/protocol/systemdlog"
 	"foothold/protocol/tcglog"
 )
 
@@ -35,6 +36,28 @@ func Add(doc *platform.Manifest, host evidence.Platform) error {
 	if len(kernel.Entries) == 0 {
 		return errors.New("the kernel's list is empty")
 	}
+	texts, err := userspace(host.Userspace)
+	if err != nil {
+		return err
+	}
+	if texts, err = AddTexts(doc.Userspace, texts); err != nil {
+		return err
+	}
+	var files []platform.File
+	for _, e := range kernel.Entries[1:] { // the first is the aggregate of the boot's registers
+		if e.Violation || e.Algorithm != "sha256" || len(e.Digest) != len(digest.SHA256{}) {
+			return fmt.Errorf("entry %d of the kernel's list, %q, has no digest of sha256", e.Number, e.Path)
+		}
+		files = append(files, platform.File{Name: e.Path, SHA256: digest.SHA256(e.Digest)})
+	}
+	addBoot(doc, boot)
+	doc.Userspace = texts
+	addFiles(doc, files)
+	return nil
+}
+
+// addBoot lays one host's events beside those that are known, register by register.
+func addBoot(doc *platform.Manifest, boot []platform.Event) {
 	first := len(doc.Boot) == 0
 	var merged []platform.Event
 	for _, i := range pcr.Static {
@@ -46,19 +69,15 @@ func Add(doc *platform.Manifest, host evidence.Platform) error {
 		merged = append(merged, merge(have, seen)...)
 	}
 	doc.Boot = merged
-	for _, e := range kernel.Entries[1:] { // the first is the aggregate of the boot's registers
-		if e.Violation || e.Algorithm != "sha256" || len(e.Digest) != len(digest.SHA256{}) {
-			return fmt.Errorf("entry %d of the kernel's list, %q, has no digest of sha256", e.Number, e.Path)
-		}
-		f := platform.File{Name: e.Path, SHA256: digest.SHA256(e.Digest)}
-		if !slices.Contains(doc.Files, f) {
-			doc.Files = append(doc.Files, f)
-		}
-	}
+}
+
+// addFiles adds files, each once, in the order of their names.
+func addFiles(doc *platform.Manifest, files []platform.File) {
+	doc.Files = append(doc.Files, files...)
 	slices.SortFunc(doc.Files, func(a, b platform.File) int {
 		return cmp.Or(cmp.Compare(a.Name, b.Name), slices.Compare(a.SHA256[:], b.SHA256[:]))
 	})
-	return nil
+	doc.Files = slices.Compact(doc.Files)
 }
 
 // events reads a firmware's log.
@@ -78,6 +97,65 @@ func events(log []byte) ([]platform.Event, error) {
 		list = append(list, platform.Event{PCR: e.PCR, Component: e.Describe(), SHA256: []digest.SHA256{digest.SHA256(e.Digest(tcglog.SHA256))}, Type: uint32(e.Type)})
 	}
 	return list, nil
+}
+
+// userspace reads a system's log. What it extends a quoted register by must be a text's
+// digest: a manifest says in words what a system measures.
+func userspace(log []byte) (texts []platform.Text, err error) {
+	records, err := systemdlog.Parse(log)
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range records {
+		switch {
+		case !slices.Contains(pcr.Static, r.PCR):
+			continue
+		case !slices.Contains(platform.UserspaceRegisters, r.PCR):
+			return nil, fmt.Errorf("record %d of the system's log extends register %d, which is not the system's", r.Number, r.PCR)
+		case !r.Authentic():
+			return nil, fmt.Errorf("record %d of the system's log extends register %d by %s, which is not the digest of its text %.80q", r.Number, r.PCR, r.SHA256, r.Text)
+		}
+		texts = append(texts, platform.Text{PCR: r.PCR, Text: r.Text})
+	}
+	return texts, nil
+}
+
+// AddTexts completes what hosts of a release have measured by what another one has: of each
+// register one is a beginning of the other.
+func AddTexts(have, seen []platform.Text) ([]platform.Text, error) {
+	out := slices.Clone(have)
+	for _, i := range platform.UserspaceRegisters {
+		a, b := textsOf(have, i), textsOf(seen, i)
+		for n := range min(len(a), len(b)) {
+			if a[n] != b[n] {
+				return nil, fmt.Errorf("hosts differ in what their systems measure into register %d: one has %s where another has %s; make reference values for each", i, b[n].Component(), a[n].Component())
+			}
+		}
+		if len(b) > len(a) {
+			out = append(out, b[len(a):]...)
+		}
+	}
+	if len(out) > platform.MaxTexts {
+		return nil, fmt.Errorf("systems measured %d texts, at most %d are read", len(out), platform.MaxTexts)
+	}
+	return out, nil
+}
+
+func textsOf(list []platform.Text, index int) (out []platform.Text) {
+	for _, t := range list {
+		if t.PCR == index {
+			out = append(out, t)
+		}
+	}
+	return out
+}
+
+// textEvents are texts as events, to be compared as such.
+func textEvents(list []platform.Text, index int) (out []platform.Event) {
+	for _, t := range textsOf(list, index) {
+		out = append(out, platform.Event{PCR: t.PCR, Component: t.Component(), SHA256: []digest.SHA256{t.Digest()}})
+	}
+	return out
 }
 
 func ofRegister(list []platform.Event, index int) []platform.Event {
@@ -164,6 +242,9 @@ func Diff(a, b platform.Manifest) []Change {
 	var list []Change
 	for _, i := range pcr.Static {
 		list = append(list, diffRegister(i, ofRegister(a.Boot, i), ofRegister(b.Boot, i))...)
+	}
+	for _, i := range platform.UserspaceRegisters {
+		list = append(list, diffRegister(i, textEvents(a.Userspace, i), textEvents(b.Userspace, i))...)
 	}
 	before, after := byName(a.Files), byName(b.Files)
 	for _, name := range names(a.Files, b.Files) {

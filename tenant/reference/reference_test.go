@@ -108,19 +108,21 @@ func host(zero, seven string, files ...string) evidence.Platform {
 			log = append(log, byte(c))
 		}
 	}
-	field := func(data []byte) []byte { return append(word(uint32(len(data))), data...) }
-	entry := func(path, content string) []byte {
-		sum := digest.Of([]byte(content))
-		out := append(word(imalog.Register), bytes.Repeat([]byte{1}, 20)...)
-		out = append(out, field([]byte("ima-ng"))...)
-		return append(out, field(append(field(append([]byte("sha256:\x00"), sum[:]...)), field([]byte(path+"\x00"))...))...)
-	}
-	kernel := entry("boot_aggregate", "registers")
+	kernel := kernelEntry("boot_aggregate", "registers")
 	for _, f := range files {
 		path, content, _ := strings.Cut(f, "=")
-		kernel = append(kernel, entry(path, content)...)
+		kernel = append(kernel, kernelEntry(path, content)...)
 	}
 	return evidence.Platform{Firmware: log, Kernel: kernel}
+}
+
+// kernelEntry is an entry of the kernel's list.
+func kernelEntry(path, content string) []byte {
+	field := func(data []byte) []byte { return append(word(uint32(len(data))), data...) }
+	sum := digest.Of([]byte(content))
+	out := append(word(imalog.Register), bytes.Repeat([]byte{1}, 20)...)
+	out = append(out, field([]byte("ima-ng"))...)
+	return append(out, field(append(field(append([]byte("sha256:\x00"), sum[:]...)), field([]byte(path+"\x00"))...))...)
 }
 
 func TestAdd(t *testing.T) {
@@ -162,5 +164,47 @@ func TestAdd(t *testing.T) {
 	copy(violated.Kernel[at+4:at+24], make([]byte, 20))
 	if err := Add(&platform.Manifest{}, violated); err == nil {
 		t.Error("a file that was being written to became a reference value")
+	}
+}
+
+// systemRecord is a record of systemd's log.
+func systemRecord(register int, text string, sum digest.SHA256) []byte {
+	return fmt.Appendf(nil, "\x1e"+`{"pcr":%d,"digests":[{"hashAlg":"sha256","digest":"%s"}],"content_type":"systemd","content":{"string":%q}}`+"\n", register, sum, text)
+}
+
+func TestTextsOfTheSystem(t *testing.T) {
+	with := func(texts ...platform.Text) (p evidence.Platform) {
+		p = host("a", "s", "/sh=1")
+		for _, text := range texts {
+			p.Userspace = append(p.Userspace, systemRecord(text.PCR, text.Text, text.Digest())...)
+		}
+		return p
+	}
+	enter, leave, index, machine := platform.Text{PCR: 11, Text: "enter-initrd"}, platform.Text{PCR: 11, Text: "leave-initrd"}, platform.Text{PCR: 9, Text: "nvpcr-init"}, platform.Text{PCR: 15, Text: "machine-id"}
+	var doc platform.Manifest
+	for n, seen := range [][]platform.Text{{enter, machine}, {enter, index, leave}, {}, {index, enter}} {
+		if err := Add(&doc, with(seen...)); err != nil {
+			t.Fatalf("host %d: %v", n+1, err)
+		}
+	}
+	if want := []platform.Text{enter, index, leave}; !slices.Equal(doc.Userspace, want) {
+		t.Errorf("%v, want %v", doc.Userspace, want)
+	}
+	before := len(doc.Boot)
+	for name, p := range map[string]evidence.Platform{
+		"another way":             with(enter, enter),
+		"a digest of another":     {Firmware: with().Firmware, Kernel: with().Kernel, Userspace: systemRecord(11, "enter-initrd", digest.Of([]byte("x")))},
+		"the firmware's register": with(platform.Text{PCR: 4, Text: "x"}),
+		"a garbled log":           {Firmware: with().Firmware, Kernel: with().Kernel, Userspace: []byte("x")},
+	} {
+		if err := Add(&doc, p); err == nil || len(doc.Boot) != before || len(doc.Userspace) != 3 {
+			t.Errorf("%s: %v, %v", name, err, doc.Userspace)
+		}
+	}
+	other := doc
+	other.Userspace = []platform.Text{enter, leave, {PCR: 11, Text: "sysinit"}}
+	changes := Diff(doc, other)
+	if len(changes) != 2 || changes[0].Component != `the system's text "nvpcr-init", PCR 9` || len(changes[0].After) != 0 || changes[1].Component != `boot phase "sysinit", PCR 11` || len(changes[1].Before) != 0 {
+		t.Errorf("%+v", changes)
 	}
 }

@@ -159,7 +159,11 @@ func (s *session) converse(ctx context.Context, res *Result, decide Decide) erro
 		return event.Refuse(event.SSHFailed, "no confirmation of the handover: %v", err)
 	}
 	if !done.OK {
-		return event.Refuse(event.HandoverFailed, "the VM says %.60q", done.Reason)
+		why := event.HandoverFailed
+		if done.Reason == string(event.DiskRefused) { // which the VM alone can see, and it has passed its audit
+			why = event.DiskRefused
+		}
+		return event.Refuse(why, "the VM says %.60q", done.Reason)
 	}
 	res.HandedOver = time.Now()
 	return nil

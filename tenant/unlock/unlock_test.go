@@ -8,6 +8,7 @@ import (
 	"errors"
 	"net"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -355,7 +356,9 @@ func TestConversation(t *testing.T) {
 		"the caller refuses": {func(*vm) {}, func(context.Context, unlockmsg.AuditReply, []byte) (unlockmsg.Handover, error) {
 			return unlockmsg.Handover{}, event.Refuse(event.QuoteRefused, "test")
 		}, event.QuoteRefused},
-		"the VM refuses": {func(v *vm) { v.answer = unlockmsg.HandoverReply{Reason: "disk-refused"} }, handOver, event.HandoverFailed},
+		"the VM refuses a disk":              {func(v *vm) { v.answer = unlockmsg.HandoverReply{Reason: "disk-refused"} }, handOver, event.DiskRefused},
+		"the VM refuses the rest":            {func(v *vm) { v.answer = unlockmsg.HandoverReply{Reason: "handover-failed"} }, handOver, event.HandoverFailed},
+		"the VM refuses for what it may not": {func(v *vm) { v.answer = unlockmsg.HandoverReply{Reason: "released"} }, handOver, event.HandoverFailed},
 	} {
 		t.Run(what, func(t *testing.T) {
 			v, target := newVM(t)
@@ -364,7 +367,7 @@ func TestConversation(t *testing.T) {
 			if event.ReasonOf(err) != c.want || !res.HandedOver.IsZero() {
 				t.Errorf("got %v, want %s", err, c.want)
 			}
-			if c.want != event.HandoverFailed && len(v.received) != 0 {
+			if !strings.HasPrefix(what, "the VM refuses") && len(v.received) != 0 {
 				t.Error("secrets were handed over")
 			}
 		})

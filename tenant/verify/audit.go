@@ -1,10 +1,12 @@
 package verify
 
 import (
+	"bytes"
 	"crypto/ed25519"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -42,9 +44,12 @@ type Audited struct {
 	Derived   bool          `json:"derived_accepted"` // by these keys the evidence proves what it must
 	Findings  []Finding     `json:"findings"`         // derived; where there are any, all of them
 	Tests     []Test        `json:"tests"`
-	clock     Clock         // derived; zero for a refused quote
-	last      Clock         // that the quote was held against
-	nonce     []byte
+	Cause     Cause         `json:"cause,omitempty"` // of a refusal before there was a quote to judge
+	// Unproved says of such a refusal what rests on somebody's word, and on no key.
+	Unproved []string `json:"unproved,omitempty"`
+	clock    Clock    // derived; zero for a refused quote
+	last     Clock    // that the quote was held against
+	nonce    []byte
 }
 
 // Holds reports whether the bundle is what it says that it is: an acceptance or a refusal,
@@ -98,16 +103,23 @@ func (p Pinned) Audit(b *Bundle) (Audited, error) {
 	}
 	// The digest covers the record, with all that was found: this is the whole comparison.
 	test("verdict", asRecorded(b, derived), says)
-	if r.Boot != nil {
+	switch {
+	case r.Boot != nil:
 		a.nonce, a.last = r.Boot.Expect.Nonce, r.Boot.Expect.Clock
-	} else {
+	case r.Static != nil:
 		a.nonce, a.last = r.Static.Expect.Nonce, r.Static.Expect.Clock
+	default:
+		a.nonce, a.Cause, a.Unproved = r.Unjudged.Nonce, r.Unjudged.Cause, r.Unjudged.words()
+		test("cause", r.Unjudged.facts(v, r.At), fmt.Sprintf("refused before there was a quote to judge (%s), in keeping with what had come", a.Cause))
 	}
 	return a, nil
 }
 
 // derive judges again what a record says was judged.
 func (v *Verifier) derive(r Record, logs evidence.Platform) Verdict {
+	if u := r.Unjudged; u != nil {
+		return v.refuse(*u, logs, r.At, r.Dropped)
+	}
 	if b := r.Boot; b != nil {
 		return v.boot(b.Expect, BootEvidence{b.Tunnel.ExporterHash, b.Tunnel.ServerLeaf, b.Tunnel.LoaderLeaf, b.Tunnel.VMKey, b.Quote, logs}, r.At, r.Dropped)
 	}
@@ -226,7 +238,7 @@ func (c AuditedChain) Holds() bool { return holds(c.Tests) }
 // AuditChain holds the verdicts of one start against each other: bundles that were audited,
 // and links for those that are not kept any more.
 func AuditChain(bundles []Audited, links []Link) AuditedChain {
-	nodes := map[digest.SHA256]Link{}
+	nodes, unjudged := map[digest.SHA256]Link{}, map[digest.SHA256]Link{}
 	audited := map[digest.SHA256]Audited{}
 	var c AuditedChain
 	test := func(name string, err error, says string) {
@@ -235,19 +247,32 @@ func AuditChain(bundles []Audited, links []Link) AuditedChain {
 		}
 		c.Tests = append(c.Tests, Test{name, err == nil, says})
 	}
-	for _, l := range links {
+	add := func(l Link) {
+		c.Reservation, c.Start = l.Reservation, l.Start
+		if l.Unjudged {
+			unjudged[l.Digest()] = l
+			return
+		}
 		nodes[l.Digest()] = l
 	}
-	for _, a := range bundles {
-		nodes[a.Link.Digest()], audited[a.Link.Digest()] = a.Link, a
+	for _, l := range links {
+		add(l)
 	}
-	c.Verdicts, c.Bundles = len(nodes), len(audited)
-	for _, n := range nodes {
-		c.Reservation, c.Start = n.Reservation, n.Start
-		break
+	for _, a := range bundles {
+		add(a.Link)
+		audited[a.Link.Digest()] = a
+	}
+	c.Verdicts, c.Bundles = len(nodes)+len(unjudged), len(audited)
+	refusals := slices.Collect(maps.Values(unjudged))
+	if len(nodes) == 0 && len(refusals) > 0 {
+		c.alone(refusals)
+		return c
 	}
 	order, err := c.line(nodes)
-	test("chain", err, fmt.Sprintf("%d verdicts, each made over the one before", c.Verdicts))
+	if err == nil && slices.ContainsFunc(refusals, func(l Link) bool { return l.Reservation != c.Reservation || l.Start != c.Start }) {
+		err = errSeveral
+	}
+	test("chain", err, fmt.Sprintf("%d verdicts, each made over the one before", len(nodes)))
 	if err != nil {
 		return c
 	}
@@ -259,8 +284,42 @@ func AuditChain(bundles []Audited, links []Link) AuditedChain {
 	}
 	test("order", phasesInOrder(order, c.Complete), "boot, unlock, connect, then watch; nothing follows a refusal")
 	test("continuity", continues(order, audited), "one host, times and TPM counters that go on, each nonce once")
+	if len(refusals) > 0 {
+		test("refusal", hangs(refusals, order, c.Complete), "the start ended with a refusal before there was a quote to judge"+repeated(refusals[0], order, audited))
+		if !refusals[0].At.Before(order[len(order)-1].At) {
+			c.Last = refusals[0].Digest()
+		}
+	}
 	return c
 }
+
+// alone is a chain of no verdict, but of the refusal that came before any.
+func (c *AuditedChain) alone(refusals []Link) {
+	err := hangs(refusals, nil, false)
+	says := "the start ended with a refusal before any quote was judged"
+	if err != nil {
+		says = err.Error()
+	}
+	c.Tests = append(c.Tests, Test{"refusal", err == nil, says})
+	c.Last, c.Missing = refusals[0].Digest(), refusals[0].Previous
+	c.Complete = c.Missing.IsZero()
+}
+
+// repeated says where the nonce of a refusal had served before, if that is here.
+func repeated(refusal Link, order []Link, audited map[digest.SHA256]Audited) string {
+	a := audited[refusal.Digest()]
+	if a.Cause != CauseNonce {
+		return ""
+	}
+	for i, l := range order {
+		if other, here := audited[l.Digest()]; here && bytes.Equal(other.nonce, a.nonce) {
+			return fmt.Sprintf("; its nonce is that of verdict %d, so it had been used", i+1)
+		}
+	}
+	return ""
+}
+
+var errSeveral = errors.New("they are of several starts")
 
 // line puts verdicts in order. Two that follow the same one, or a gap, are no chain.
 func (c AuditedChain) line(nodes map[digest.SHA256]Link) ([]Link, error) {
@@ -268,7 +327,7 @@ func (c AuditedChain) line(nodes map[digest.SHA256]Link) ([]Link, error) {
 	var first []digest.SHA256
 	for sum, n := range nodes {
 		if n.Reservation != c.Reservation || n.Start != c.Start {
-			return nil, errors.New("they are of several starts")
+			return nil, errSeveral
 		}
 		if _, here := nodes[n.Previous]; !here {
 			first = append(first, sum)

@@ -22,7 +22,11 @@ type BootExpectation struct {
 	Settings    vmspec.Spec `json:"settings"` // the reservation's own copy
 	Nonce       []byte      `json:"nonce"`    // ours; fresh and unused as the ledger has just found
 	Clock       Clock       `json:"clock"`    // Verifier.Last of the host
-	Claim       *Claim      `json:"claim,omitempty"`
+	// Ran: the host gave that last quote when it had started this VM already. A boot of the
+	// host since would have ended the VM: who answers for it then is not it, or the TPM
+	// alone was reset, and its registers extended as before.
+	Ran   bool   `json:"ran,omitempty"`
+	Claim *Claim `json:"claim,omitempty"`
 }
 
 // Claim is what the host says that it started (hostapi.VM). It serves to explain a
@@ -78,6 +82,7 @@ func (v *Verifier) bootBy(p *Platform, x BootExpectation, e BootEvidence, at tim
 		claimed:   claimed,
 		others:    other,
 		clock:     x.Clock,
+		ran:       x.Ran,
 	})
 	return j.end(Record{Boot: &BootRecord{x, TunnelEnd{e.ExporterHash, e.ServerLeaf, e.LoaderLeaf, e.VMKey}, e.Quote}})
 }

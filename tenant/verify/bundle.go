@@ -17,7 +17,7 @@ import (
 )
 
 // BundleFormat names the form of an evidence bundle.
-const BundleFormat = "foothold/evidence-bundle/v1"
+const BundleFormat = "foothold/evidence-bundle/v2"
 
 // Limits in bytes of JSON.
 const (
@@ -54,6 +54,7 @@ type Record struct {
 	Dropped   int           `json:"dropped_logs,omitempty"` // bytes of logs that were too large to be read or kept
 	Boot      *BootRecord   `json:"boot,omitempty"`
 	Static    *StaticRecord `json:"static,omitempty"`
+	Unjudged  *Unjudged     `json:"unjudged,omitempty"` // a refusal before there was a quote to judge
 	Accepted  bool          `json:"accepted"`
 	Findings  []Finding     `json:"findings"` // of a refusal, all checks that failed
 }
@@ -104,15 +105,21 @@ type Link struct {
 	Accepted    bool          `json:"accepted"`
 	Previous    digest.SHA256 `json:"previous"` // zero for a boot verdict
 	Record      digest.SHA256 `json:"record"`   // of the record's JSON
+	// Unjudged: it refused before there was a quote to judge. Nothing is made over it.
+	Unjudged bool `json:"unjudged,omitempty"`
 }
 
 // Digest names the verdict.
 func (l Link) Digest() digest.SHA256 {
+	label := "foothold/verdict/v2"
+	if l.Unjudged {
+		label = "foothold/unjudged/v1"
+	}
 	accepted := []byte{0}
 	if l.Accepted {
 		accepted[0] = 1
 	}
-	return transcript.Sum("foothold/verdict/v2", []byte(l.Role), []byte(l.Reservation), binary.BigEndian.AppendUint64(nil, uint64(l.Start)),
+	return transcript.Sum(label, []byte(l.Role), []byte(l.Reservation), binary.BigEndian.AppendUint64(nil, uint64(l.Start)),
 		[]byte(l.Host), binary.BigEndian.AppendUint64(nil, uint64(l.At.UnixNano())), accepted, l.Previous[:], l.Record[:])
 }
 
@@ -146,7 +153,7 @@ func (p *Parts) seal(v *Verdict, r Record, logs Document) (err error) {
 	if len(p.Record) > maxRecord {
 		return fmt.Errorf("evidence: %w", strictjson.ErrTooLarge)
 	}
-	p.Link = Link{v.Role, v.Reservation, v.Start, v.Host, v.At, v.good, v.Previous, digest.Of(p.Record)}
+	p.Link = Link{v.Role, v.Reservation, v.Start, v.Host, v.At, v.good, v.Previous, digest.Of(p.Record), r.Unjudged != nil}
 	v.Digest = p.Link.Digest()
 	return nil
 }
@@ -189,8 +196,14 @@ func ParseBundle(data []byte) (*Bundle, error) {
 	if b.Format != BundleFormat {
 		return nil, fmt.Errorf("read bundle: it is not of format %s", BundleFormat)
 	}
-	if (b.Record.Boot == nil) == (b.Record.Static == nil) {
-		return nil, errors.New("read bundle: want a boot or a static quote, and one of them")
+	n := 0
+	for _, is := range []bool{b.Record.Boot != nil, b.Record.Static != nil, b.Record.Unjudged != nil} {
+		if is {
+			n++
+		}
+	}
+	if n != 1 {
+		return nil, errors.New("read bundle: want a boot quote, a static one or a refusal without a judgement, and one of them")
 	}
 	again, err := b.encode()
 	if err != nil {
@@ -209,12 +222,16 @@ func (b *Bundle) link() (Link, error) {
 		return Link{}, err
 	}
 	l := Link{At: b.Record.At, Accepted: b.Record.Accepted, Record: digest.Of(record)}
-	if boot := b.Record.Boot; boot != nil {
-		x := boot.Expect
+	switch r := b.Record; {
+	case r.Boot != nil:
+		x := r.Boot.Expect
 		l.Role, l.Reservation, l.Start, l.Host = evidence.RoleBoot, x.Reservation, x.Start, x.Host
-	} else {
-		x := b.Record.Static.Expect
+	case r.Static != nil:
+		x := r.Static.Expect
 		l.Role, l.Reservation, l.Start, l.Host, l.Previous = x.Role, x.Reservation, x.Start, x.Host, x.Previous
+	default:
+		x := r.Unjudged
+		l.Role, l.Reservation, l.Start, l.Host, l.Previous, l.Unjudged = x.Role, x.Reservation, x.Start, x.Host, x.Previous, true
 	}
 	return l, nil
 }

@@ -396,7 +396,7 @@ func TestBundleForm(t *testing.T) {
 		"key in capitals": bytes.Replace(data, []byte(`"record"`), []byte(`"Record"`), 1),
 		"key twice":       bytes.Replace(data, []byte(`{"format"`), []byte(`{"format":"x","format"`), 1),
 		"unknown key":     bytes.Replace(data, []byte(`{"format"`), []byte(`{"extra":1,"format"`), 1),
-		"other format":    bytes.Replace(data, []byte("bundle/v1"), []byte("bundle/v2"), 1),
+		"other format":    bytes.Replace(data, []byte("bundle/v2"), []byte("bundle/v1"), 1),
 		"neither quote":   bytes.Replace(data, []byte(`"boot":{`), []byte(`"static":{`), 1),
 		"too large":       append(bytes.Repeat([]byte(" "), MaxBundle), data...),
 	} {

@@ -38,14 +38,13 @@ func (inv *Inventory) HostAudit(x AuditExpectation, env signed.Envelope) (hostau
 	}
 	h, ok := inv.hosts[r.Host]
 	if !ok {
-		return r, []Finding{{Check: "host", Detail: fmt.Sprintf("%q is not in the inventory", r.Host)}}, nil
+		a := audit{}
+		a.find("host", "%q is not in the inventory", r.Host)
+		return r, a.findings, nil
 	}
 	a := audit{}
 	for _, p := range h.problems {
 		a.find("host", "in the inventory: %s", p)
-	}
-	for _, p := range r.Problems {
-		a.find("tpm", "%s", p)
 	}
 	a.same("endorsement certificate", h.entry.EK, r.EK)
 	a.same("attestation key", h.entry.AIK, r.AIK)
@@ -56,15 +55,31 @@ func (inv *Inventory) HostAudit(x AuditExpectation, env signed.Envelope) (hostau
 	if err := certified(h, r, x.Order.Qualifying()); err != nil {
 		a.find("certification", "of the session key, made for this order: %v", err)
 	}
+	for _, p := range r.Problems { // however many there are, they crowd nothing out
+		a.find("tpm", "%s", p)
+	}
 	return r, a.findings, nil
+}
+
+// findMachine is what to do when the TPM is not, or may not be, the inventory's.
+const findMachine = "find out which machine stands there, and what became of the host's TPM; until then no VM is placed on it"
+
+// auditSubjects has every check of a host audit but that of keys, whose findings name theirs.
+var auditSubjects = map[string]subject{
+	"host":          subjects["host"],
+	"tpm":           {"the host's TPM, as the medium asked it", "an answer to each question", "boot the medium again on this host; if its TPM answers no better, have the provider examine it and enrol the host again"},
+	"credential":    {"the endorsement and attestation keys together", "the order's challenge decrypted, as the inventory's TPM alone can", findMachine},
+	"certification": {"the session key's certification", "one by the inventory's attestation key, made for this order", findMachine},
 }
 
 // audit is one being judged.
 type audit struct{ findings []Finding }
 
+// find is a finding about what the check is about as a whole; the text says what was seen.
 func (a *audit) find(check, format string, args ...any) {
 	if len(a.findings) < maxFindings {
-		a.findings = append(a.findings, Finding{Check: check, Detail: fmt.Sprintf(format, args...)})
+		about, seen := auditSubjects[check], fmt.Sprintf(format, args...)
+		a.findings = append(a.findings, Finding{Check: check, Component: about.component, Expected: about.expected, Seen: seen, Do: about.do, Detail: seen})
 	}
 }
 
@@ -73,8 +88,7 @@ func (a *audit) same(component string, want, have []byte) {
 	if len(want) > 0 && bytes.Equal(want, have) {
 		return
 	}
-	f := Finding{Check: "key", Component: component, Expected: "sha256 " + digest.Of(want).String(), Seen: "none",
-		Do: "find out which machine stands there, and what became of the host's TPM; until then no VM is placed on it"}
+	f := Finding{Check: "key", Component: component, Expected: "sha256 " + digest.Of(want).String(), Seen: "none", Do: findMachine}
 	if len(have) > 0 {
 		f.Seen = "sha256 " + digest.Of(have).String()
 	}

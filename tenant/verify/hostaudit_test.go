@@ -124,8 +124,51 @@ func TestHostAudit(t *testing.T) {
 			if !slices.Equal(have, test.checks) {
 				t.Errorf("failed: %q, want %q: %+v", have, test.checks, findings)
 			}
+			whole(t, findings)
 		})
 	}
+}
+
+// whole demands that each finding names its component, what was expected and seen, and
+// what to do.
+func whole(t *testing.T, findings []Finding) {
+	t.Helper()
+	for _, f := range findings {
+		if f.Check == "" || f.Component == "" || f.Expected == "" || f.Seen == "" || f.Do == "" || f.Detail == "" {
+			t.Errorf("half a finding: %+v", f)
+		}
+	}
+}
+
+// TestHostAuditSaysAll: of a host that the inventory has dropped, or has something against,
+// and however much the medium complains.
+func TestHostAuditSaysAll(t *testing.T) {
+	w := newWorld(t)
+	a := w.auditOf(w.host)
+	r := a.at(w.host)
+	inv := w.verifier().inventory
+	known := inv.hosts[w.host.entry.Name]
+	inv.hosts = map[string]*hostKeys{}
+	check := func(what string, r hostaudit.Report, want ...string) {
+		t.Helper()
+		_, findings, err := inv.HostAudit(a.expect, a.seal(r))
+		if err != nil {
+			t.Fatal(err)
+		}
+		whole(t, findings)
+		for _, c := range want {
+			if !slices.ContainsFunc(findings, func(f Finding) bool { return f.Check == c }) {
+				t.Errorf("%s: no finding of %s in %+v", what, c, findings)
+			}
+		}
+	}
+	check("dropped", r, "host")
+	spoilt := *known
+	spoilt.problems = []string{"shares a TPM key with host host-9"}
+	inv.hosts[w.host.entry.Name] = &spoilt
+	r.Answer = nil
+	r.Problems = slices.Repeat([]string{"it did not answer"}, 2*maxFindings)
+	check("spoilt", r, "host", "credential", "tpm")
 }
 
 // TestHostAuditOfOthersSaysNothing: what the order's medium did not sign, or signed for

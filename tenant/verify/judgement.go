@@ -214,6 +214,7 @@ type quoteExpectation struct {
 	claimed   measured              // for the explanation: the static ones by the host's word
 	others    map[int][]candidate   // for the explanation
 	clock     Clock
+	ran       bool // BootExpectation.Ran
 }
 
 // quote checks the quoted structure and its signature.
@@ -239,12 +240,15 @@ func (j *judgement) quote(q evidence.Quote, want quoteExpectation) {
 		j.registers(quoted.digest, want)
 	}
 	if j.host != nil {
-		j.clock(clockOf(j.host.name, quoted.clock), want.clock)
+		j.clock(clockOf(j.host.name, quoted.clock), want)
 	}
 }
 
-func (j *judgement) clock(now, last Clock) {
-	rebooted, err := last.follow(now, j.verdict.Role)
+func (j *judgement) clock(now Clock, want quoteExpectation) {
+	rebooted, err := want.clock.follow(now, j.verdict.Role)
+	if err == nil && rebooted && want.ran {
+		err = fmt.Errorf("the host has booted %d times since this VM was started there, or its TPM alone was reset", booted(want.clock, now))
+	}
 	if err != nil {
 		j.find("clock", "%v", err)
 	}
@@ -292,6 +296,9 @@ func explain(got []byte, want quoteExpectation) []string {
 			return o.says
 		}
 	}
+	if says := explainTexts(got, want); says != "" {
+		return []string{says}
+	}
 	return []string{"the quoted registers differ from the expected ones, and neither the host's log nor its claims lead to them"}
 }
 
@@ -306,7 +313,7 @@ func (j *judgement) end(r Record) Verdict {
 		v.Clock = Clock{} // of a refused quote nothing is believed
 	}
 	r.Profile, r.At, r.Accepted, r.Findings, r.Dropped = j.v.profile, v.At, v.good, append([]Finding{}, v.Findings...), j.dropped
-	if j.v.profile == platform.Production || len(j.policy.Locations) > 0 {
+	if j.host != nil && (j.v.profile == platform.Production || len(j.policy.Locations) > 0) {
 		r.Policy = &j.policy
 	}
 	r.Inventory = ReadInventory{SHA256: j.v.inventory.digest, Version: j.v.inventory.doc.Version, Read: j.v.inventory.read}

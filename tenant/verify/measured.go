@@ -21,6 +21,11 @@ import (
 // the reference values.
 type measured struct {
 	regs map[int]digest.SHA256
+	// userspace are the events by which the host's system extended regs once the kernel ran: a
+	// beginning of them, since they grow.
+	userspace []pcr.Event
+	// texts, for an explanation: other texts than the expected ones, where no log says which.
+	texts [][]platform.Text
 	// kernel leads to pcr.Platform from some beginning of it, since it grows; nil in a lab,
 	// where regs has that register.
 	kernel *imalog.List
@@ -28,9 +33,23 @@ type measured struct {
 
 // leads reports whether these registers, with others of the VM, have the quoted digest.
 func (m measured) leads(selection []int, others map[int]digest.SHA256, quoted []byte) bool {
-	regs := maps.Clone(m.regs)
-	maps.Copy(regs, others)
-	values := pcr.Values(selection, regs)
+	// Nearly every host has come to the end of what its system measures.
+	for n := len(m.userspace); n >= 0; n-- {
+		regs := maps.Clone(m.regs)
+		for _, e := range m.userspace[:n] {
+			regs[e.PCR] = pcr.Extend(regs[e.PCR], e.Digest)
+		}
+		maps.Copy(regs, others)
+		if m.kernelLeads(selection, pcr.Values(selection, regs), quoted) {
+			return true
+		}
+	}
+	return false
+}
+
+// kernelLeads reports whether these registers' values and the kernel's list have the quoted
+// digest.
+func (m measured) kernelLeads(selection []int, values, quoted []byte) bool {
 	same := func() bool {
 		sum := digest.Of(values)
 		return subtle.ConstantTimeCompare(quoted, sum[:]) == 1
@@ -53,8 +72,8 @@ func (m measured) leads(selection []int, others map[int]digest.SHA256, quoted []
 // registers must hold; the second, what they hold by the host's own word, explains.
 func (j *judgement) readLogs(p evidence.Platform) (expected, claimed measured) {
 	if j.v.profile == platform.Lab {
-		if len(p.Firmware) > 0 || len(p.Kernel) > 0 {
-			j.find("log", "a host of profile lab has no log of firmware or kernel")
+		if len(p.Firmware) > 0 || len(p.Kernel) > 0 || len(p.Userspace) > 0 {
+			j.find("log", "a host of profile lab has no log of firmware or kernel, and none of its system")
 		}
 		j.log(p.Log)
 		return j.launched(p.Log)
@@ -73,6 +92,10 @@ func (j *judgement) readLogs(p evidence.Platform) (expected, claimed measured) {
 	}
 	m.kernel = kernel
 	j.kernelList(kernel, m.regs)
+	m.userspace = j.userspaceLog(p.Userspace)
+	if len(p.Userspace) == 0 {
+		m.texts = otherTexts(j.reference().doc.Userspace)
+	}
 	return m, m
 }
 

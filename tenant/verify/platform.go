@@ -61,6 +61,9 @@ func ParsePlatform(data []byte, key ed25519.PublicKey, profile string, now time.
 // StoredPlatform is ParsePlatform whether they count now or not: for reference values that were taken
 // into use before, or that begin to count later. A verifier asks the time of every quote.
 func StoredPlatform(data []byte, key ed25519.PublicKey, profile string, now time.Time) (*Platform, error) {
+	if len(data) > maxPlatform {
+		return nil, fmt.Errorf("they have %d bytes signed, at most %d are read", len(data), maxPlatform)
+	}
 	var env signed.Envelope
 	if err := strictjson.Unmarshal(data, &env); err != nil {
 		return nil, err
@@ -116,10 +119,13 @@ func (p *Platform) complete() error {
 		}
 	}
 	if p.doc.Profile == platform.Lab {
-		if len(p.doc.Boot) > 0 {
+		if len(p.doc.Boot) > 0 || len(p.doc.Userspace) > 0 {
 			return errors.New("a lab's host has no measured boot")
 		}
 		return nil
+	}
+	if err := textsComplete(p.doc.Userspace); err != nil {
+		return err
 	}
 	return p.bootComplete()
 }

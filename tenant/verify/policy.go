@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"foothold/protocol/digest"
+	"foothold/protocol/pcr"
 	"foothold/protocol/platform"
 	"foothold/protocol/tcglog"
 )
@@ -290,12 +291,15 @@ func (j *judgement) commandLine(boot bootLog) {
 
 const commandLineNext = "have the host boot with an allowed line, or add its line to command_lines in host_policy"
 
-// dynamicLaunch wants both registers of a dynamic launch to hold what the reference values
-// name; without one they cannot have an event (see pcr.Composite).
+// dynamicLaunch wants a launch that the reference values name: register 17, which the launch
+// itself extends, and each other of its registers for which they name anything. Without
+// a launch none of them can have an event (see pcr.Composite).
 func (j *judgement) dynamicLaunch(boot bootLog) {
-	for _, i := range []int{17, 18} {
-		named := func(e platform.Event) bool { return e.PCR == i }
-		if list := boot.named[i]; len(list) == 0 || !slices.ContainsFunc(list, named) {
+	for _, i := range pcr.Dynamic {
+		if i != pcr.Launch && len(j.reference().boot[i]) == 0 {
+			continue
+		}
+		if list := boot.named[i]; !slices.ContainsFunc(list, func(e platform.Event) bool { return e.PCR == i }) {
 			j.differ("policy", fmt.Sprintf("dynamic launch, PCR %d", i), "a launch that the reference values name", fmt.Sprintf("%d events, none of which they name", len(list)),
 				"have the provider start the host by a dynamic launch, and sign reference values of a host that does")
 		}

@@ -11,6 +11,7 @@ import (
 
 	"foothold/protocol/digest"
 	"foothold/protocol/evidence"
+	"foothold/protocol/pcr"
 	"foothold/protocol/platform"
 	"foothold/protocol/tcglog"
 )
@@ -146,17 +147,79 @@ func TestHostPolicy(t *testing.T) {
 	}
 }
 
-// A log can name a dynamic launch; that there was one, only the registers show, which no
-// program here can extend: they take a processor's locality.
+// A dynamic launch is proved by the registers that it alone resets, each by its own reference
+// values; that a log names one proves nothing.
 func TestDynamicLaunchIsProved(t *testing.T) {
 	w := newWorld(t)
+	whole := []measurement{{17, 0x402, "SINIT"}, {17, 0x403, "details"}, {18, 0x404, "authorities"}, {19, 0x501, "kernel"}, {22, 0x501, "configuration"}}
 	m := newMachine()
-	m.events = append(m.events, launch...)
+	m.events = append(m.events, whole...)
 	doc := m.manifest(w)
-	verdict := newMachine().prove(w, w.productionWith(t, doc, Policies{Default: Policy{Locations: []string{"site 1"}, DRTM: DRTMRequired}}),
-		func(p *evidence.Platform) { p.Firmware = firmwareLog(m.events) })
-	if verdict.Good() || !strings.Contains(checks(verdict), "registers") || strings.Contains(checks(verdict), "policy") {
-		t.Errorf("a launch that the log alone has: %v", verdict.Findings)
+	required := Policies{Default: Policy{Locations: []string{"site 1"}, DRTM: DRTMRequired}}
+	v := w.productionWith(t, doc, required)
+	launched := func(events ...measurement) *machine {
+		m := newMachine()
+		m.events = append(m.events, events...)
+		return m
+	}
+	inLog := func(events ...measurement) func(*evidence.Platform) {
+		return func(p *evidence.Platform) { p.Firmware = firmwareLog(append(newMachine().events, events...)) }
+	}
+	if err := launched(whole...).prove(w, v, nil).Err(); err != nil {
+		t.Errorf("as it is: %v", err)
+	}
+	one := launched(whole[0])
+	if err := one.prove(w, w.productionWith(t, one.manifest(w), required), nil).Err(); err != nil {
+		t.Errorf("of register 17 alone, the others being zeros: %v", err)
+	}
+	if err := launched(whole...).prove(w, w.productionWith(t, doc, anywhere), nil).Err(); err != nil {
+		t.Errorf("where none is required: %v", err)
+	}
+	if verdict := newMachine().prove(w, w.productionWith(t, newMachine().manifest(w), required), nil); verdict.Good() || !strings.Contains(verdict.Err().Error(), "policy: dynamic launch, PCR 17") {
+		t.Errorf("required of reference values without one: %v", verdict.Findings)
+	}
+	other := func(at int, data string) []measurement {
+		events := slices.Clone(whole)
+		events[at].data = data
+		return events
+	}
+	for name, c := range map[string]struct {
+		machine *machine
+		forge   func(*evidence.Platform)
+		says    string
+	}{
+		"in the log alone":                         {newMachine(), inLog(whole...), "registers: "},
+		"by a log of another":                      {launched(other(0, "another SINIT")...), inLog(whole...), "registers: "},
+		"another configuration by a log of this":   {launched(other(4, "another")...), inLog(whole...), "registers: "},
+		"with something in a register of its own":  {launched(append(slices.Clone(whole), measurement{21, 0x501, "x"})...), inLog(whole...), "registers: "},
+		"hidden by the log":                        {launched(whole...), inLog(), "PCR 17: seen no such event"},
+		"of another module":                        {launched(other(0, "another SINIT")...), nil, "part 17, PCR 17"},
+		"of another kernel":                        {launched(other(3, "another kernel")...), nil, "part 20, PCR 19"},
+		"with more than is named":                  {launched(append(slices.Clone(whole), measurement{20, 0x501, "x"})...), nil, "log: PCR 20: seen"},
+		"without what it was to measure":           {launched(whole[:4]...), nil, "part 21, PCR 22"},
+		"whose module the log does not have first": {launched(whole...), inLog(whole[2], whole[0], whole[1], whole[3], whole[4]), "before a dynamic launch"},
+	} {
+		verdict := c.machine.prove(w, v, c.forge)
+		if verdict.Good() || !strings.Contains(verdict.Err().Error(), c.says) {
+			t.Errorf("%s: does not say %q: %v", name, c.says, verdict.Findings)
+		}
+		if c.says == "registers: " && checks(verdict) != "registers " {
+			t.Errorf("%s: %v", name, verdict.Findings)
+		}
+	}
+	// Values that leave it open whether there is one, and a policy that does not.
+	doc = m.manifest(w)
+	for i := range doc.Boot {
+		doc.Boot[i].Optional = doc.Boot[i].PCR >= pcr.Launch
+	}
+	open := w.productionWith(t, doc, required)
+	if err := launched(whole...).prove(w, open, nil).Err(); err != nil {
+		t.Errorf("optional, and there: %v", err)
+	}
+	for n := range len(whole) {
+		if verdict := launched(whole[:n]...).prove(w, open, nil); verdict.Good() || !strings.Contains(checks(verdict), "policy") {
+			t.Errorf("the first %d events: %v", n, verdict.Findings)
+		}
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"foothold/protocol/inventory"
 	"foothold/protocol/pcr"
 	"foothold/protocol/platform"
+	"foothold/protocol/systemdlog"
 	"foothold/protocol/tcglog"
 )
 
@@ -24,6 +25,7 @@ func FuzzProductionLogs(f *testing.F) {
 	m := newMachine()
 	w.files, w.firmware.BIOS, w.firmware.LoaderKernel, w.firmware.LoaderInitramfs = m.files, digest.Of([]byte("b")), digest.Of([]byte("k")), digest.Of([]byte("i"))
 	plat := &Platform{doc: m.manifest(w)}
+	plat.doc.Userspace = words("enter-initrd", "9:index", "leave-initrd", "ready")
 	plat.index()
 	key := selfSigned(f, "aik", nil).key
 	v := &Verifier{
@@ -57,6 +59,12 @@ func FuzzProductionLogs(f *testing.F) {
 	for _, file := range m.files {
 		add(file.Name, file.SHA256[:])
 	}
+	for i, text := range plat.doc.Userspace[:3] { // and then came the quote
+		logs.Userspace = append(logs.Userspace, systemRecord(text.PCR, text.Text, text.Digest())...)
+		if i < 2 {
+			regs[text.PCR] = pcr.Extend(regs[text.PCR], text.Digest())
+		}
+	}
 	n := bytes.Repeat([]byte{7}, evidence.NonceLen)
 	q := softQuote(f, key, evidence.SurveyBinding("host-1", n), pcr.Composite(pcr.BootSelection(), regs))
 	if verdict := v.Current().Survey("host-1", n, Clock{}, StaticEvidence{Quote: q, Platform: logs}); checks(verdict) != "selection " { // the seed quotes a boot's registers
@@ -74,12 +82,27 @@ func FuzzProductionLogs(f *testing.F) {
 	if found := judge(logs); len(found) != 0 {
 		f.Fatal(found)
 	}
-	f.Add(logs.Firmware, logs.Kernel)
-	f.Add(firmwareLog(m.events[1:]), logs.Kernel)
-	f.Add(logs.Firmware, append(bytes.Clone(logs.Kernel), violation("/usr/bin/foothold-host")...))
-	f.Fuzz(func(t *testing.T, firmware, kernel []byte) {
-		if len(judge(evidence.Platform{Firmware: firmware, Kernel: kernel})) > 0 {
+	f.Add(logs.Firmware, logs.Kernel, logs.Userspace)
+	f.Add(firmwareLog(m.events[1:]), logs.Kernel, logs.Userspace)
+	f.Add(logs.Firmware, append(bytes.Clone(logs.Kernel), violation("/usr/bin/foothold-host")...), []byte{})
+	f.Fuzz(func(t *testing.T, firmware, kernel, userspace []byte) {
+		if len(judge(evidence.Platform{Firmware: firmware, Kernel: kernel, Userspace: userspace})) > 0 {
 			return
+		}
+		records, err := systemdlog.Parse(userspace)
+		if err != nil {
+			t.Fatal(err)
+		}
+		at := map[int]int{}
+		for _, r := range records {
+			texts := ofTexts(plat.doc.Userspace, r.PCR)
+			if n := at[r.PCR]; slices.Contains(pcr.Static, r.PCR) && (n == len(texts) || r.SHA256 != texts[n].Digest()) {
+				t.Fatalf("record %d, %q, was accepted", r.Number, r.Text)
+			}
+			at[r.PCR]++
+		}
+		if len(userspace) > 0 && (at[9] < 1 || at[11] < 1) {
+			t.Fatalf("a log of %v records was accepted, the quote shows more", at)
 		}
 		got, err := tcglog.Parse(firmware)
 		if err != nil {

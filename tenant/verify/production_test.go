@@ -28,6 +28,9 @@ type machine struct {
 	late []platform.File
 	// aggregate, if set, is the kernel's word on the firmware's registers.
 	aggregate []byte
+	// texts are what its system measures, and logs unless it is of a release that keeps no log.
+	texts []platform.Text
+	noLog bool
 	// silent: the kernel measures nothing, and the list is made up.
 	silent bool
 }
@@ -115,7 +118,16 @@ func (m *machine) boot(h *host) evidence.Platform {
 	regs := map[int]digest.SHA256{}
 	for _, e := range m.events {
 		sum := digest.Of([]byte(e.data))
-		h.extend(e.pcr, sum)
+		switch {
+		case e.pcr == pcr.Launch && regs[pcr.Launch].IsZero():
+			h.tpm.Launch(e.data)
+		case slices.Contains(pcr.Dynamic, e.pcr):
+			h.tpm.Locality(2)
+			h.extend(e.pcr, sum)
+			h.tpm.Locality(0)
+		default:
+			h.extend(e.pcr, sum)
+		}
 		regs[e.pcr] = pcr.Extend(regs[e.pcr], sum)
 	}
 	sum := sha256.New()
@@ -140,7 +152,14 @@ func (m *machine) boot(h *host) evidence.Platform {
 			h.extend(pcr.Platform, extended)
 		}
 	}
-	return evidence.Platform{Firmware: firmwareLog(m.events), Kernel: kernel}
+	p := evidence.Platform{Firmware: firmwareLog(m.events), Kernel: kernel}
+	for _, text := range m.texts {
+		h.extend(text.PCR, text.Digest())
+		if !m.noLog {
+			p.Userspace = append(p.Userspace, systemRecord(text.PCR, text.Text, text.Digest())...)
+		}
+	}
+	return p
 }
 
 // production is a verifier for that profile with one release.
@@ -349,8 +368,13 @@ func TestProductionReferenceValues(t *testing.T) {
 		"no component":          func(p *platform.Manifest) { p.Boot[0].Component = "" },
 		"the kernel's register": func(p *platform.Manifest) { p.Boot[0].PCR = pcr.Platform },
 		"a VM's register":       func(p *platform.Manifest) { p.Boot[0].PCR = pcr.VM },
-		"a file without path":   func(p *platform.Manifest) { p.Files[0].Name = "" },
-		"a lab's":               func(p *platform.Manifest) { p.Profile = platform.Lab },
+		"more than is read": func(p *platform.Manifest) {
+			for i := range 25000 {
+				p.Files = append(p.Files, file(fmt.Sprintf("/usr/share/%0100d", i)))
+			}
+		},
+		"a file without path": func(p *platform.Manifest) { p.Files[0].Name = "" },
+		"a lab's":             func(p *platform.Manifest) { p.Profile = platform.Lab },
 	} {
 		doc := m.manifest(w)
 		change(&doc)

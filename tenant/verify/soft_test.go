@@ -262,7 +262,7 @@ func FuzzBundle(f *testing.F) {
 		f.Add(bytes.Replace(data, []byte(`"accepted":true`), []byte(`"accepted":false`), 1))
 		f.Add(bytes.Replace(data, []byte(`"start":1`), []byte(`"start":2`), -1))
 	}
-	f.Add([]byte(`{"format":"foothold/evidence-bundle/v1","record":{"static":{}}}`))
+	f.Add([]byte(`{"format":"foothold/evidence-bundle/v2","record":{"static":{}}}`))
 	p := s.pinned()
 	f.Fuzz(func(t *testing.T, data []byte) {
 		ParseChain(bytes.NewReader(data))

@@ -107,6 +107,10 @@ func TestReboot(t *testing.T) {
 	if !after.Good() || !after.Rebooted || after.Clock.Resets != before.Clock.Resets+1 {
 		t.Errorf("boot quote after a host boot: %+v, %v", after.Clock, after.Err())
 	}
+	a.expect.Ran = true
+	if _, verdict := v.Boot(a.expect, a.ev); checks(verdict) != "clock " {
+		t.Errorf("boot quote for a VM that ran before a host boot: %v", verdict.Findings)
+	}
 	if before.Clock.Later(after.Clock) != after.Clock || after.Clock.Later(before.Clock) != after.Clock {
 		t.Error("Later keeps the older clock")
 	}

@@ -24,7 +24,8 @@
 //	            tenant's [Policy] for it demands
 //	registers   PCR 16 as predicted from the reservation, PCR 23 as computed from our end
 //	            of the tunnel, the static ones as those logs lead to
-//	clock       reset count, restart count and clock go on from the last quote of that AIK
+//	clock       reset count, restart count and clock go on from the last quote of that AIK;
+//	            no host boot lies between it and a VM that was started before it
 //
 // That the nonce is ours, fresh and unused is the ledger's to decide, in the swap that
 // uses it up, before it asks here.

@@ -1,7 +1,6 @@
 package site
 
 import (
-	"context"
 	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/tls"
@@ -11,6 +10,7 @@ import (
 	"io"
 	"math/big"
 	"net"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -95,27 +95,103 @@ func (a attack) end() (r ledger.Reservation) {
 		if err := l.Read(a.t.Context(), func(t *ledger.Tx) (err error) { r, err = t.Reservation(a.vm.spec.Reservation); return err }); err != nil {
 			a.t.Fatal(err)
 		}
-		if r.Phase != reservation.Booting {
+		if !r.Live() {
 			break
 		}
 	}
 	return r
 }
 
-// TestAttacksOnABoot: none of these gets a grant, and each ends the VM, with its reason.
-func TestAttacksOnABoot(t *testing.T) {
-	s, err := Open(t.Context(), Options{Dir: t.TempDir(), Hosts: 2, Kernel: []byte("kernel"), Initramfs: []byte("initramfs")})
+// ended demands that the VM has ended for a reason and, in its detail or findings, with
+// these words; that the journal has it; and that its host runs it no more.
+func (a attack) ended(why event.Reason, says string) {
+	a.t.Helper()
+	r := a.end()
+	text := r.Detail
+	for _, f := range r.Findings {
+		text += " " + f.Check + ": " + f.Detail
+	}
+	if r.Phase != reservation.Aborted || r.Reason != why || !strings.Contains(text, says) {
+		a.t.Errorf("it is %s for %q: %s; want %q: %s", r.Phase, r.Reason, text, why, says)
+	}
+	if !slices.ContainsFunc(a.journal(r.ID), func(e event.Event) bool { return e.Kind == "vm.aborted" && e.Reason == why }) {
+		a.t.Errorf("the journal does not say that it was ended for %q", why)
+	}
+	for limit := time.Now().Add(20 * time.Second); a.vm.host.has(r.ID); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(limit) {
+			a.t.Error("its host runs it still")
+			return
+		}
+	}
+}
+
+// journal lists a reservation's entries; for "", all.
+func (a attack) journal(id string) (list []event.Event) {
+	a.t.Helper()
+	l, err := a.s.ledger(a.t.Context())
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	defer l.Close()
+	if err := l.Read(a.t.Context(), func(t *ledger.Tx) error {
+		entries, err := t.JournalAfter(0, id, 1<<20)
+		for _, e := range entries {
+			list = append(list, e.Event)
+		}
+		return err
+	}); err != nil {
+		a.t.Fatal(err)
+	}
+	return list
+}
+
+// waitJournal waits until some entry is there: daemons send theirs in batches.
+func (a attack) waitJournal(id, what string, is func(event.Event) bool) {
+	a.t.Helper()
+	for limit := time.Now().Add(20 * time.Second); !slices.ContainsFunc(a.journal(id), is); time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(limit) {
+			a.t.Errorf("the journal does not tell of %s", what)
+			return
+		}
+	}
+}
+
+// has reports whether the host runs a VM.
+func (h *host) has(id string) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	_, ok := h.vms[id]
+	return ok
+}
+
+// openSite is a site for a test, and its end.
+func openSite(t *testing.T, hosts int) *Site {
+	t.Helper()
+	s, err := Open(t.Context(), Options{Dir: t.TempDir(), Hosts: hosts, Kernel: []byte("kernel"), Initramfs: []byte("initramfs")})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() {
+	t.Cleanup(func() { // t's context has ended then, and all that runs under it
 		if err := s.Close(); err != nil {
 			t.Error(err)
 		}
-	}()
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel() // before the site's end, which waits for it
-	off, err := s.newHost(ctx, "stranger")
+	})
+	return s
+}
+
+func reserve(t *testing.T, s *Site, n int) []*VM {
+	t.Helper()
+	vms, err := s.Reserve(t.Context(), n)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return vms
+}
+
+// TestAttacksOnABoot: none of these gets a grant, and each ends the VM, with its reason.
+func TestAttacksOnABoot(t *testing.T) {
+	s := openSite(t, 2)
+	off, err := s.newHost(t.Context(), "stranger")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -204,11 +280,20 @@ func TestAttacksOnABoot(t *testing.T) {
 			})
 		}, "as the boot server reports"},
 	}
-	vms, err := s.Reserve(t.Context(), len(cases)+2)
-	if err != nil {
-		t.Fatal(err)
+	// Whoever stands between the host and its TPM alters the boot server's command.
+	for name, alter := range map[string]func(quote []byte){
+		"registers left out on the way to the TPM": func(c []byte) { c[len(c)-1] = 0 },
+		"another bank on the way to the TPM":       func(c []byte) { binary.BigEndian.PutUint16(c[len(c)-6:], uint16(tpm2.TPMAlgSHA384)) },
+		"SHA-1 on the way to the TPM":              func(c []byte) { binary.BigEndian.PutUint16(c[len(c)-12:], uint16(tpm2.TPMAlgSHA1)) },
+	} {
+		cases[name] = struct {
+			do   func(attack) error
+			says string
+		}{func(a attack) error {
+			return a.onQuote(func(_ transport.TPM, c []byte) { alter(c) })
+		}, "as the boot server reports"}
 	}
-	next := 0
+	vms, next := reserve(t, s, len(cases)+2), 0
 	take := func() *VM { next++; return vms[next-1] }
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -216,23 +301,17 @@ func TestAttacksOnABoot(t *testing.T) {
 			if err := c.do(a); err == nil || !strings.Contains(err.Error(), "403") {
 				t.Errorf("no refusal of the boot server's: %v", err)
 			}
-			r := a.end()
-			says := r.Detail
-			for _, f := range r.Findings {
-				says += " " + f.Check + ": " + f.Detail
-			}
-			if r.Phase != reservation.Aborted || r.Reason != event.QuoteRefused || !strings.Contains(says, c.says) {
-				t.Errorf("it is %s for %q: %s", r.Phase, r.Reason, says)
-			}
+			a.ended(event.QuoteRefused, c.says)
 		})
 	}
 	t.Run("two VMs claim one reservation", func(t *testing.T) {
-		vm, won := take(), make(chan error, 2)
+		a := attack{t, s, take(), off}
+		won := make(chan error, 2)
 		for range 2 {
 			go func() {
-				l, err := s.Dial(t.Context(), vm)
+				l, err := s.Dial(t.Context(), a.vm)
 				if err == nil {
-					defer l.Close()
+					t.Cleanup(func() { l.Close() })
 					err = l.Open()
 				}
 				won <- err
@@ -241,6 +320,10 @@ func TestAttacksOnABoot(t *testing.T) {
 		if first, second := <-won, <-won; (first == nil) == (second == nil) {
 			t.Errorf("one: %v, the other: %v", first, second)
 		}
+		a.ended(event.TokenSpent, "presented again")
+		a.waitJournal("", "the token's second use", func(e event.Event) bool {
+			return e.Kind == "token.rejected" && e.Reason == event.TokenSpent && e.Detail["from"] == a.vm.from.String()
+		})
 	})
 	// What was done to others harms nobody else.
 	if err := (attack{t, s, take(), off}).opened("").Attest(t.Context(), s); err != nil {
@@ -251,19 +334,33 @@ func TestAttacksOnABoot(t *testing.T) {
 // beside lets another process reset a register and extend it again, between the host's
 // extend and the quote.
 func (a attack) beside(register int) error {
+	return a.onQuote(func(dev transport.TPM, _ []byte) {
+		if err := extendAnew(dev, register, digest.Of([]byte("evil"))); err != nil {
+			a.t.Error(err)
+		}
+	})
+}
+
+// extendAnew resets a register and extends it.
+func extendAnew(dev transport.TPM, register int, digests ...digest.SHA256) error {
+	reg := tpm2.AuthHandle{Handle: tpm2.TPMHandle(register), Auth: tpm2.PasswordAuth(nil)}
+	_, err := tpm2.PCRReset{PCRHandle: reg}.Execute(dev)
+	for _, d := range digests {
+		_, failed := tpm2.PCRExtend{PCRHandle: reg, Digests: tpm2.TPMLDigestValues{Digests: []tpm2.TPMTHA{{HashAlg: tpm2.TPMAlgSHA256, Digest: d[:]}}}}.Execute(dev)
+		err = errors.Join(err, failed)
+	}
+	return err
+}
+
+// onQuote boots a VM whose host has somebody on the way to its TPM, who meddles when the
+// quote command comes.
+func (a attack) onQuote(meddle func(dev transport.TPM, quote []byte)) error {
 	l := a.opened("")
 	met := false
 	a.vm.host.bus.before = func(dev transport.TPM, command []byte) {
-		if binary.BigEndian.Uint32(command[6:]) != uint32(tpm2.TPMCCQuote) {
-			return
-		}
-		met = true
-		reg := tpm2.AuthHandle{Handle: tpm2.TPMHandle(register), Auth: tpm2.PasswordAuth(nil)}
-		evil := digest.Of([]byte("evil"))
-		_, err1 := tpm2.PCRReset{PCRHandle: reg}.Execute(dev)
-		_, err2 := tpm2.PCRExtend{PCRHandle: reg, Digests: tpm2.TPMLDigestValues{Digests: []tpm2.TPMTHA{{HashAlg: tpm2.TPMAlgSHA256, Digest: evil[:]}}}}.Execute(dev)
-		if err := errors.Join(err1, err2); err != nil {
-			a.t.Error(err)
+		if binary.BigEndian.Uint32(command[6:]) == uint32(tpm2.TPMCCQuote) {
+			met = true
+			meddle(dev, command)
 		}
 	}
 	defer func() {

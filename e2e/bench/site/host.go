@@ -44,13 +44,17 @@ const turn = 30 * time.Second
 // host speaks hostapi; its TPM and the broker before it are real.
 type host struct {
 	entry  inventory.Host
-	pid    int // of its TPM's process
-	broker *broker.Broker
+	tpm    *swtpm.Process
+	broker *broker.Broker // another, when the TPM was powered on again: see current
 	bus    *bus
 	log    []pcr.Event
 
-	mu  sync.Mutex
+	mu  sync.Mutex            // guards broker too, once the host serves
 	vms map[string]hostapi.VM // guarded by mu; by reservation
+	// quotes answers for static quotes: the broker, or who takes its place.
+	quotes func(context.Context, hostapi.QuoteRequest) (hostapi.QuoteResponse, error) // guarded by mu
+	// logs are what it gives of itself for boot quotes.
+	logs func() evidence.Platform // guarded by mu
 }
 
 func (s *Site) newHost(ctx context.Context, name string) (*host, error) {
@@ -67,7 +71,7 @@ func (s *Site) newHost(ctx context.Context, name string) (*host, error) {
 	if err != nil {
 		return nil, err
 	}
-	h.pid = proc.PID()
+	h.tpm = proc
 	dev, err := tpm.Open(proc.Socket)
 	if err != nil {
 		return nil, err
@@ -98,6 +102,7 @@ func (s *Site) newHost(ctx context.Context, name string) (*host, error) {
 	if h.broker, err = broker.New(h.bus, keys, turn); err != nil {
 		return nil, err
 	}
+	h.quotes, h.logs = h.quote, h.measured
 	files, err := s.issue(s.provider, authority.Provider, mtls.Host, name, authority.Server, hostclient.ServerName(name))
 	if err != nil {
 		return nil, err
@@ -159,7 +164,7 @@ func (s *Site) power(ctx context.Context, dir, sockets string) (*swtpm.Process, 
 func (s *Site) TPMTime() (time.Duration, error) {
 	var ticks int64
 	for _, h := range s.hosts {
-		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", h.pid))
+		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", h.tpm.PID()))
 		if err != nil {
 			return 0, fmt.Errorf("read the TPM's time: %w", err)
 		}
@@ -203,18 +208,57 @@ func (h *host) add(spec vmspec.Spec, firmware vmspec.Firmware) {
 		Settings: spec.Digest(), Firmware: firmware, Created: now, Started: now}
 }
 
+// current is the broker of the TPM as it is now.
+func (h *host) current() *broker.Broker {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.broker
+}
+
+// quote is an honest static quote.
+func (h *host) quote(ctx context.Context, in hostapi.QuoteRequest) (hostapi.QuoteResponse, error) {
+	q, err := h.current().StaticQuote(ctx, tenantName, in.QualifyingData)
+	return hostapi.QuoteResponse{Quote: q, Platform: h.measured()}, err
+}
+
+// measured is the honest log.
+func (h *host) measured() evidence.Platform { return evidence.Platform{Log: slices.Clone(h.log)} }
+
 func (h *host) handler() http.Handler {
 	mux := http.NewServeMux()
 	answer := func(w http.ResponseWriter, out any, why event.Reason) {
 		w.Header().Set("Content-Type", "application/json")
 		if why != "" {
 			w.WriteHeader(http.StatusConflict)
-			out = hostapi.Problem{Reason: why}
+			p := hostapi.Problem{Reason: why}
+			if err, ok := out.(error); ok {
+				p.Detail = err.Error()
+			}
+			out = p
 		}
 		_ = json.NewEncoder(w).Encode(out) // the caller notices
 	}
 	mux.HandleFunc("GET /v1/platform", func(w http.ResponseWriter, _ *http.Request) {
-		answer(w, evidence.Platform{Log: slices.Clone(h.log)}, "")
+		h.mu.Lock()
+		logs := h.logs
+		h.mu.Unlock()
+		answer(w, logs(), "")
+	})
+	mux.HandleFunc("POST /v1/quote", func(w http.ResponseWriter, r *http.Request) {
+		var in hostapi.QuoteRequest
+		if strictjson.Read(r.Body, hostapi.MaxMessage, &in) != nil {
+			answer(w, nil, event.BadRequest)
+			return
+		}
+		h.mu.Lock()
+		quotes := h.quotes
+		h.mu.Unlock()
+		out, err := quotes(r.Context(), in)
+		if err != nil {
+			answer(w, nil, event.HostRefused)
+			return
+		}
+		answer(w, out, "")
 	})
 	mux.HandleFunc("GET /v1/vms/{id}", func(w http.ResponseWriter, r *http.Request) {
 		h.mu.Lock()
@@ -238,9 +282,9 @@ func (h *host) handler() http.Handler {
 			answer(w, nil, event.BadRequest)
 			return
 		}
-		credential, err := h.broker.Activate(r.Context(), tenantName, in.Blob, in.Secret)
+		credential, err := h.current().Activate(r.Context(), tenantName, in.Blob, in.Secret)
 		if err != nil {
-			answer(w, nil, event.BadRequest)
+			answer(w, err, event.BadRequest)
 			return
 		}
 		answer(w, hostapi.ActivateResponse{Credential: credential}, "")

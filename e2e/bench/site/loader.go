@@ -153,6 +153,8 @@ type Loader struct {
 	leaf  []byte
 	key   ed25519.PublicKey
 	nonce []byte
+	// alter, if set, makes another message of each.
+	alter func(path string, message []byte) []byte
 }
 
 // Dial connects as a loader does: a fresh key pair and certificate, TLS 1.3 in full.
@@ -161,6 +163,10 @@ func (s *Site) Dial(ctx context.Context, vm *VM) (*Loader, error) {
 }
 
 func (s *Site) dialTo(ctx context.Context, vm *VM, address string) (*Loader, error) {
+	return s.dialWith(ctx, vm, address, func(*tls.Config) {})
+}
+
+func (s *Site) dialWith(ctx context.Context, vm *VM, address string, change func(*tls.Config)) (*Loader, error) {
 	der, key, err := newCertificate()
 	if err != nil {
 		return nil, err
@@ -174,8 +180,10 @@ func (s *Site) dialTo(ctx context.Context, vm *VM, address string) (*Loader, err
 	if err != nil {
 		return nil, err
 	}
-	conn := tls.Client(raw, &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: s.roots, ServerName: bootDNS,
-		Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}})
+	conf := &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: s.roots, ServerName: bootDNS,
+		Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}
+	change(conf)
+	conn := tls.Client(raw, conf)
 	_ = conn.SetDeadline(time.Now().Add(conversation)) // an open socket takes a deadline
 	if err := conn.HandshakeContext(ctx); err != nil {
 		conn.Close()
@@ -353,6 +361,9 @@ func (l *Loader) post(path string, in, out any) error {
 	data, err := json.Marshal(in)
 	if err != nil {
 		return err
+	}
+	if l.alter != nil {
+		data = l.alter(path, data)
 	}
 	req, err := http.NewRequest(http.MethodPost, "https://"+bootDNS+path, bytes.NewReader(data))
 	if err != nil {

@@ -86,8 +86,9 @@ type Site struct {
 	keys     struct{ inventory, platform, component ed25519.PrivateKey }
 	image    digest.SHA256
 
-	stop    context.CancelFunc
-	running sync.WaitGroup
+	stop             context.CancelFunc
+	running          sync.WaitGroup
+	stopOrchestrator func() // ends the orchestrator alone; startOrchestrator begins it anew
 
 	mu    sync.Mutex
 	fault error // guarded by mu: of a daemon that ended early
@@ -227,7 +228,7 @@ func (s *Site) configure(context.Context) error {
 	if err != nil {
 		return err
 	}
-	addresses, err := freeAddresses(3)
+	addresses, err := freeAddresses(4)
 	if err != nil {
 		return err
 	}
@@ -240,10 +241,10 @@ func (s *Site) configure(context.Context) error {
 	hosts.CA = s.provider.CertFile(authority.Provider)
 	s.conf = orchestrator.Config{
 		OwnSessionKey: s.options.OwnSessionKey,
-		State:         s.path("tenant"), Profile: platform.Lab, API: "127.0.0.1:0", Upstream: addresses[2], Tenant: tenantName,
+		State:         s.path("tenant"), Profile: platform.Lab, API: addresses[3].String(), Upstream: addresses[2], Tenant: tenantName,
 		OperatorTLS: operator, UpstreamTLS: daemons, StoreTLS: stores, HostTLS: hosts,
 		Inventory: inventoryFile, InventoryKey: hexKey(s.keys.inventory), TPMRoots: s.path(tpmRoots), Platform: platformFile, PlatformKey: hexKey(s.keys.platform),
-		ComponentKey: hexKey(s.keys.component), HostLost: "close",
+		ComponentKey: hexKey(s.keys.component), HostLost: "close", QuoteRefused: "close",
 		Boot: orchestrator.Boot{Address: s.boot, ServerName: bootDNS, CA: s.init.Authorities["boot"]},
 		Gateway: orchestrator.Gateway{Admission: netip.AddrPortFrom(loopback, 1), WireGuard: netip.AddrPortFrom(loopback, 2),
 			ServerName: "gateway.foothold.internal", CA: s.init.Authorities["dmz"], Pool: netip.MustParsePrefix("10.84.0.0/16")},
@@ -270,12 +271,9 @@ func freeAddresses(n int) (list []netip.AddrPort, err error) {
 
 // start starts the daemons, each of which waits for the others by itself.
 func (s *Site) start(ctx context.Context) error {
-	o, err := orchestrator.New(ctx, s.conf)
-	if err != nil {
+	if err := s.startOrchestrator(ctx); err != nil {
 		return err
 	}
-	s.run(ctx, "orchestrator", func(ctx context.Context) error { return errors.Join(o.Run(ctx), o.Close()) })
-
 	objects := s.path("objects")
 	if err := os.Mkdir(objects, 0o700); err != nil {
 		return err
@@ -302,6 +300,22 @@ func (s *Site) start(ctx context.Context) error {
 	s.run(ctx, "boot server", func(ctx context.Context) error {
 		return bootserver.Run(ctx, bootserver.Config{State: state, Listen: s.boot, Cert: serving.Cert, Key: serving.Key, Store: s.store, StoreName: storeDNS, StoreTLS: self,
 			Upstream: upstream.Config{Address: s.conf.Upstream, ServerName: orchDNS, TLS: self, ZoneKey: s.init.ZoneKey}})
+	})
+	return nil
+}
+
+// startOrchestrator starts it on its state, until the site ends or stopOrchestrator.
+func (s *Site) startOrchestrator(ctx context.Context) error {
+	o, err := orchestrator.New(ctx, s.conf)
+	if err != nil {
+		return err
+	}
+	ctx, stop := context.WithCancel(ctx)
+	ended := make(chan struct{})
+	s.stopOrchestrator = func() { stop(); <-ended }
+	s.run(ctx, "orchestrator", func(ctx context.Context) error {
+		defer close(ended)
+		return errors.Join(o.Run(ctx), o.Close())
 	})
 	return nil
 }

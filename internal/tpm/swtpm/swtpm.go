@@ -106,6 +106,12 @@ func Start(ctx context.Context, dir, socket string) (*Process, error) {
 	return start(ctx, dir, socket, "--server", "type=unixio,path="+socket+",mode=0600", "--flags", "not-need-init,startup-clear")
 }
 
+// StartControlled is Start of a TPM whose platform is driven by who starts it: swtpm's control
+// channel listens at control.
+func StartControlled(ctx context.Context, dir, socket, control string) (*Process, error) {
+	return start(ctx, dir, socket, "--server", "type=unixio,path="+socket+",mode=0600", "--ctrl", "type=unixio,path="+control+",mode=0600", "--flags", "not-need-init,startup-clear")
+}
+
 // StartFor gives the TPM in dir to a machine that QEMU emulates. The socket takes QEMU's
 // control commands (-tpmdev emulator), which power the TPM on; the machine's firmware
 // starts it up. The TPM dies with the thread that started it.

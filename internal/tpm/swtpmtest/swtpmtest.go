@@ -6,8 +6,10 @@ package swtpmtest
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"sync"
 	"testing"
 
@@ -83,7 +85,7 @@ func (v *TPM) start() {
 	go func() {
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
-		proc, err := swtpm.Start(v.t.Context(), v.Dir, v.Socket)
+		proc, err := swtpm.StartControlled(v.t.Context(), v.Dir, v.Socket, v.control())
 		up <- started{proc, err}
 		<-stop
 	}()
@@ -104,6 +106,24 @@ func (v *TPM) Restart() {
 	v.t.Helper()
 	v.stop()
 	v.start()
+}
+
+// control is the socket of swtpm's control channel.
+func (v *TPM) control() string { return v.Socket + "-control" }
+
+// Launch is a dynamic launch by the processor: it resets registers 17 to 22 and extends 17 by
+// the digest of code, at locality 4 (TPM 2.0 Library, part 1, "Dynamic Root of Trust Measurement").
+func (v *TPM) Launch(code string) { v.drive("-h", code) }
+
+// Locality is the one that commands come from, as of now: 0 is a program's, 2 that of what was
+// launched dynamically.
+func (v *TPM) Locality(n int) { v.drive("-l", strconv.Itoa(n)) }
+
+func (v *TPM) drive(args ...string) {
+	v.t.Helper()
+	if out, err := exec.Command("swtpm_ioctl", append([]string{"--unix", v.control()}, args...)...).CombinedOutput(); err != nil {
+		v.t.Fatalf("swtpm_ioctl %v: %v: %s", args, err, out)
+	}
 }
 
 // Roots is a PEM file of the authority that certified this TPM.

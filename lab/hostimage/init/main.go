@@ -101,6 +101,11 @@ func work(port *os.File) (a hostimage.Answer, err error) {
 	if err := unix.Mount(disk, root, "erofs", unix.MS_RDONLY|unix.MS_NODEV|unix.MS_NOSUID, ""); err != nil {
 		return a, fmt.Errorf("mount OS disk: %w", err)
 	}
+	for _, word := range hostimage.Phases {
+		if err := phase(word); err != nil {
+			return a, fmt.Errorf("measure phase %s: %w", word, err)
+		}
+	}
 	if a.Modules, err = loadModules(); err != nil {
 		return a, err
 	}
