@@ -129,7 +129,11 @@ func parseTable(buf []byte) (string, error) {
 		}
 		kind := text(t[24:spec])
 		out = append(out, fmt.Sprintf("%d %d %s %s", binary.NativeEndian.Uint64(t), binary.NativeEndian.Uint64(t[8:]), kind, public(kind, string(params))))
-		at = binary.NativeEndian.Uint32(t[20:])
+		next := binary.NativeEndian.Uint32(t[20:])
+		if next < at+spec { // it would go round
+			return "", errors.New("malformed table")
+		}
+		at = next
 	}
 	return strings.Join(out, "\n"), nil
 }

@@ -124,7 +124,10 @@ func parse(text []byte) ([]wg.Status, error) {
 		key, value, _ := bytes.Cut(bytes.TrimSuffix(line, []byte("\n")), []byte("="))
 		if string(key) == "public_key" {
 			var s wg.Status
-			if n, err := hex.Decode(s.PublicKey[:], value); err != nil || n != wg.KeyLen {
+			if len(value) != hex.EncodedLen(wg.KeyLen) {
+				return nil, errors.New("device status: malformed key")
+			}
+			if _, err := hex.Decode(s.PublicKey[:], value); err != nil {
 				return nil, errors.New("device status: malformed key")
 			}
 			out = append(out, s)
