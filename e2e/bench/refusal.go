@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"foothold/client"
@@ -214,16 +215,18 @@ func (l *labState) beLate(ctx context.Context, w watched, vm api.VM) (c closing,
 	return c, errors.Join(err, l.signal(ctx, lab.Host, unix.SIGCONT))
 }
 
-// newest is the newest verdict on a VM's host.
+// newest is the last verdict on what a VM's host quoted; that it quoted nothing is none.
 func (l *labState) newest(ctx context.Context, vm api.VM) (v api.Verdict, err error) {
 	e, err := l.api.Evidence(ctx, vm.ID, vm.Start)
-	if err == nil && len(e.Verdicts) == 0 {
-		err = fmt.Errorf("VM %s has no evidence", vm.Name)
-	}
 	if err != nil {
 		return v, err
 	}
-	return e.Verdicts[len(e.Verdicts)-1], nil
+	for _, v := range slices.Backward(e.Verdicts) {
+		if !v.Unjudged {
+			return v, nil
+		}
+	}
+	return v, fmt.Errorf("VM %s has no evidence", vm.Name)
 }
 
 func (l *labState) signal(ctx context.Context, daemon string, s unix.Signal) error {

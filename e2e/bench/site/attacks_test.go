@@ -164,10 +164,13 @@ func (h *host) has(id string) bool {
 	return ok
 }
 
+// testLease has VMs that are reserved be known after two seconds.
+const testLease = 16 * time.Second
+
 // openSite is a site for a test, and its end.
 func openSite(t *testing.T, hosts int) *Site {
 	t.Helper()
-	s, err := Open(t.Context(), Options{Dir: t.TempDir(), Hosts: hosts, Kernel: []byte("kernel"), Initramfs: []byte("initramfs")})
+	s, err := Open(t.Context(), Options{Dir: t.TempDir(), Hosts: hosts, Kernel: []byte("kernel"), Initramfs: []byte("initramfs"), Lease: testLease})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -458,7 +461,7 @@ func (a attack) middle() string {
 // TestOwnSessionKey: VMs boot in sessions that are salted to the tenant's own key, migrated
 // into the host's TPM; at a host without it, or given another, none does.
 func TestOwnSessionKey(t *testing.T) {
-	s, err := Open(t.Context(), Options{Dir: t.TempDir(), Hosts: 2, Kernel: []byte("kernel"), Initramfs: []byte("initramfs"), OwnSessionKey: true})
+	s, err := Open(t.Context(), Options{Dir: t.TempDir(), Hosts: 2, Kernel: []byte("kernel"), Initramfs: []byte("initramfs"), Lease: testLease, OwnSessionKey: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -520,7 +523,7 @@ func TestOwnSessionKey(t *testing.T) {
 
 // TestNoComponentWithoutAGrant is what each attack is after.
 func TestNoComponentWithoutAGrant(t *testing.T) {
-	s, err := Open(t.Context(), Options{Dir: t.TempDir(), Hosts: 1, Kernel: []byte("kernel"), Initramfs: []byte("initramfs")})
+	s, err := Open(t.Context(), Options{Dir: t.TempDir(), Hosts: 1, Kernel: []byte("kernel"), Initramfs: []byte("initramfs"), Lease: testLease})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -9,6 +9,7 @@
 package site
 
 import (
+	"cmp"
 	"context"
 	"crypto/ed25519"
 	"crypto/x509"
@@ -67,6 +68,9 @@ type Options struct {
 	Initramfs []byte
 	// OwnSessionKey: boot sessions are salted to the tenant's own key.
 	OwnSessionKey bool
+	// Lease is that of zone documents; 0 means a minute. The shorter, the sooner the boot
+	// server hears of VMs that are reserved.
+	Lease time.Duration
 }
 
 // Site is what runs. Its methods are safe for concurrent use.
@@ -244,13 +248,13 @@ func (s *Site) configure(context.Context) error {
 		State:         s.path("tenant"), Profile: platform.Lab, API: addresses[3].String(), Upstream: addresses[2], Tenant: tenantName,
 		OperatorTLS: operator, UpstreamTLS: daemons, StoreTLS: stores, HostTLS: hosts,
 		Inventory: inventoryFile, InventoryKey: hexKey(s.keys.inventory), TPMRoots: s.path(tpmRoots), Platform: platformFile, PlatformKey: hexKey(s.keys.platform),
-		ComponentKey: hexKey(s.keys.component), HostLost: "close", QuoteRefused: "close",
+		ComponentKey: hexKey(s.keys.component), HostLost: "close", QuoteRefused: "terminate",
 		Boot: orchestrator.Boot{Address: s.boot, ServerName: bootDNS, CA: s.init.Authorities["boot"]},
 		Gateway: orchestrator.Gateway{Admission: netip.AddrPortFrom(loopback, 1), WireGuard: netip.AddrPortFrom(loopback, 2),
 			ServerName: "gateway.foothold.internal", CA: s.init.Authorities["dmz"], Pool: netip.MustParsePrefix("10.84.0.0/16")},
 		Store:   orchestrator.Store{Address: s.store, ServerName: storeDNS},
 		Network: orchestrator.Network{Prefix: vmPrefix, Gateway: vmPrefix.Addr().Next(), First: firstVM, Last: lastVM, MTU: 1500, Self: loopback},
-		Limits: orchestrator.Limits{Reserved: phaseLimit, Booting: phaseLimit, Unlocking: phaseLimit, Connecting: phaseLimit, Lease: time.Minute,
+		Limits: orchestrator.Limits{Reserved: phaseLimit, Booting: phaseLimit, Unlocking: phaseLimit, Connecting: phaseLimit, Lease: cmp.Or(s.options.Lease, time.Minute),
 			VMs: 1 << 16, MemoryMiB: 1 << 30, BootsAtOnce: 1 << 16, AttestEvery: time.Minute, AttestWithin: 5 * time.Minute},
 	}
 	return errors.Join(e1, e2, e3, e4, s.conf.Validate())

@@ -21,7 +21,7 @@ func TestTicksOf(t *testing.T) {
 
 // TestVMsBoot is the whole conversation at the real daemons, and that a token is spent.
 func TestVMsBoot(t *testing.T) {
-	s, err := Open(t.Context(), Options{Dir: t.TempDir(), Hosts: 2, Kernel: bytes.Repeat([]byte("kernel"), 10000), Initramfs: bytes.Repeat([]byte("initramfs"), 10000)})
+	s, err := Open(t.Context(), Options{Dir: t.TempDir(), Hosts: 2, Kernel: bytes.Repeat([]byte("kernel"), 10000), Initramfs: bytes.Repeat([]byte("initramfs"), 10000), Lease: testLease})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"slices"
 
 	"foothold/protocol/digest"
 	"foothold/protocol/evidence"
@@ -50,7 +51,7 @@ func (e *Evidence) GoAttestation() (Judge, error) {
 		var pcrs []attest.PCR
 		for _, i := range pcr.BootSelection() {
 			v, ok := e.regs[i]
-			if !ok && (i == 17 || i == 18) {
+			if !ok && slices.Contains(pcr.Dynamic, i) {
 				for n := range v {
 					v[n] = 0xff // no dynamic launch
 				}
