@@ -11,6 +11,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"log/slog"
@@ -135,16 +136,13 @@ func run() error {
 		return err
 	}
 	defer stopped()
-	results, err := take(ctx, o)
-	if err != nil {
-		return err
-	}
+	results, failed := take(ctx, o)
 	data, err := json.MarshalIndent(results, "", "  ")
-	if err != nil {
-		return err
+	if err == nil && len(results) > 0 {
+		print(results)
+		err = durable.WriteFile(*out, append(data, '\n'), 0o644)
 	}
-	print(results)
-	return durable.WriteFile(*out, append(data, '\n'), 0o644)
+	return errors.Join(failed, err)
 }
 
 // observe has the daemons that run in this process log as they do in their own, JSON to a
@@ -174,25 +172,25 @@ func names() []string {
 	return list
 }
 
-// take takes the wanted measurements, those outside the lab when it is down.
+// take takes the wanted measurements, those outside the lab when it is down. One that fails
+// costs none of the others.
 func take(ctx context.Context, o options) (results []Result, err error) {
 	if slices.ContainsFunc(labMeasures, o.wants) {
-		if results, err = measureInLab(ctx, o); err != nil {
-			return nil, err
-		}
+		results, err = measureInLab(ctx, o)
 	}
 	for _, m := range measures {
-		if !o.wants(m.name) {
+		if !o.wants(m.name) || ctx.Err() != nil {
 			continue
 		}
 		say("measuring %s", m.name)
-		more, err := m.run(ctx, o)
-		if err != nil {
-			return nil, err
+		more, failed := m.run(ctx, o)
+		if failed != nil {
+			err = errors.Join(err, fmt.Errorf("%s: %w", m.name, failed))
+			continue
 		}
 		results = append(results, more...)
 	}
-	return results, nil
+	return results, err
 }
 
 // atMost and atLeast make results with an aim.
