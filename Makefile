@@ -14,10 +14,6 @@ SYSTEM = $(shell grep -rl --include='*_test.go' '^//go:build system' . | xargs -
 FOOTHOLD = bin/foothold
 export FOOTHOLD_CONTEXT = $(abspath $(STATE))/context.yaml
 
-# The race detector watches our code and its libraries but one: SQLite, C translated into Go,
-# would take two thirds of the ledger's test time for itself.
-RACE = -race -gcflags='modernc.org/...=-race=false'
-
 .PHONY: help build deps lab test unit system faults fuzz bench down clean
 
 help:
@@ -51,7 +47,7 @@ unit:
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "not formatted:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
 	$(GO) vet ./...
 	$(GO) vet -tags system ./...
-	$(GO) test $(RACE) -timeout 20m ./...
+	$(GO) test -race -timeout 20m ./...
 
 # One package at a time: VMs on two cores slow each other down.
 system: build

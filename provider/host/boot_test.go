@@ -140,7 +140,7 @@ func (l *loader) quote() {
 	}
 	_, err = tpm2.Quote{
 		SignHandle: aik.Auth(s), QualifyingData: tpm2.TPM2BData{Buffer: oneTunnel[:]}, InScheme: tpm2.TPMTSigScheme{Scheme: tpm2.TPMAlgNull},
-		PCRSelect: tpm2.TPMLPCRSelection{PCRSelections: []tpm2.TPMSPCRSelection{{Hash: tpm2.TPMAlgSHA256, PCRSelect: []byte{0xff, 0x7f, 0x87}}}},
+		PCRSelect: tpm2.TPMLPCRSelection{PCRSelections: []tpm2.TPMSPCRSelection{{Hash: tpm2.TPMAlgSHA256, PCRSelect: []byte{0xff, 0x7f, 0xff}}}},
 	}.Execute(l)
 	if err != nil {
 		l.t.Fatal(err)
