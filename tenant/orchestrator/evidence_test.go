@@ -147,7 +147,7 @@ func TestEvidence(t *testing.T) {
 				t.Errorf("the bundle of %s holds %s", a.Role, what)
 			}
 		}
-		if text := string(data); strings.Contains(text, "fht1") || strings.Contains(text, "fht2") || strings.Contains(text, "fht3") {
+		if text := string(data); strings.Contains(text, "fht1_") || strings.Contains(text, "fht2_") || strings.Contains(text, "fht3_") {
 			t.Errorf("the bundle of %s holds a token", a.Role)
 		}
 	}
