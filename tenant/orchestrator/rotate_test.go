@@ -114,6 +114,7 @@ func TestRotation(t *testing.T) {
 		t.Errorf("%+v", vm)
 	}
 	w.o.withdrawSuperseded(t.Context())
+	w.waitOneVersion()
 	if v := w.versions(); len(v) != 1 || v[2].VMs != 1 || w.hostHas(first.SHA256) || !w.hostHas(view.SHA256) {
 		t.Errorf("after its last start has ended: %+v", v)
 	}
