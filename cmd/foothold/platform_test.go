@@ -16,9 +16,9 @@ import (
 	"foothold/internal/signingkey"
 	"foothold/protocol/digest"
 	"foothold/protocol/evidence"
+	"foothold/protocol/imalog/imalogtest"
 	"foothold/protocol/platform"
 	"foothold/protocol/signed"
-	"foothold/protocol/tcglog"
 )
 
 // realFirmwareLog is one of a real machine, from the authors of another library.
@@ -33,35 +33,6 @@ func realFirmwareLog(t *testing.T) []byte {
 		t.Fatal(err)
 	}
 	return data
-}
-
-// kernelList has the aggregate over a firmware's registers and then files "path=content".
-func kernelList(t *testing.T, firmware []byte, files ...string) []byte {
-	t.Helper()
-	l, err := tcglog.Parse(firmware)
-	if err != nil {
-		t.Fatal(err)
-	}
-	values, err := l.Replay(tcglog.SHA256)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var registers []byte
-	for i := range 10 {
-		registers = append(registers, append(values[i], make([]byte, 32)...)[:32]...)
-	}
-	field := func(data []byte) []byte {
-		return append(binary.LittleEndian.AppendUint32(nil, uint32(len(data))), data...)
-	}
-	var list []byte
-	for _, f := range append([]string{"boot_aggregate=" + string(registers)}, files...) {
-		path, content, _ := strings.Cut(f, "=")
-		sum := digest.Of([]byte(content))
-		list = binary.LittleEndian.AppendUint32(list, 10)
-		list = append(append(list, bytes.Repeat([]byte{1}, 20)...), field([]byte("ima-ng"))...)
-		list = append(list, field(append(field(append([]byte("sha256:\x00"), sum[:]...)), field([]byte(path+"\x00"))...))...)
-	}
-	return list
 }
 
 // runPlatform runs `foothold platform manifest ...` in this process.
@@ -84,7 +55,7 @@ func TestPlatformManifest(t *testing.T) {
 		return path(name)
 	}
 	host := func(name string, files ...string) string {
-		data, err := json.Marshal(evidence.Platform{Firmware: realFirmwareLog(t), Kernel: kernelList(t, realFirmwareLog(t), files...)})
+		data, err := json.Marshal(evidence.Platform{Firmware: realFirmwareLog(t), Kernel: imalogtest.List(t, realFirmwareLog(t), files...)})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -232,7 +203,7 @@ func TestPlatformManifestOfFiles(t *testing.T) {
 		return path(name)
 	}
 	firmware := realFirmwareLog(t)
-	old, err := json.Marshal(evidence.Platform{Firmware: firmware, Kernel: kernelList(t, firmware, "/usr/bin/old=1")})
+	old, err := json.Marshal(evidence.Platform{Firmware: firmware, Kernel: imalogtest.List(t, firmware, "/usr/bin/old=1")})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -6,7 +6,6 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -18,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"foothold/internal/mtls/mtlstest"
 	"foothold/protocol/bootmsg"
 	"foothold/protocol/event"
 	"foothold/protocol/token"
@@ -98,7 +98,7 @@ func TestNothingBeforeTheHandshake(t *testing.T) {
 	pass := w.orch.Open
 	w.orch.Open = func(in wire.OpenRequest) (wire.OpenResponse, error) { opened.Store(true); return pass(in) }
 	for name, first := range map[string][]byte{
-		"early data":                append(earlyHello(t), record...),
+		"early data":                append(mtlstest.EarlyHello(t, bootDNS), record...),
 		"data without a handshake":  record,
 		"a request without any TLS": request,
 	} {
@@ -120,33 +120,6 @@ func TestNothingBeforeTheHandshake(t *testing.T) {
 	w.orch.WaitEvent("refusal", func(e event.Event) bool {
 		return e.Kind == "tls.refused" && strings.Contains(e.Detail["why"], "early data")
 	})
-}
-
-// earlyHello is a ClientHello that announces early data (RFC 8446, section 4.2.10).
-func earlyHello(t *testing.T) []byte {
-	t.Helper()
-	here, there := net.Pipe()
-	defer there.Close()
-	go tls.Client(here, &tls.Config{MinVersion: tls.VersionTLS13, ServerName: bootDNS}).Handshake()
-	hello := make([]byte, 4096)
-	n, err := there.Read(hello)
-	if err != nil {
-		t.Fatal(err)
-	}
-	hello = hello[:n]
-	const head, fixed = 5 + 4, 2 + 32 // record and message, version and random
-	at := head + fixed
-	at += 1 + int(hello[at])                                // session
-	at += 2 + int(binary.BigEndian.Uint16(hello[at:]))      // cipher suites
-	at += 1 + int(hello[at])                                // compression
-	if at+2+int(binary.BigEndian.Uint16(hello[at:])) != n { // the extensions are the rest
-		t.Fatalf("a ClientHello of %d bytes has its extensions at %d", n, at)
-	}
-	hello = append(hello, 0, 42, 0, 0)
-	for _, field := range []int{3, 7, at} { // lengths of record, message (its lower half), extensions
-		binary.BigEndian.PutUint16(hello[field:], binary.BigEndian.Uint16(hello[field:])+4)
-	}
-	return hello
 }
 
 // TestMalformedRequestsAreTold: each ends its conversation, is told to the journal under

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
-	"encoding/binary"
 	"encoding/json"
 	"net/http"
 	"os"
@@ -16,17 +15,8 @@ import (
 	"foothold/protocol/evidence"
 	"foothold/protocol/hostapi"
 	"foothold/protocol/imalog"
+	"foothold/protocol/imalog/imalogtest"
 )
-
-// kernelEntry is an entry of a kernel's list, template ima-ng.
-func kernelEntry(path string, sum digest.SHA256) []byte {
-	field := func(data []byte) []byte {
-		return append(binary.LittleEndian.AppendUint32(nil, uint32(len(data))), data...)
-	}
-	data := append(field(append([]byte("sha256:\x00"), sum[:]...)), field(append([]byte(path), 0))...)
-	entry := append(binary.LittleEndian.AppendUint32(nil, imalog.Register), bytes.Repeat([]byte{1}, 20)...)
-	return append(append(entry, field([]byte("ima-ng"))...), field(data)...)
-}
 
 // kernelMeasures makes the world's host one in production, whose kernel has measured these
 // files and no launcher any. What the firmware's log says does not matter to an agent.
@@ -55,7 +45,8 @@ func (w *world) kernelMeasured(path string, sum digest.SHA256) {
 		w.t.Fatal(err)
 	}
 	defer list.Close()
-	if _, err := list.Write(kernelEntry(path, sum)); err != nil {
+	entry, _ := imalogtest.Entry(path, sum[:])
+	if _, err := list.Write(entry); err != nil {
 		w.t.Fatal(err)
 	}
 }

@@ -13,6 +13,7 @@ import (
 
 	"foothold/protocol/digest"
 	"foothold/protocol/evidence"
+	"foothold/protocol/imalog/imalogtest"
 	"foothold/protocol/platform"
 	"foothold/protocol/tcglog"
 	"foothold/tenant/verify"
@@ -250,7 +251,7 @@ func TestReleaseOfFiles(t *testing.T) {
 		}
 		compare := func(files []string, booted ...event) string {
 			firmware := writeLog(slices.Concat(firmwareOf(), booted, []event{of(5, 0x80000007, "Exit Boot Services")})...)
-			findings, err := verify.CompareLogs(doc, evidence.Platform{Firmware: firmware, Kernel: kernelOf(t, firmware, files...)})
+			findings, err := verify.CompareLogs(doc, evidence.Platform{Firmware: firmware, Kernel: imalogtest.List(t, firmware, files...)})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -274,28 +275,6 @@ func TestReleaseOfFiles(t *testing.T) {
 			}
 		}
 	}
-}
-
-func kernelOf(t *testing.T, firmware []byte, files ...string) []byte {
-	t.Helper()
-	l, err := tcglog.Parse(firmware)
-	if err != nil {
-		t.Fatal(err)
-	}
-	values, err := l.Replay(tcglog.SHA256)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var registers []byte
-	for i := range 10 {
-		registers = append(registers, append(values[i], make([]byte, 32)...)[:32]...)
-	}
-	kernel := kernelEntry("boot_aggregate", string(registers))
-	for _, f := range files {
-		path, content, _ := strings.Cut(f, "=")
-		kernel = append(kernel, kernelEntry(path, content)...)
-	}
-	return kernel
 }
 
 func TestReleaseOfFilesIsRefused(t *testing.T) {

@@ -10,7 +10,7 @@ import (
 
 	"foothold/protocol/digest"
 	"foothold/protocol/evidence"
-	"foothold/protocol/imalog"
+	"foothold/protocol/imalog/imalogtest"
 	"foothold/protocol/pcr"
 	"foothold/protocol/platform"
 	"foothold/protocol/tcglog"
@@ -108,21 +108,14 @@ func host(zero, seven string, files ...string) evidence.Platform {
 			log = append(log, byte(c))
 		}
 	}
-	kernel := kernelEntry("boot_aggregate", "registers")
-	for _, f := range files {
+	var kernel []byte
+	for _, f := range append([]string{"boot_aggregate=registers"}, files...) {
 		path, content, _ := strings.Cut(f, "=")
-		kernel = append(kernel, kernelEntry(path, content)...)
+		sum := digest.Of([]byte(content))
+		entry, _ := imalogtest.Entry(path, sum[:])
+		kernel = append(kernel, entry...)
 	}
 	return evidence.Platform{Firmware: log, Kernel: kernel}
-}
-
-// kernelEntry is an entry of the kernel's list.
-func kernelEntry(path, content string) []byte {
-	field := func(data []byte) []byte { return append(word(uint32(len(data))), data...) }
-	sum := digest.Of([]byte(content))
-	out := append(word(imalog.Register), bytes.Repeat([]byte{1}, 20)...)
-	out = append(out, field([]byte("ima-ng"))...)
-	return append(out, field(append(field(append([]byte("sha256:\x00"), sum[:]...)), field([]byte(path+"\x00"))...))...)
 }
 
 func TestAdd(t *testing.T) {

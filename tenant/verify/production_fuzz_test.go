@@ -10,6 +10,7 @@ import (
 	"foothold/protocol/digest"
 	"foothold/protocol/evidence"
 	"foothold/protocol/imalog"
+	"foothold/protocol/imalog/imalogtest"
 	"foothold/protocol/inventory"
 	"foothold/protocol/pcr"
 	"foothold/protocol/platform"
@@ -52,7 +53,7 @@ func FuzzProductionLogs(f *testing.F) {
 		aggregate.Write(value[:])
 	}
 	add := func(path string, sum []byte) {
-		entry, extended := kernelEntry(path, sum)
+		entry, extended := imalogtest.Entry(path, sum)
 		logs.Kernel, regs[pcr.Platform] = append(logs.Kernel, entry...), pcr.Extend(regs[pcr.Platform], extended)
 	}
 	add("boot_aggregate", aggregate.Sum(nil))

@@ -13,7 +13,7 @@ import (
 
 	"foothold/protocol/digest"
 	"foothold/protocol/evidence"
-	"foothold/protocol/imalog"
+	"foothold/protocol/imalog/imalogtest"
 	"foothold/protocol/pcr"
 	"foothold/protocol/platform"
 	"foothold/protocol/signed"
@@ -103,14 +103,6 @@ func firmwareLog(events []measurement) []byte {
 	return out
 }
 
-// kernelEntry is an entry of template ima-ng, and what it extends.
-func kernelEntry(path string, sum []byte) (entry []byte, extended digest.SHA256) {
-	field := func(data []byte) []byte { return append(word(uint32(len(data))), data...) }
-	data := append(field(append([]byte("sha256:\x00"), sum...)), field(append([]byte(path), 0))...)
-	entry = append(word(imalog.Register), bytes.Repeat([]byte{1}, 20)...)
-	return append(append(entry, field([]byte("ima-ng"))...), field(data)...), digest.Of(data)
-}
-
 // boot extends the TPM as the machine does, and gives its logs.
 func (m *machine) boot(h *host) evidence.Platform {
 	h.t.Helper()
@@ -140,13 +132,13 @@ func (m *machine) boot(h *host) evidence.Platform {
 		aggregate = m.aggregate
 	}
 	var kernel []byte
-	entry, extended := kernelEntry("boot_aggregate", aggregate)
+	entry, extended := imalogtest.Entry("boot_aggregate", aggregate)
 	if !m.silent {
 		h.extend(pcr.Platform, extended)
 	}
 	kernel = append(kernel, entry...)
 	for i, f := range append(slices.Clone(m.files), m.late...) {
-		entry, extended := kernelEntry(f.Name, f.SHA256[:])
+		entry, extended := imalogtest.Entry(f.Name, f.SHA256[:])
 		kernel = append(kernel, entry...)
 		if i < len(m.files) && !m.silent {
 			h.extend(pcr.Platform, extended)
@@ -278,11 +270,11 @@ func TestProductionLogsThatLie(t *testing.T) {
 		"no firmware log":          {func(p *evidence.Platform) { p.Firmware = nil }, "log"},
 		"a firmware log cut short": {func(p *evidence.Platform) { p.Firmware = p.Firmware[:len(p.Firmware)-60] }, "log"},
 		"an entry of the list left out": {func(p *evidence.Platform) {
-			entry, _ := kernelEntry(good.files[1].Name, good.files[1].SHA256[:])
+			entry, _ := imalogtest.Entry(good.files[1].Name, good.files[1].SHA256[:])
 			p.Kernel = bytes.Replace(p.Kernel, entry, nil, 1)
 		}, "registers"},
 		"a list behind the quote": {func(p *evidence.Platform) {
-			entry, _ := kernelEntry(good.files[2].Name, good.files[2].SHA256[:])
+			entry, _ := imalogtest.Entry(good.files[2].Name, good.files[2].SHA256[:])
 			p.Kernel = p.Kernel[:len(p.Kernel)-len(entry)]
 		}, "registers"},
 		"no list":                    {func(p *evidence.Platform) { p.Kernel = nil }, "log"},
@@ -313,7 +305,7 @@ func TestProductionLogsThatLie(t *testing.T) {
 
 // violation is an entry for a file that was being written to.
 func violation(path string) []byte {
-	entry, _ := kernelEntry(path, make([]byte, 32))
+	entry, _ := imalogtest.Entry(path, make([]byte, 32))
 	copy(entry[4:24], make([]byte, 20))
 	return entry
 }
@@ -337,7 +329,7 @@ func TestProductionStaticQuote(t *testing.T) {
 	}
 	// The host ran another file since.
 	spy := file("/tmp/spy")
-	entry, extended := kernelEntry(spy.Name, spy.SHA256[:])
+	entry, extended := imalogtest.Entry(spy.Name, spy.SHA256[:])
 	w.host.extend(pcr.Platform, extended)
 	x, ev = w.static(evidence.RoleWatch, boot)
 	ev.Platform = logs

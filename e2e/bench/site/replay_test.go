@@ -3,7 +3,6 @@ package site
 import (
 	"context"
 	"crypto/tls"
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,6 +14,7 @@ import (
 	"time"
 
 	"foothold/client"
+	"foothold/internal/mtls/mtlstest"
 	"foothold/protocol/bootmsg"
 	"foothold/protocol/event"
 	"foothold/protocol/hostapi"
@@ -375,35 +375,9 @@ func (a attack) early() (string, error) {
 	}
 	request := fmt.Appendf(nil, "POST %s HTTP/1.1\r\nHost: %s\r\nContent-Length: %d\r\n\r\n%s", bootmsg.PathOpen, bootDNS, len(body), body)
 	record := append([]byte{23, 3, 3, byte(len(request) >> 8), byte(len(request))}, request...) // application data, RFC 8446, section 5.1
-	if _, err := conn.Write(append(earlyHello(a.t), record...)); err != nil {
+	if _, err := conn.Write(append(mtlstest.EarlyHello(a.t, bootDNS), record...)); err != nil {
 		a.t.Fatal(err)
 	}
 	answer, err := io.ReadAll(conn)
 	return string(answer), err
-}
-
-// earlyHello is a ClientHello that announces early data (RFC 8446, section 4.2.10).
-func earlyHello(t *testing.T) []byte {
-	t.Helper()
-	here, there := net.Pipe()
-	defer there.Close()
-	go tls.Client(here, &tls.Config{MinVersion: tls.VersionTLS13, ServerName: bootDNS}).Handshake()
-	hello := make([]byte, 4096)
-	n, err := there.Read(hello)
-	if err != nil {
-		t.Fatal(err)
-	}
-	hello = hello[:n]
-	at := 5 + 4 + 2 + 32                                    // record and message; version and random
-	at += 1 + int(hello[at])                                // session
-	at += 2 + int(binary.BigEndian.Uint16(hello[at:]))      // cipher suites
-	at += 1 + int(hello[at])                                // compression
-	if at+2+int(binary.BigEndian.Uint16(hello[at:])) != n { // the extensions are the rest
-		t.Fatalf("a ClientHello of %d bytes has its extensions at %d", n, at)
-	}
-	hello = append(hello, 0, 42, 0, 0)
-	for _, field := range []int{3, 7, at} { // lengths of record, message (its lower half), extensions
-		binary.BigEndian.PutUint16(hello[field:], binary.BigEndian.Uint16(hello[field:])+4)
-	}
-	return hello
 }
