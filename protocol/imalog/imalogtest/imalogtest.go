@@ -1,4 +1,4 @@
-// Package imalogtest writes kernel's lists of measurements for tests.
+// Package imalogtest writes the lists that kernels keep of their measurements, for tests.
 package imalogtest
 
 import (
