@@ -133,6 +133,10 @@ func others() []struct {
 			refused("truth", truth, "PCR 17: seen "+digest.Of([]byte("another SINIT")).String()),
 			refused("by the log of a good one", honest, hidden),
 		}},
+		{"a dynamic launch with more than is named", add(platformtest.Event{PCR: 22, Type: 0x501, Data: "more"}), []lie{
+			refused("truth", truth, "PCR 22: seen "+digest.Of([]byte("more")).String()),
+			refused("left out", honest, hidden),
+		}},
 		{"another module", func(m *platformtest.Machine) { m.Files = append(m.Files, spy) }, []lie{
 			refused("truth", truth, `file "/usr/lib/modules/spy.ko"`),
 			refused("left out", honest, hidden),

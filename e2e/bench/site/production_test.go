@@ -90,15 +90,7 @@ func demanding() *Production {
 // TestProductionLogsThatLie: a production host's quote is genuine, and it is not what it must be,
 // or its logs of firmware, kernel and system say something else than was measured.
 func TestProductionLogsThatLie(t *testing.T) {
-	s, err := Open(t.Context(), Options{Dir: t.TempDir(), Hosts: 2, Kernel: []byte("kernel"), Initramfs: []byte("initramfs"), Lease: testLease, Production: demanding()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := s.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	s := openWith(t, Options{Hosts: 2, Production: demanding()})
 	h := s.hosts[0]
 	n := len(lies()) + 2 // and two at the end
 	for _, o := range others() {
