@@ -182,7 +182,7 @@ func lies() []lie {
 		refused("a firmware log that is cut", func(p *evidence.Platform) { p.Firmware = p.Firmware[:len(p.Firmware)-60] }, "the log ends in the middle"),
 		refused("a firmware log of the form before", func(p *evidence.Platform) { p.Firmware = make([]byte, 32) }, "no digest of SHA-256"),
 		refused("an event left out", events(func(list []platformtest.Event) []platformtest.Event { return slices.Delete(list, 0, 1) }), "part 1, PCR 0: seen "),
-		refused("an event twice", events(func(list []platformtest.Event) []platformtest.Event { return slices.Insert(list, 0, list[0]) }), "PCR 0: seen "),
+		refused("an event twice", events(func(list []platformtest.Event) []platformtest.Event { return slices.Insert(list, 0, list[0]) }), "part 4, PCR 0: seen "),
 		refused("two events in another order", events(func(list []platformtest.Event) []platformtest.Event {
 			list[1], list[2] = list[2], list[1]
 			return list
