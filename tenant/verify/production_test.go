@@ -350,10 +350,9 @@ func TestProductionReferenceValues(t *testing.T) {
 	for name, change := range map[string]func(*platform.Manifest){
 		"no boot":             func(p *platform.Manifest) { p.Boot = nil },
 		"no separator":        func(p *platform.Manifest) { p.Boot = slices.Delete(p.Boot, 4, 5) },
-		"a separator twice":   func(p *platform.Manifest) { p.Boot = append(p.Boot, p.Boot[4]) },
 		"a separator at will": func(p *platform.Manifest) { p.Boot[4].Optional = true },
 		"an error separator": func(p *platform.Manifest) {
-			p.Boot[4].SHA256 = append(p.Boot[4].SHA256, digest.Of([]byte("\xff\xff\xff\xff")))
+			p.Boot[4].SHA256 = append(p.Boot[4].SHA256, digest.Of([]byte{1, 0, 0, 0}))
 		},
 		"no digest":             func(p *platform.Manifest) { p.Boot[0].SHA256 = nil },
 		"a zero digest":         func(p *platform.Manifest) { p.Boot[0].SHA256 = append(p.Boot[0].SHA256, digest.SHA256{}) },
@@ -378,6 +377,26 @@ func TestProductionReferenceValues(t *testing.T) {
 	lab.Boot = m.manifest(w).Boot
 	if _, err := ParsePlatform(seal(t, w.plat, signed.Platform, lab), public, platform.Lab, w.now); err == nil {
 		t.Error("a lab's reference values with a measured boot: accepted")
+	}
+}
+
+// TestFirmwaresDifferInSeparators: a firmware may separate by ones, and have a part of itself
+// that is measured as a separator is, as Boot Guard's list of a public log has one. What the
+// separator of register 7 ends is ended by the first.
+func TestFirmwaresDifferInSeparators(t *testing.T) {
+	w, m := newWorld(t), newMachine()
+	m.events = slices.Insert(m.events, 1, measurement{0, 0x00000007, "\x00\x00\x00\x00"})
+	for i := range m.events {
+		if m.events[i].pcr == 7 && m.events[i].typ == tcglog.Separator {
+			m.events[i].data = "\xff\xff\xff\xff"
+		}
+	}
+	if err := m.prove(w, w.production(t, m.manifest(w)), nil).Err(); err != nil {
+		t.Errorf("as the release is: %v", err)
+	}
+	m.events = append(m.events, measurement{7, tcglog.VariableConfig, secureBoot(0)})
+	if err := m.prove(w, w.production(t, m.manifest(w)), nil).Err(); err != nil {
+		t.Errorf("what follows a separator of ones counts for secure boot: %v", err)
 	}
 }
 
