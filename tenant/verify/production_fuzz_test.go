@@ -85,7 +85,7 @@ func FuzzProductionLogs(f *testing.F) {
 	}
 	f.Add(logs.Firmware, logs.Kernel, logs.Userspace)
 	f.Add(firmwareLog(m.events[1:]), logs.Kernel, logs.Userspace)
-	f.Add(logs.Firmware, append(bytes.Clone(logs.Kernel), violation("/usr/bin/foothold-host")...), []byte{})
+	f.Add(logs.Firmware, append(bytes.Clone(logs.Kernel), violation(file("/usr/bin/foothold-host"))...), []byte{})
 	f.Fuzz(func(t *testing.T, firmware, kernel, userspace []byte) {
 		if len(judge(evidence.Platform{Firmware: firmware, Kernel: kernel, Userspace: userspace})) > 0 {
 			return

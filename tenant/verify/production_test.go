@@ -282,7 +282,7 @@ func TestProductionLogsThatLie(t *testing.T) {
 		"a launcher's log":           {func(p *evidence.Platform) { *p = evidence.Platform{Log: w.host.log} }, "log"},
 		"a launcher's log beside it": {func(p *evidence.Platform) { p.Log = []pcr.Event{{PCR: pcr.Platform, Digest: digest.Of(nil)}} }, "log"},
 		"a violation hidden as another file": {func(p *evidence.Platform) {
-			p.Kernel = append(bytes.Clone(p.Kernel), violation("/usr/bin/foothold-host")...)
+			p.Kernel = append(bytes.Clone(p.Kernel), violation(good.files[0])...)
 		}, "log"},
 	} {
 		if verdict := good.prove(w, v, c.forge); verdict.Good() || !strings.Contains(checks(verdict), c.check) {
@@ -303,9 +303,10 @@ func TestProductionLogsThatLie(t *testing.T) {
 	}
 }
 
-// violation is an entry for a file that was being written to.
-func violation(path string) []byte {
-	entry, _ := imalogtest.Entry(path, make([]byte, 32))
+// violation is an entry for a file that was being written to, by whose word it is as it should
+// be: a violation's register proves nothing of its entry.
+func violation(f platform.File) []byte {
+	entry, _ := imalogtest.Entry(f.Name, f.SHA256[:])
 	copy(entry[4:24], make([]byte, 20))
 	return entry
 }

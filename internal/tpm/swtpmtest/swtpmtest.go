@@ -108,6 +108,16 @@ func (v *TPM) Restart() {
 	v.start()
 }
 
+// Allocate gives it registers of these algorithms, as [swtpm.Allocate], and restarts it.
+func (v *TPM) Allocate(banks string) {
+	v.t.Helper()
+	v.stop()
+	if err := swtpm.Allocate(v.t.Context(), v.Dir, banks); err != nil {
+		v.t.Fatal(err)
+	}
+	v.start()
+}
+
 // control is the socket of swtpm's control channel.
 func (v *TPM) control() string { return v.Socket + "-control" }
 
