@@ -93,7 +93,11 @@ func word(list ...uint32) []byte {
 func firmwareLog(events []measurement) []byte {
 	spec := append([]byte("Spec ID Event03\x00"), 0, 0, 0, 0, 0, 2, 0, 2, 1, 0, 0, 0, 0x0b, 0, 32, 0, 0)
 	out := append(word(0, uint32(tcglog.NoAction)), make([]byte, 20)...)
-	out = append(append(out, word(uint32(len(spec)))...), spec...)
+	return append(append(append(out, word(uint32(len(spec)))...), spec...), firmwareEvents(events)...)
+}
+
+// firmwareEvents are those of a log, without its header.
+func firmwareEvents(events []measurement) (out []byte) {
 	for _, e := range events {
 		sum := digest.Of([]byte(e.data))
 		out = append(append(out, word(uint32(e.pcr), uint32(e.typ), 1)...), 0x0b, 0)
@@ -249,7 +253,9 @@ func TestProductionHost(t *testing.T) {
 func TestProductionLogsThatLie(t *testing.T) {
 	w := newWorld(t)
 	good := newMachine()
-	v := w.production(t, good.manifest(w))
+	doc := good.manifest(w)
+	doc.Boot = append(doc.Boot, platform.Event{PCR: 5, Component: "a second disk", SHA256: []digest.SHA256{digest.Of([]byte("disk"))}, Optional: true})
+	v := w.production(t, doc)
 	truth := good.boot(w.host)
 	bad := newMachine()
 	bad.events[0].data = "firmware 0.9"
@@ -281,6 +287,20 @@ func TestProductionLogsThatLie(t *testing.T) {
 		"a garbled list":             {func(p *evidence.Platform) { p.Kernel = p.Kernel[1:] }, "log"},
 		"a launcher's log":           {func(p *evidence.Platform) { *p = evidence.Platform{Log: w.host.log} }, "log"},
 		"a launcher's log beside it": {func(p *evidence.Platform) { p.Log = []pcr.Event{{PCR: pcr.Platform, Digest: digest.Of(nil)}} }, "log"},
+		"an event of an unknown type": {func(p *evidence.Platform) {
+			p.Firmware = append(bytes.Clone(p.Firmware), firmwareEvents([]measurement{{4, 0x7fffffff, "unknown"}})...)
+		}, "log"},
+		"an event that is said to extend nothing": {func(p *evidence.Platform) {
+			relabel(p, 0x80000003, tcglog.NoAction, "boot loader")
+		}, "log"},
+		"an event of nothing that is said to extend": {func(p *evidence.Platform) {
+			p.Firmware = append(bytes.Clone(p.Firmware), firmwareEvents([]measurement{{5, 0x80000006, "disk"}})...)
+		}, "registers"},
+		"another startup locality": {func(p *evidence.Platform) {
+			start := firmwareEvents([]measurement{{0, tcglog.NoAction, "StartupLocality\x00\x03"}})
+			header := len(p.Firmware) - len(firmwareEvents(good.events))
+			p.Firmware = slices.Insert(bytes.Clone(p.Firmware), header, start...)
+		}, "registers"},
 		"a violation hidden as another file": {func(p *evidence.Platform) {
 			p.Kernel = append(bytes.Clone(p.Kernel), violation(good.files[0])...)
 		}, "log"},
@@ -300,6 +320,12 @@ func TestProductionLogsThatLie(t *testing.T) {
 		p.Firmware = bytes.Replace(p.Firmware, []byte("boot loader"), []byte("b00t l0ader"), 1)
 	}); !verdict.Good() {
 		t.Errorf("data that nothing is read from: %v", verdict.Err())
+	}
+	if verdict := renamed.prove(w, v, func(p *evidence.Platform) {
+		relabel(p, 0x80000003, tcglog.Separator, "boot loader")
+		relabel(p, tcglog.CRTMVersion, 0x7fffffff, "firmware 1.0")
+	}); !verdict.Good() {
+		t.Errorf("types that nothing is read from: %v", verdict.Err())
 	}
 }
 
