@@ -345,6 +345,16 @@ func TestPublish(t *testing.T) {
 	if _, err := Publish(private, "lab", 1, now, time.Hour, []inventory.Host{{Name: "a"}, {Name: "a"}}); err == nil {
 		t.Error("a host twice was published")
 	}
+	whole := inventory.Host{Name: "a", EK: []byte{1}, AIK: []byte{2}, Session: []byte{3}}
+	for what, other := range map[string]inventory.Host{
+		"endorsement certificate": {Name: "b", EK: []byte{1}, AIK: []byte{4}, Session: []byte{5}},
+		"attestation key":         {Name: "b", EK: []byte{6}, AIK: []byte{2}, Session: []byte{5}},
+		"session key":             {Name: "b", EK: []byte{6}, AIK: []byte{4}, Session: []byte{3}},
+	} {
+		if _, err := Publish(private, "lab", 1, now, time.Hour, []inventory.Host{whole, other}); err == nil || !strings.Contains(err.Error(), "a and b have one TPM") {
+			t.Errorf("two hosts with one %s: %v", what, err)
+		}
+	}
 }
 
 func TestCredentialActivationNeedsThatTPMAndThatKey(t *testing.T) {
