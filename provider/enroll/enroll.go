@@ -208,14 +208,22 @@ func certify(t transport.TPM, aik, session tpm.Key) (attest, signature []byte, e
 	return rsp.CertifyInfo.Bytes(), tpm2.Marshal(rsp.Signature), nil
 }
 
-// Publish signs the inventory that holds the given hosts.
+// Publish signs the inventory that holds the given hosts, each once and with a TPM of its own.
 func Publish(key ed25519.PrivateKey, provider string, version int, issued time.Time, valid time.Duration, hosts []inventory.Host) (signed.Envelope, error) {
-	names := map[string]bool{}
+	names, owner := map[string]bool{}, map[string]string{}
 	for _, h := range hosts {
 		if names[h.Name] {
 			return signed.Envelope{}, fmt.Errorf("publish inventory: host %s twice", h.Name)
 		}
 		names[h.Name] = true
+		for _, key := range [][]byte{h.EK, h.AIK, h.Session} {
+			if other := owner[string(key)]; other != "" && len(key) > 0 {
+				return signed.Envelope{}, fmt.Errorf("publish inventory: hosts %s and %s have one TPM, and tenants would give neither a VM; enrol each on its own machine", other, h.Name)
+			}
+		}
+		for _, key := range [][]byte{h.EK, h.AIK, h.Session} {
+			owner[string(key)] = h.Name
+		}
 	}
 	if version < 1 || valid <= 0 {
 		return signed.Envelope{}, errors.New("publish inventory: version and validity must be positive")

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/ecdsa"
 	"crypto/ed25519"
+	"crypto/hmac"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/binary"
@@ -151,6 +152,47 @@ func TestEnrolRefusesTheCertificateOfAnotherTPM(t *testing.T) {
 	}
 	if _, err := Enroll(dev, inventory.Host{Name: "host-1"}); err != nil {
 		t.Errorf("with its own certificate: %v", err)
+	}
+}
+
+// guesser is a bus that answers a challenge with something else than the TPM does, and as
+// the TPM would: the policy's session has no secret that a bus does not know.
+type guesser struct{ transport.TPM }
+
+func (g guesser) Send(command []byte) ([]byte, error) {
+	response, err := g.TPM.Send(command)
+	code := command[6:10]
+	if err != nil || tpm2.TPMCC(binary.BigEndian.Uint32(code)) != tpm2.TPMCCActivateCredential {
+		return response, err
+	}
+	sized := func(b []byte) (head, rest []byte) {
+		n := 2 + int(binary.BigEndian.Uint16(b))
+		return b[2:n], b[n:]
+	}
+	_, rest := sized(command[10+8+4+4:]) // behind header, two handles, the sessions' size, and the password's handle
+	_, rest = sized(rest[1:])
+	asked, _ := sized(rest[4:])
+	const params = 10 + 4 // behind header and the parameters' size
+	end := params + int(binary.BigEndian.Uint32(response[10:]))
+	response[params+2] ^= 1
+	_, rest = sized(response[end:])
+	_, rest = sized(rest[1:])
+	answered, rest := sized(rest)
+	sum := sha256.Sum256(slices.Concat(response[6:10], code, response[params:end]))
+	mac := hmac.New(sha256.New, nil)
+	mac.Write(slices.Concat(sum[:], answered, asked, rest[:1]))
+	mac.Sum(rest[3:3])
+	return response, nil
+}
+
+func TestEnrolRefusesAWrongAnswer(t *testing.T) {
+	dev := swtpmtest.New(t).Open()
+	h, err := Enroll(guesser{dev}, inventory.Host{Name: "host-1"})
+	if err == nil || !strings.Contains(err.Error(), "answered the challenge wrongly") || len(h.AIK) > 0 {
+		t.Errorf("enrolled %d bytes of a key: %v", len(h.AIK), err)
+	}
+	if _, err := Enroll(dev, inventory.Host{Name: "host-1"}); err != nil {
+		t.Errorf("with the TPM's own answer: %v", err)
 	}
 }
 
@@ -302,6 +344,16 @@ func TestPublish(t *testing.T) {
 	}
 	if _, err := Publish(private, "lab", 1, now, time.Hour, []inventory.Host{{Name: "a"}, {Name: "a"}}); err == nil {
 		t.Error("a host twice was published")
+	}
+	whole := inventory.Host{Name: "a", EK: []byte{1}, AIK: []byte{2}, Session: []byte{3}}
+	for what, other := range map[string]inventory.Host{
+		"endorsement certificate": {Name: "b", EK: []byte{1}, AIK: []byte{4}, Session: []byte{5}},
+		"attestation key":         {Name: "b", EK: []byte{6}, AIK: []byte{2}, Session: []byte{5}},
+		"session key":             {Name: "b", EK: []byte{6}, AIK: []byte{4}, Session: []byte{3}},
+	} {
+		if _, err := Publish(private, "lab", 1, now, time.Hour, []inventory.Host{whole, other}); err == nil || !strings.Contains(err.Error(), "a and b have one TPM") {
+			t.Errorf("two hosts with one %s: %v", what, err)
+		}
 	}
 }
 

@@ -296,15 +296,15 @@ func TestEndHappensOnceAndWithdraws(t *testing.T) {
 func TestNonceServesOnce(t *testing.T) {
 	l, c := openTest(t)
 	reserve(t, l, c, 1)
+	reserve(t, l, c, 2)
 	var nonce []byte
 	must(t, l, func(tx *Tx) (err error) { nonce, err = tx.NewNonce(identifier(1), 1, "boot"); return err })
-	use := func(role string, start int) event.Reason {
-		return event.ReasonOf(l.Write(t.Context(), func(tx *Tx) error {
-			return tx.UseNonce(nonce, identifier(1), start, role, time.Minute)
-		}))
+	useFor := func(id, role string, start int) event.Reason {
+		return event.ReasonOf(l.Write(t.Context(), func(tx *Tx) error { return tx.UseNonce(nonce, id, start, role, time.Minute) }))
 	}
-	if use("unlock", 1) == "" || use("boot", 2) == "" {
-		t.Error("nonce served another role or start")
+	use := func(role string, start int) event.Reason { return useFor(identifier(1), role, start) }
+	if use("unlock", 1) == "" || use("boot", 2) == "" || useFor(identifier(2), "boot", 1) == "" {
+		t.Error("nonce served another role, start or VM")
 	}
 	if why := use("boot", 1); why != "" {
 		t.Errorf("first use: %s", why)

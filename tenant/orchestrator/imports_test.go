@@ -201,6 +201,12 @@ func TestImportedKeysAreProvedAndKept(t *testing.T) {
 			t.Errorf("%s is %q, want %q", name, got, state)
 		}
 	}
+	for name, want := range map[string]event.Reason{"host-1": "", "host-2": event.NoHost, "host-3": event.NoHost, "host-5": event.NoHost} {
+		err := w.o.ledger.Read(t.Context(), func(tx *ledger.Tx) error { return w.o.basis().mayHost(tx, name) })
+		if got := event.ReasonOf(err); (err != nil) != (want != "") || err != nil && got != want {
+			t.Errorf("a VM at %s: %v, want %q", name, err, want)
+		}
+	}
 	if out.Before != 1 || len(out.Changes) != 3 || out.Changes[0] != (api.HostChange{Host: "host-2", What: "new"}) {
 		t.Errorf("changes: %+v", out.Changes)
 	}

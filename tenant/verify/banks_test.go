@@ -16,6 +16,8 @@ import (
 func TestOtherBanksAndAlgorithms(t *testing.T) {
 	w := newWorld(t)
 	v := w.verifier()
+	w.host.allocate("sha1,sha256,sha384") // of a bank that a TPM has not, its quotes name no register
+	w.host.boot(w.files)
 	part := func(alg tpm2.TPMIAlgHash, registers ...int) tpm2.TPMSPCRSelection {
 		return tpm2.TPMSPCRSelection{Hash: alg, PCRSelect: bitmap(registers)}
 	}
@@ -33,6 +35,11 @@ func TestOtherBanksAndAlgorithms(t *testing.T) {
 		admitted, verdict := v.Boot(a.expect, a.ev)
 		if admitted != nil || !strings.Contains(checks(verdict), "selection") {
 			t.Errorf("%s: want a finding of selection, got %v", what, verdict.Findings)
+		}
+		if quoted, err := parseQuote(a.ev.Quote.Attest); err != nil || !slices.EqualFunc(quoted.selection, selection, func(a, b tpm2.TPMSPCRSelection) bool {
+			return a.Hash == b.Hash && slices.Equal(a.PCRSelect, b.PCRSelect)
+		}) {
+			t.Errorf("%s: the TPM quoted %v, %v", what, quoted.selection, err)
 		}
 	}
 

@@ -72,7 +72,7 @@ func FuzzPlatform(f *testing.F) {
 	for _, doc := range []platform.Manifest{
 		{Name: "r", Profile: platform.Lab, ValidFrom: now, ValidUntil: now.Add(time.Hour), Files: []platform.File{{Name: "qemu", SHA256: one}}, Firmware: firmware},
 		{Name: "r", Profile: platform.Production, ValidFrom: now, ValidUntil: now.Add(time.Hour), Files: []platform.File{{Name: "/qemu", SHA256: one}}, Firmware: firmware,
-			Boot: []platform.Event{{PCR: 0, Component: "x", SHA256: []digest.SHA256{separator}}, {PCR: -1}, {PCR: 1 << 20, Optional: true}}},
+			Boot: []platform.Event{{PCR: 0, Component: "x", SHA256: separators}, {PCR: -1}, {PCR: 1 << 20, Optional: true}}},
 	} {
 		payload, err := json.Marshal(doc)
 		if err != nil {

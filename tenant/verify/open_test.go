@@ -1,6 +1,7 @@
 package verify
 
 import (
+	"bytes"
 	"crypto/ed25519"
 	"slices"
 	"strings"
@@ -10,6 +11,7 @@ import (
 	"foothold/internal/tpm"
 	"foothold/protocol/digest"
 	"foothold/protocol/inventory"
+	"foothold/protocol/pcr"
 	"foothold/protocol/platform"
 	"foothold/protocol/signed"
 
@@ -61,18 +63,31 @@ func TestInventory(t *testing.T) {
 	unrestricted.ObjectAttributes.Restricted = false
 	imported := w.host.aik.Public
 	imported.ObjectAttributes.FixedTPM = false
+	another := tpm.SessionTemplate()
+	another.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{X: tpm2.TPM2BECCParameter{Buffer: bytes.Repeat([]byte{1}, 32)}, Y: tpm2.TPM2BECCParameter{Buffer: make([]byte, 32)}})
+	uncertified := w.host.makeKey(inventory.SessionHandle+1, another)
 	for what, change := range map[string]func(*inventory.Host){
-		"no EK certificate":          func(h *inventory.Host) { h.EK = nil },
-		"AIK not restricted":         func(h *inventory.Host) { h.AIK = tpm2.Marshal(unrestricted) },
-		"AIK not fixed":              func(h *inventory.Host) { h.AIK = tpm2.Marshal(imported) },
-		"AIK with a tail":            func(h *inventory.Host) { h.AIK = append(slices.Clone(h.AIK), 0) },
-		"no AIK":                     func(h *inventory.Host) { h.AIK = nil },
-		"AIK as session key":         func(h *inventory.Host) { h.Session = h.AIK },
-		"session key of another TPM": func(h *inventory.Host) { h.Session = w.rogue.entry.Session },
+		"session key that is not certified": func(h *inventory.Host) { h.Session = tpm2.Marshal(uncertified.Public) },
+		"no EK certificate":                 func(h *inventory.Host) { h.EK = nil },
+		"AIK not restricted":                func(h *inventory.Host) { h.AIK = tpm2.Marshal(unrestricted) },
+		"AIK not fixed":                     func(h *inventory.Host) { h.AIK = tpm2.Marshal(imported) },
+		"AIK with a tail":                   func(h *inventory.Host) { h.AIK = append(slices.Clone(h.AIK), 0) },
+		"no AIK":                            func(h *inventory.Host) { h.AIK = nil },
+		"AIK as session key":                func(h *inventory.Host) { h.Session = h.AIK },
+		"session key of another TPM":        func(h *inventory.Host) { h.Session = w.rogue.entry.Session },
 		"certification by another": func(h *inventory.Host) {
 			h.SessionCertify, h.SessionSignature = w.rogue.entry.SessionCertify, w.rogue.entry.SessionSignature
 		},
-		"no certification":    func(h *inventory.Host) { h.SessionCertify = nil },
+		"no certification":                      func(h *inventory.Host) { h.SessionCertify = nil },
+		"certification that another key signed": func(h *inventory.Host) { h.SessionSignature = w.rogue.entry.SessionSignature },
+		"certification that nobody signed": func(h *inventory.Host) {
+			h.SessionSignature = slices.Clone(h.SessionSignature)
+			h.SessionSignature[len(h.SessionSignature)-1] ^= 1
+		},
+		"quote as certification": func(h *inventory.Host) {
+			q := w.host.quote(digest.Of(nil), pcr.BootSelection())
+			h.SessionCertify, h.SessionSignature = q.Attest, q.Signature
+		},
 		"EK of another host":  func(h *inventory.Host) { h.EK, h.EKChain = w.rogue.entry.EK, w.rogue.entry.EKChain },
 		"AIK of another host": func(h *inventory.Host) { h.AIK = w.rogue.entry.AIK },
 	} {

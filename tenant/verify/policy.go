@@ -175,7 +175,7 @@ func (j *judgement) secureBoot(boot bootLog) {
 	seen := "no variable whose content register 7 proves"
 	states := 0
 	for _, e := range boot.events[secureRegister] {
-		if d := e.Digest(tcglog.SHA256); digest.SHA256(d) == separator {
+		if isSeparator(digest.SHA256(e.Digest(tcglog.SHA256))) {
 			break
 		}
 		v, ok := e.Variable(tcglog.SHA256)

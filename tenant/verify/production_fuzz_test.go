@@ -61,7 +61,7 @@ func FuzzProductionLogs(f *testing.F) {
 	}
 	f.Add(logs.Firmware, logs.Kernel, logs.Userspace)
 	f.Add(platformtest.FirmwareLog(m.Events[1:]), logs.Kernel, logs.Userspace)
-	f.Add(logs.Firmware, append(bytes.Clone(logs.Kernel), platformtest.Violation("/usr/bin/foothold-host")...), []byte{})
+	f.Add(logs.Firmware, append(bytes.Clone(logs.Kernel), platformtest.Violation(m.Files[0])...), []byte{})
 	f.Fuzz(func(t *testing.T, firmware, kernel, userspace []byte) {
 		if len(judge(evidence.Platform{Firmware: firmware, Kernel: kernel, Userspace: userspace})) > 0 {
 			return

@@ -154,7 +154,9 @@ func TestProductionHost(t *testing.T) {
 func TestProductionLogsThatLie(t *testing.T) {
 	w := newWorld(t)
 	good := newMachine()
-	v := w.production(t, good.manifest(w))
+	doc := good.manifest(w)
+	doc.Boot = append(doc.Boot, platform.Event{PCR: 5, Component: "a second disk", SHA256: []digest.SHA256{digest.Of([]byte("disk"))}, Optional: true})
+	v := w.production(t, doc)
 	truth := good.boot(w.host)
 	bad := newMachine()
 	bad.Events[0].Data = "firmware 0.9"
@@ -184,8 +186,22 @@ func TestProductionLogsThatLie(t *testing.T) {
 		"a garbled list":             {func(p *evidence.Platform) { p.Kernel = p.Kernel[1:] }, "log"},
 		"a launcher's log":           {func(p *evidence.Platform) { *p = evidence.Platform{Log: w.host.log} }, "log"},
 		"a launcher's log beside it": {func(p *evidence.Platform) { p.Log = []pcr.Event{{PCR: pcr.Platform, Digest: digest.Of(nil)}} }, "log"},
+		"an event of an unknown type": {func(p *evidence.Platform) {
+			p.Firmware = append(bytes.Clone(p.Firmware), platformtest.FirmwareEvents(platformtest.Event{PCR: 4, Type: 0x7fffffff, Data: "unknown"})...)
+		}, "log"},
+		"an event that is said to extend nothing": {func(p *evidence.Platform) {
+			platformtest.Relabel(p.Firmware, "boot loader", tcglog.NoAction)
+		}, "log"},
+		"an event of nothing that is said to extend": {func(p *evidence.Platform) {
+			p.Firmware = append(bytes.Clone(p.Firmware), platformtest.FirmwareEvents(platformtest.Event{PCR: 5, Type: 0x80000006, Data: "disk"})...)
+		}, "registers"},
+		"another startup locality": {func(p *evidence.Platform) {
+			start := platformtest.FirmwareEvents(platformtest.Event{PCR: 0, Type: tcglog.NoAction, Data: "StartupLocality\x00\x03"})
+			header := len(p.Firmware) - len(platformtest.FirmwareEvents(good.Events...))
+			p.Firmware = slices.Insert(bytes.Clone(p.Firmware), header, start...)
+		}, "registers"},
 		"a violation hidden as another file": {func(p *evidence.Platform) {
-			p.Kernel = append(bytes.Clone(p.Kernel), platformtest.Violation("/usr/bin/foothold-host")...)
+			p.Kernel = append(bytes.Clone(p.Kernel), platformtest.Violation(good.Files[0])...)
 		}, "log"},
 	} {
 		if verdict := good.prove(w, v, c.forge); verdict.Good() || !strings.Contains(checks(verdict), c.check) {
@@ -203,6 +219,12 @@ func TestProductionLogsThatLie(t *testing.T) {
 		p.Firmware = bytes.Replace(p.Firmware, []byte("boot loader"), []byte("b00t l0ader"), 1)
 	}); !verdict.Good() {
 		t.Errorf("data that nothing is read from: %v", verdict.Err())
+	}
+	if verdict := renamed.prove(w, v, func(p *evidence.Platform) {
+		platformtest.Relabel(p.Firmware, "boot loader", tcglog.Separator)
+		platformtest.Relabel(p.Firmware, "firmware 1.0", 0x7fffffff)
+	}); !verdict.Good() {
+		t.Errorf("types that nothing is read from: %v", verdict.Err())
 	}
 }
 
@@ -246,10 +268,9 @@ func TestProductionReferenceValues(t *testing.T) {
 	for name, change := range map[string]func(*platform.Manifest){
 		"no boot":             func(p *platform.Manifest) { p.Boot = nil },
 		"no separator":        func(p *platform.Manifest) { p.Boot = slices.Delete(p.Boot, 4, 5) },
-		"a separator twice":   func(p *platform.Manifest) { p.Boot = append(p.Boot, p.Boot[4]) },
 		"a separator at will": func(p *platform.Manifest) { p.Boot[4].Optional = true },
 		"an error separator": func(p *platform.Manifest) {
-			p.Boot[4].SHA256 = append(p.Boot[4].SHA256, digest.Of([]byte("\xff\xff\xff\xff")))
+			p.Boot[4].SHA256 = append(p.Boot[4].SHA256, digest.Of([]byte{1, 0, 0, 0}))
 		},
 		"no digest":             func(p *platform.Manifest) { p.Boot[0].SHA256 = nil },
 		"a zero digest":         func(p *platform.Manifest) { p.Boot[0].SHA256 = append(p.Boot[0].SHA256, digest.SHA256{}) },
@@ -274,6 +295,26 @@ func TestProductionReferenceValues(t *testing.T) {
 	lab.Boot = m.manifest(w).Boot
 	if _, err := ParsePlatform(seal(t, w.plat, signed.Platform, lab), public, platform.Lab, w.now); err == nil {
 		t.Error("a lab's reference values with a measured boot: accepted")
+	}
+}
+
+// TestFirmwaresDifferInSeparators: a firmware may separate by ones, and have a part of itself
+// that is measured as a separator is, as Boot Guard's list of a public log has one. What the
+// separator of register 7 ends is ended by the first.
+func TestFirmwaresDifferInSeparators(t *testing.T) {
+	w, m := newWorld(t), newMachine()
+	m.Events = slices.Insert(m.Events, 1, platformtest.Event{PCR: 0, Type: 0x00000007, Data: "\x00\x00\x00\x00"})
+	for i := range m.Events {
+		if m.Events[i].PCR == 7 && m.Events[i].Type == tcglog.Separator {
+			m.Events[i].Data = "\xff\xff\xff\xff"
+		}
+	}
+	if err := m.prove(w, w.production(t, m.manifest(w)), nil).Err(); err != nil {
+		t.Errorf("as the release is: %v", err)
+	}
+	m.Events = append(m.Events, platformtest.Event{PCR: 7, Type: tcglog.VariableConfig, Data: platformtest.SecureBoot(0)})
+	if err := m.prove(w, w.production(t, m.manifest(w)), nil).Err(); err != nil {
+		t.Errorf("what follows a separator of ones counts for secure boot: %v", err)
 	}
 }
 

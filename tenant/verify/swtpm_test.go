@@ -123,6 +123,14 @@ func (h *host) reboot() {
 	h.dev = h.tpm.Open()
 }
 
+// allocate gives it registers of these algorithms, and reboots it.
+func (h *host) allocate(banks string) {
+	h.t.Helper()
+	h.dev.Close()
+	h.tpm.Allocate(banks)
+	h.dev = h.tpm.Open()
+}
+
 // measure holds the TPM for a VM.
 func (h *host) measure(fw vmspec.Firmware, settings, tunnel digest.SHA256) {
 	h.reset(pcr.VM)

@@ -65,6 +65,11 @@ func (s *Site) newHost(ctx context.Context, name string) (*host, error) {
 	if err := swtpm.Manufacture(ctx, dir); err != nil {
 		return nil, err
 	}
+	if s.options.Banks != "" {
+		if err := swtpm.Allocate(ctx, dir, s.options.Banks); err != nil {
+			return nil, err
+		}
+	}
 	sockets, err := os.MkdirTemp("", "foothold-") // sockets' paths are short
 	if err != nil {
 		return nil, err

@@ -218,7 +218,7 @@ func lies() []lie {
 		}), "registers: "),
 		refused("a list behind the quote", list(func(l []byte) []byte { return bytes.TrimSuffix(l, platformtest.Measurement(files[2])) }), "registers: "),
 		refused("a list ahead of the quote by an unknown file", list(func(l []byte) []byte { return append(l, platformtest.Measurement(spy)...) }), `file "/usr/lib/modules/spy.ko"`),
-		refused("a file that was written to", list(func(l []byte) []byte { return append(l, platformtest.Violation(files[0].Name)...) }), "one that was being written to"),
+		refused("a file that was written to", list(func(l []byte) []byte { return append(l, platformtest.Violation(files[0])...) }), "one that was being written to"),
 		refused("an entry of a gigabyte", list(func(l []byte) []byte {
 			binary.LittleEndian.PutUint32(l[24:], 1<<30) // register u32 | template's digest | size of its name
 			return l

@@ -15,7 +15,6 @@ import (
 	"foothold/protocol/event"
 	"foothold/protocol/inventory"
 	"foothold/protocol/signed"
-	"foothold/provider/enroll"
 	"foothold/tenant/ledger"
 	"foothold/tenant/verify"
 
@@ -23,14 +22,15 @@ import (
 	"github.com/google/go-tpm/tpm2/transport"
 )
 
-// published is an inventory as a file.
+// published is an inventory as a file, whatever stands in it.
 func published(t *testing.T, key ed25519.PrivateKey, provider string, version int, issued time.Time, hosts ...inventory.Host) []byte {
 	t.Helper()
-	e, err := enroll.Publish(key, provider, version, issued, day, hosts)
+	issued = issued.UTC().Truncate(time.Second)
+	payload, err := json.Marshal(inventory.Inventory{Provider: provider, Version: version, Issued: issued, Expires: issued.Add(day), Hosts: hosts})
 	if err != nil {
 		t.Fatal(err)
 	}
-	data, err := json.Marshal(e)
+	data, err := json.Marshal(signed.Seal(key, signed.Inventory, payload))
 	if err != nil {
 		t.Fatal(err)
 	}

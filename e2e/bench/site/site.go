@@ -68,6 +68,8 @@ type Options struct {
 	Hosts     int    // each with a TPM
 	Kernel    []byte // what the boot server delivers
 	Initramfs []byte
+	// Banks are the algorithms of the registers that hosts' TPMs have; empty for SHA-256 alone.
+	Banks string
 	// OwnSessionKey: boot sessions are salted to the tenant's own key.
 	OwnSessionKey bool
 	// Lease is that of zone documents; 0 means a minute. The shorter, the sooner the boot

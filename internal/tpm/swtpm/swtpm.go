@@ -58,8 +58,19 @@ func Manufacture(ctx context.Context, dir string) error {
 			return fmt.Errorf("make TPM: %w", err)
 		}
 	}
-	cmd, err := command.New(ctx, "swtpm_setup", "--tpm2", "--tpmstate", path(stateDir), "--create-ek-cert",
-		"--pcr-banks", "sha256", "--lock-nvram", "--config", path("setup.conf"), "--logfile", path("setup.log"))
+	return setup(ctx, dir, "--create-ek-cert", "--pcr-banks", "sha256", "--lock-nvram", "--config", path("setup.conf"))
+}
+
+// Allocate gives the TPM in dir, which must be off, registers of these algorithms - "sha256,sha384" -
+// in place of those that it has (TPM 2.0 Library, part 3, "TPM2_PCR_Allocate"). Its keys stay.
+func Allocate(ctx context.Context, dir, banks string) error {
+	return setup(ctx, dir, "--reconfigure", "--pcr-banks", banks)
+}
+
+// setup runs swtpm's own tool on the TPM in dir.
+func setup(ctx context.Context, dir string, how ...string) error {
+	cmd, err := command.New(ctx, "swtpm_setup", append([]string{"--tpm2", "--tpmstate", filepath.Join(dir, stateDir),
+		"--logfile", filepath.Join(dir, "setup.log")}, how...)...)
 	if err != nil {
 		return err
 	}
@@ -67,7 +78,7 @@ func Manufacture(ctx context.Context, dir string) error {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	if _, err := command.Wait(cmd); err != nil {
-		return fmt.Errorf("make TPM: %w", err)
+		return fmt.Errorf("set TPM up: %w", err)
 	}
 	return nil
 }

@@ -111,6 +111,16 @@ func (v *TPM) Restart() {
 // Launch is a dynamic launch: see [swtpm.Process.Launch].
 func (v *TPM) Launch(code string) { v.driven(v.proc.Launch(v.t.Context(), code)) }
 
+// Allocate gives it registers of these algorithms, as [swtpm.Allocate], and restarts it.
+func (v *TPM) Allocate(banks string) {
+	v.t.Helper()
+	v.stop()
+	if err := swtpm.Allocate(v.t.Context(), v.Dir, banks); err != nil {
+		v.t.Fatal(err)
+	}
+	v.start()
+}
+
 // Locality is the one that commands come from: see [swtpm.Process.Locality].
 func (v *TPM) Locality(n int) { v.driven(v.proc.Locality(v.t.Context(), n)) }
 

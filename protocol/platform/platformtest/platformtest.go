@@ -145,6 +145,11 @@ func FirmwareLog(events []Event) []byte {
 	spec := append([]byte("Spec ID Event03\x00"), 0, 0, 0, 0, 0, 2, 0, 2, 1, 0, 0, 0, 0x0b, 0, 32, 0, 0)
 	out := append(words(0, uint32(tcglog.NoAction)), make([]byte, 20)...)
 	out = append(append(out, words(uint32(len(spec)))...), spec...)
+	return append(out, FirmwareEvents(events...)...)
+}
+
+// FirmwareEvents are those of a log, without its header.
+func FirmwareEvents(events ...Event) (out []byte) {
 	for _, e := range events {
 		sum := e.digest()
 		out = append(append(out, words(uint32(e.PCR), uint32(e.Type), 1)...), 0x0b, 0)
@@ -160,9 +165,10 @@ func Measurement(f platform.File) []byte {
 	return entry
 }
 
-// Violation is an entry of the kernel's list for a file that was being written to.
-func Violation(path string) []byte {
-	entry := Measurement(platform.File{Name: path})
+// Violation is an entry of the kernel's list for a file that was being written to, and by
+// whose word is f: a violation's register proves nothing of its entry.
+func Violation(f platform.File) []byte {
+	entry := Measurement(f)
 	copy(entry[4:24], make([]byte, 20)) // register u32 | template's digest
 	return entry
 }
