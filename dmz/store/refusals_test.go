@@ -3,12 +3,14 @@ package store
 import (
 	"fmt"
 	"net/http"
+	"os"
 	"strconv"
 	"strings"
 	"testing"
 
 	"foothold/dmz/upstream/upstreamtest"
 	"foothold/internal/mtls"
+	"foothold/internal/nstest"
 	"foothold/protocol/digest"
 	"foothold/protocol/event"
 )
@@ -71,6 +73,19 @@ func TestRefusalsAreJournalled(t *testing.T) {
 	}
 	if list := w.refusals(); len(list) != want {
 		t.Errorf("%d refusals are told as %+v", want, list)
+	}
+}
+
+// TestDiskFull: an object that would leave the disk without reserve is refused, and leaves nothing.
+func TestDiskFull(t *testing.T) {
+	disk := nstest.SmallDisk(t, "size=1m")
+	w := newWorldIn(t, disk.Path)
+	if status, _ := w.call(w.dmz, mtls.Orchestrator, "PUT", "/v1/objects/"+digest.Of([]byte("right")).String(), strings.NewReader("right")); status != http.StatusInsufficientStorage {
+		t.Errorf("status %d", status)
+	}
+	w.orch.WaitEvent("refusal", func(e event.Event) bool { return e.Kind == "store.refused" && e.Reason == event.DiskFull })
+	if left, err := os.ReadDir(disk.Path); err != nil || len(left) != 0 {
+		t.Errorf("left: %v, %v", left, err)
 	}
 }
 

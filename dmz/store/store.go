@@ -182,10 +182,13 @@ func (s *store) handler() http.Handler {
 	return mux
 }
 
-// refuse answers with the status and why, and counts it.
+// refuse answers with the status, to the orchestrator also with why, and counts it.
 func (s *store) refuse(w http.ResponseWriter, r *http.Request, status int, reason event.Reason, why string) {
 	who, _ := mtls.Caller(r.Context())
 	s.refused.count(who, refusal{call: r.Pattern, reason: reason, why: why})
+	if who.Role != mtls.Orchestrator {
+		why = "refused"
+	}
 	http.Error(w, why, status)
 }
 

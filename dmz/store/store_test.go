@@ -16,6 +16,7 @@ import (
 
 	"foothold/dmz/upstream/upstreamtest"
 	"foothold/internal/mtls"
+	"foothold/internal/nstest"
 	"foothold/protocol/digest"
 )
 
@@ -29,9 +30,17 @@ type world struct {
 	base     string
 }
 
+func TestMain(m *testing.M) { os.Exit(nstest.Main(m)) }
+
 func newWorld(t *testing.T) *world {
+	t.Helper()
+	return newWorldIn(t, t.TempDir())
+}
+
+// newWorldIn is newWorld with the objects in dir.
+func newWorldIn(t *testing.T, dir string) *world {
 	orch := upstreamtest.New(t)
-	w := &world{t: t, orch: orch, dmz: orch.DMZ, vms: upstreamtest.NewCA(t, "vm"), dir: t.TempDir()}
+	w := &world{t: t, orch: orch, dmz: orch.DMZ, vms: upstreamtest.NewCA(t, "vm"), dir: dir}
 	listen := func() net.Listener {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
