@@ -1,7 +1,6 @@
 package qemu
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"net"
@@ -9,9 +8,6 @@ import (
 
 	"foothold/protocol/hostapi"
 
-	"github.com/google/nftables"
-	"github.com/google/nftables/binaryutil"
-	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 )
 
@@ -34,9 +30,6 @@ import (
 // sees each frame before the bridge decides, and decides nothing: without it the bridge
 // drops the same. It is safe for concurrent use.
 type Frames struct {
-	table                         *nftables.Table
-	own, vms, source, destination *nftables.Set
-
 	mu   sync.Mutex
 	taps map[string]net.HardwareAddr // guarded by mu
 }
@@ -47,38 +40,7 @@ const TapPrefix = "fh-"
 // maxTaps bounds the sets of counters.
 const maxTaps = 4096
 
-// CountFrames makes the table, in the place of a predecessor's. It needs CAP_NET_ADMIN.
-func CountFrames() (*Frames, error) {
-	t := &nftables.Table{Family: nftables.TableFamilyBridge, Name: "foothold"}
-	f := &Frames{table: t, taps: map[string]net.HardwareAddr{},
-		own: &nftables.Set{Table: t, Name: "own", ID: 1, Concatenation: true, KeyType: nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeEtherAddr)},
-		vms: &nftables.Set{Table: t, Name: "vms", ID: 2, KeyType: nftables.TypeEtherAddr},
-		// A counter comes with each element, from the rule that makes it.
-		source:      &nftables.Set{Table: t, Name: "othersource", ID: 3, KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian, Dynamic: true, Size: maxTaps},
-		destination: &nftables.Set{Table: t, Name: "neighbour", ID: 4, KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian, Dynamic: true, Size: maxTaps},
-	}
-	err := change(func(c *nftables.Conn) error {
-		c.AddTable(t) // so that deleting it cannot fail
-		c.DelTable(t)
-		c.AddTable(t)
-		for _, s := range []*nftables.Set{f.own, f.vms, f.source, f.destination} {
-			if err := c.AddSet(s, nil); err != nil {
-				return err
-			}
-		}
-		accept := nftables.ChainPolicyAccept
-		chain := c.AddChain(&nftables.Chain{Name: "count", Table: t, Type: nftables.ChainTypeFilter, Policy: &accept,
-			Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityRaw})
-		for _, exprs := range f.rules() {
-			c.AddRule(&nftables.Rule{Table: t, Chain: chain, Exprs: exprs})
-		}
-		return nil
-	})
-	if err != nil {
-		return nil, fmt.Errorf("count dropped frames: %w; the kernel needs nf_tables with the bridge family: modprobe nf_tables", err)
-	}
-	return f, nil
-}
+const tableName = "foothold"
 
 // Where an Ethernet header has its addresses, and how long they are, in bytes.
 const (
@@ -87,22 +49,51 @@ const (
 	addressLength      = 6
 )
 
-// rules are the chain's. Registers 1 to 4 hold a name, so what joins it begins behind it: in
-// nftables' numbers of words of 4 bytes, in which register 1 is the words from NFT_REG32_00
-// on (linux/netfilter/nf_tables.h).
-func (f *Frames) rules() [][]expr.Any {
-	const name, behind = 1, unix.NFT_REG32_00 + 4
-	tap := &expr.Meta{Key: expr.MetaKeyIIFNAME, Register: name}
-	accept := &expr.Verdict{Kind: expr.VerdictAccept}
-	count := func(s *nftables.Set) expr.Any {
-		return &expr.Dynset{SrcRegKey: name, SetID: s.ID, SetName: s.Name, Operation: unix.NFT_DYNSET_OP_UPDATE, Exprs: []expr.Any{&expr.Counter{}}}
+// The table's sets. Types are nft's numbers: 9 is ether_addr, 41 ifname.
+var (
+	ownAddresses = set{name: "own", id: 1, keyType: 41<<6 | 9, keyLen: unix.IFNAMSIZ + 8, flags: setConcat, fields: []int32{unix.IFNAMSIZ, addressLength}}
+	vmAddresses  = set{name: "vms", id: 2, keyType: 9, keyLen: addressLength}
+	otherSource  = set{name: "othersource", id: 3, keyType: 41, keyLen: unix.IFNAMSIZ, flags: unix.NFT_SET_EVAL, size: maxTaps, native: true}
+	neighbour    = set{name: "neighbour", id: 4, keyType: 41, keyLen: unix.IFNAMSIZ, flags: unix.NFT_SET_EVAL, size: maxTaps, native: true}
+)
+
+// setConcat is NFT_SET_CONCAT.
+const setConcat = 0x80
+
+// CountFrames makes the table, in the place of a predecessor's. It needs CAP_NET_ADMIN.
+func CountFrames() (*Frames, error) {
+	err := commit(func(b *batch) {
+		table := text(unix.NFTA_TABLE_NAME, tableName)
+		b.add(unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE, table) // so that deleting it cannot fail
+		b.add(unix.NFT_MSG_DELTABLE, 0, table)
+		b.add(unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE, table)
+		for _, s := range []set{ownAddresses, vmAddresses, otherSource, neighbour} {
+			s.create(b, tableName)
+		}
+		const chain, preRouting, priority, nfAccept = "count", 0, -300, 1 // NF_BR_PRE_ROUTING, NF_BR_PRI_NAT_DST_BRIDGED, NF_ACCEPT
+		b.add(unix.NFT_MSG_NEWCHAIN, unix.NLM_F_CREATE, text(unix.NFTA_CHAIN_TABLE, tableName), text(unix.NFTA_CHAIN_NAME, chain),
+			nested(unix.NFTA_CHAIN_HOOK, number(unix.NFTA_HOOK_HOOKNUM, preRouting), number(unix.NFTA_HOOK_PRIORITY, priority)),
+			number(unix.NFTA_CHAIN_POLICY, nfAccept), text(unix.NFTA_CHAIN_TYPE, "filter"))
+		for _, rule := range rules() {
+			b.add(unix.NFT_MSG_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_APPEND, text(unix.NFTA_RULE_TABLE, tableName),
+				text(unix.NFTA_RULE_CHAIN, chain), nested(unix.NFTA_RULE_EXPRESSIONS, rule...))
+		}
+	})
+	if err != nil {
+		return nil, fmt.Errorf("count dropped frames: %w; the kernel needs nf_tables with the bridge family: modprobe nf_tables", err)
 	}
-	return [][]expr.Any{
-		{tap, &expr.Cmp{Op: expr.CmpOpNeq, Register: name, Data: []byte(TapPrefix)}, accept},
-		{tap, &expr.Payload{DestRegister: behind, Base: expr.PayloadBaseLLHeader, Offset: sourceAddress, Len: addressLength},
-			&expr.Lookup{SourceRegister: name, SetID: f.own.ID, SetName: f.own.Name, Invert: true}, count(f.source), accept},
-		{&expr.Payload{DestRegister: behind, Base: expr.PayloadBaseLLHeader, Offset: destinationAddress, Len: addressLength},
-			&expr.Lookup{SourceRegister: behind, SetID: f.vms.ID, SetName: f.vms.Name}, tap, count(f.destination)},
+	return &Frames{taps: map[string]net.HardwareAddr{}}, nil
+}
+
+// rules are the chain's. The register of a name is four words of 4 bytes long; what joins
+// it lies in the next one.
+func rules() [][]part {
+	const name, behind = unix.NFT_REG32_00, unix.NFT_REG32_00 + unix.IFNAMSIZ/4
+	return [][]part{
+		{loadInterface(name), differs(name, TapPrefix), accept()},
+		{loadInterface(name), loadEthernet(behind, sourceAddress, addressLength),
+			ownAddresses.lookup(name, unix.NFT_LOOKUP_F_INV), otherSource.count(name), accept()},
+		{loadEthernet(behind, destinationAddress, addressLength), vmAddresses.lookup(behind, 0), loadInterface(name), neighbour.count(name)},
 	}
 }
 
@@ -114,8 +105,9 @@ func (f *Frames) Watch(tap, mac string) error {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	err = change(func(c *nftables.Conn) error {
-		return errors.Join(c.SetAddElements(f.own, f.ownKey(tap, addr)), c.SetAddElements(f.vms, []nftables.SetElement{{Key: addr}}))
+	err = commit(func(b *batch) {
+		ownAddresses.change(b, tableName, unix.NFT_MSG_NEWSETELEM, ownKey(tap, addr))
+		vmAddresses.change(b, tableName, unix.NFT_MSG_NEWSETELEM, addr)
 	})
 	if err != nil {
 		return fmt.Errorf("count frames of %s: %w", tap, err)
@@ -133,27 +125,15 @@ func (f *Frames) Dropped() (map[string]hostapi.Dropped, error) {
 
 // dropped needs mu.
 func (f *Frames) dropped() (map[string]hostapi.Dropped, error) {
-	c, err := nftables.New()
-	if err != nil {
+	sources, e1 := otherSource.packets(tableName)
+	neighbours, e2 := neighbour.packets(tableName)
+	if err := errors.Join(e1, e2); err != nil {
 		return nil, fmt.Errorf("read dropped frames: %w", err)
 	}
 	all := map[string]hostapi.Dropped{}
-	for _, s := range []*nftables.Set{f.source, f.destination} {
-		elements, err := c.GetSetElements(s)
-		if err != nil {
-			return nil, fmt.Errorf("read dropped frames: %w", err)
-		}
-		for _, e := range elements {
-			tap := string(bytes.TrimRight(e.Key, "\x00"))
-			if e.Counter == nil || f.taps[tap] == nil {
-				continue
-			}
-			d := all[tap]
-			if s == f.source {
-				d.OtherSource = e.Counter.Packets
-			} else {
-				d.Neighbour = e.Counter.Packets
-			}
+	for tap := range f.taps {
+		key := string(interfaceName(tap))
+		if d := (hostapi.Dropped{OtherSource: sources[key], Neighbour: neighbours[key]}); d != (hostapi.Dropped{}) {
 			all[tap] = d
 		}
 	}
@@ -173,15 +153,15 @@ func (f *Frames) Forget(tap string) (hostapi.Dropped, error) {
 		return hostapi.Dropped{}, err
 	}
 	d := all[tap]
-	err = change(func(c *nftables.Conn) error {
-		err := errors.Join(c.SetDeleteElements(f.own, f.ownKey(tap, addr)), c.SetDeleteElements(f.vms, []nftables.SetElement{{Key: addr}}))
+	err = commit(func(b *batch) {
+		ownAddresses.change(b, tableName, unix.NFT_MSG_DELSETELEM, ownKey(tap, addr))
+		vmAddresses.change(b, tableName, unix.NFT_MSG_DELSETELEM, addr)
 		if d.OtherSource > 0 {
-			err = errors.Join(err, c.SetDeleteElements(f.source, []nftables.SetElement{{Key: interfaceName(tap)}}))
+			otherSource.change(b, tableName, unix.NFT_MSG_DELSETELEM, interfaceName(tap))
 		}
 		if d.Neighbour > 0 {
-			err = errors.Join(err, c.SetDeleteElements(f.destination, []nftables.SetElement{{Key: interfaceName(tap)}}))
+			neighbour.change(b, tableName, unix.NFT_MSG_DELSETELEM, interfaceName(tap))
 		}
-		return err
 	})
 	if err != nil {
 		return d, fmt.Errorf("end the count of %s: %w", tap, err)
@@ -192,19 +172,7 @@ func (f *Frames) Forget(tap string) (hostapi.Dropped, error) {
 
 // Close removes the table.
 func (f *Frames) Close() error {
-	return change(func(c *nftables.Conn) error { c.DelTable(f.table); return nil })
-}
-
-// change carries out one transaction.
-func change(gather func(*nftables.Conn) error) error {
-	c, err := nftables.New()
-	if err != nil {
-		return err
-	}
-	if err := gather(c); err != nil {
-		return err
-	}
-	return c.Flush()
+	return commit(func(b *batch) { b.add(unix.NFT_MSG_DELTABLE, 0, text(unix.NFTA_TABLE_NAME, tableName)) })
 }
 
 // interfaceName is a name as the kernel compares it.
@@ -213,6 +181,6 @@ func interfaceName(name string) []byte {
 }
 
 // ownKey joins tap and address, each padded to words of 4 bytes.
-func (f *Frames) ownKey(tap string, mac net.HardwareAddr) []nftables.SetElement {
-	return []nftables.SetElement{{Key: append(append(interfaceName(tap), mac...), 0, 0)}}
+func ownKey(tap string, mac net.HardwareAddr) []byte {
+	return append(append(interfaceName(tap), mac...), 0, 0)
 }

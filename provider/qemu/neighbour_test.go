@@ -151,7 +151,7 @@ func TestDroppedFramesAreCounted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { frames.Close() })
+	t.Cleanup(func() { frames.Close() }) // if the test ends early
 	s := newSegment(t)
 	for i, tap := range s.names() {
 		s.must(frames.Watch(tap, s.macs[i].String()))
@@ -203,5 +203,12 @@ func TestDroppedFramesAreCounted(t *testing.T) {
 	s.must(again.Watch(b, s.macs[1].String()))
 	if got, err := again.Dropped(); err != nil || len(got) != 0 {
 		t.Errorf("a table made anew has %+v (%v)", got, err)
+	}
+	s.must(again.Close())
+	if again.Watch(a, s.macs[0].String()) == nil {
+		t.Error("what the kernel refuses is taken for done")
+	}
+	if got, err := again.Dropped(); err == nil {
+		t.Errorf("without a table nothing was dropped: %+v", got)
 	}
 }
