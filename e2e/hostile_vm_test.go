@@ -155,7 +155,7 @@ func (s *system) falseGateway(ctx context.Context, t *testing.T, c *client.Clien
 	vm, err := c.Wait(ctx, "lured", nil)
 	var ended *client.Ended
 	if !errors.As(err, &ended) || vm.Phase != client.PhaseAborted || vm.Reason != event.ServerUntrusted {
-		t.Fatalf("it is %s for %q: %v\n%s", vm.Phase, vm.Reason, err, s.run(t.Context(), "vm", "explain", "lured").stdout)
+		t.Fatalf("it is %s for %q: %v\n%s%s", vm.Phase, vm.Reason, err, s.run(t.Context(), "vm", "explain", "lured").stdout, s.run(t.Context(), "vm", "logs", "lured").stdout)
 	}
 	if out := s.must(t, "vm", "explain", "lured"); !strings.Contains(out, "the VM's agent gave up") {
 		t.Errorf("vm explain does not say who gave up:\n%s", out)
