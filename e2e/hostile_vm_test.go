@@ -91,6 +91,7 @@ func TestHostileVMs(t *testing.T) {
 		found(t, ended("crowded", client.PhaseAborted, event.AuditFailed), map[string]string{
 			"process": "perl", "listener": "4444", "module": "dummy", "interface": "dummy0"})
 	})
+	t.Run("what the bridge dropped of it is journalled", func(t *testing.T) { s.dropped(t, vms["crowded"]) })
 	t.Run("what is changed in it ends it", func(t *testing.T) {
 		vm := ended("changed", client.PhaseAborted, event.AuditFailed)
 		found(t, vm, map[string]string{"user": "mallory", "file": "/etc/ping", "mount": "/proc/modules", "interface": "dummy0"})
@@ -247,6 +248,29 @@ func (s *system) fromInside(t *testing.T, p *probers, vm, other api.VM) {
 	for _, a := range list {
 		if a.allowed([]string{computing}) && !arrived[a.String()] {
 			t.Errorf("never arrived: %s", a)
+		}
+	}
+}
+
+// dropped waits for the journal's entry of frames that went no further than the bridge, as
+// others' and to the neighbour.
+func (s *system) dropped(t *testing.T, vm api.VM) {
+	t.Helper()
+	for end := time.Now().Add(2 * time.Minute); ; time.Sleep(time.Second) {
+		out := s.must(t, "events", "--vm", vm.Name, "--json")
+		for lines := bufio.NewScanner(strings.NewReader(out)); lines.Scan(); {
+			var e api.JournalEntry
+			if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
+				t.Fatalf("%v\n%s", err, lines.Text())
+			}
+			d := e.Event.Detail
+			if e.Event.Kind == "bridge.dropped" && e.Event.Reason == event.TrafficRefused && d["other-source"] != "0" && d["neighbour"] != "0" {
+				t.Logf("%v", d)
+				return
+			}
+		}
+		if time.Now().After(end) {
+			t.Fatalf("nobody tells of it:\n%s", out)
 		}
 	}
 }

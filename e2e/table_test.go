@@ -43,7 +43,7 @@ var table = []rule{
 
 	{"bootserver", "tenant", "tcp", 8443, []string{always}, true},
 	{"gateway", "tenant", "tcp", 8443, []string{always}, true},
-	{"store", "tenant", "tcp", 8443, []string{always}, false},
+	{"store", "tenant", "tcp", 8443, []string{always}, true},
 	{"tenant", "host", "tcp", 8443, []string{always}, true},
 	{"tenant", "store", "tcp", 8443, []string{always}, true},
 }

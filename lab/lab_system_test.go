@@ -261,12 +261,14 @@ func (l *testLab) testReach(t *testing.T) {
 		{lab.BootServer, "10.80.0.10:8443", true}, // orchestrator
 		{lab.Gateway, "10.80.0.10:8443", true},
 		{lab.External, "10.80.0.10:8443", true},
+		{lab.Store, "10.80.0.10:8443", true}, // with what it refused
 		{lab.Tenant, "10.81.0.10:443", false},
 		{lab.Tenant, "10.82.0.200:22", false},
 		{lab.BootServer, "10.80.0.20:80", false},
 		{lab.BootServer, "10.83.0.10:8443", false},
 		{lab.Gateway, "10.80.0.20:80", false},
-		{lab.Store, "10.80.0.10:8443", false},
+		{lab.Store, "10.80.0.20:80", false},
+		{lab.Store, "10.83.0.10:8443", false},
 		{lab.Host, "10.80.0.10:8443", false},
 		{lab.Host, "10.80.0.20:80", false},
 		{lab.Neighbour, "10.81.0.10:443", false},

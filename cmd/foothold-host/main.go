@@ -76,7 +76,7 @@ func run(ctx context.Context, args []string) error {
 	if err := parse(f, args); err != nil {
 		return err
 	}
-	if err := harden.Process(unix.CAP_NET_ADMIN); err != nil { // to make VMs' taps
+	if err := harden.Process(unix.CAP_NET_ADMIN); err != nil { // to make VMs' taps and count what is dropped of them
 		return err
 	}
 	harden.LogCalls()

@@ -133,7 +133,7 @@ func (w *world) start() {
 		}
 	}
 	w.run(func(ctx context.Context) error {
-		return store.Run(ctx, store.Config{State: objects, Listen: storeAddr, VMCA: vms.File(),
+		return store.Run(ctx, store.Config{State: objects, Listen: storeAddr, VMCA: vms.File(), Upstream: w.orch.Config(mtls.Store, "store"),
 			TLS: w.orch.DMZ.Files(upstreamtest.Leaf{ID: mtls.Identity{Role: mtls.Store, Name: "store"}, Server: true, DNS: storeDNS}, w.orch.DMZ)})
 	})
 	self := mtls.Identity{Role: mtls.BootServer, Name: "boot-1"}

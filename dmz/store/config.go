@@ -8,11 +8,16 @@
 // An object's name is its content: it never changes, and whoever fetches it checks it.
 // There is no listing. A VM's certificate counts only from the VMs' authority, any
 // other only from the DMZ's.
+//
+// What it refuses enters the tenant's journal: connections as tls.refused, calls as
+// store.refused. It serves whether the orchestrator takes that or not.
 package store
 
 import (
 	"net/netip"
+	"slices"
 
+	"foothold/dmz/upstream"
 	"foothold/internal/harden/fence"
 	"foothold/internal/mtls"
 )
@@ -27,9 +32,11 @@ type Config struct {
 	TLS mtls.Files `yaml:"tls"`
 	// VMCA is the authority of the VMs' certificates (PEM).
 	VMCA string `yaml:"vm_ca"`
+	// Upstream is the orchestrator, which is told what was refused.
+	Upstream upstream.Config `yaml:"upstream"`
 }
 
 // Files are all that the store opens.
 func (c Config) Files() fence.Files {
-	return fence.Files{Own: []string{c.State}, Read: append(c.TLS.Paths(), c.VMCA)}
+	return fence.Files{Own: []string{c.State}, Read: slices.Concat(c.TLS.Paths(), []string{c.VMCA}, c.Upstream.Reads())}
 }

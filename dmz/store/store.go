@@ -16,12 +16,15 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"time"
 
+	"foothold/dmz/upstream"
 	"foothold/internal/durable"
 	"foothold/internal/mtls"
 	"foothold/internal/serve"
 	"foothold/protocol/digest"
+	"foothold/protocol/event"
 )
 
 // Limits.
@@ -36,14 +39,19 @@ const (
 
 // store serves one directory.
 type store struct {
-	dir  string
-	puts chan struct{} // a place for each transfer
-	gets chan struct{}
+	dir     string
+	puts    chan struct{} // a place for each transfer
+	gets    chan struct{}
+	refused *refusals
 }
 
 // Run is the daemon.
 func Run(ctx context.Context, c Config) error {
 	conf, err := tlsConfig(c)
+	if err != nil {
+		return fmt.Errorf("configuration: %w", err)
+	}
+	client, err := upstream.New(c.Upstream)
 	if err != nil {
 		return fmt.Errorf("configuration: %w", err)
 	}
@@ -55,8 +63,17 @@ func Run(ctx context.Context, c Config) error {
 	if err != nil {
 		return fmt.Errorf("listen: %w", err)
 	}
+	events := upstream.NewEvents(client)
+	events.Emit(event.Event{Kind: "daemon.started"})
 	slog.Info("serving", "listening", l.Addr().String())
-	return serve.HTTPS(ctx, l, conf, s.handler())
+
+	var wg sync.WaitGroup
+	ctx, cancel := context.WithCancel(ctx)
+	defer wg.Wait()
+	defer cancel()
+	wg.Go(func() { events.Run(ctx) })
+	wg.Go(func() { s.refused.tell(ctx, events.Emit) })
+	return serve.HTTPS(ctx, l, conf, s.handler(), serve.TellRefused(ctx, events.TLSRefused("store")))
 }
 
 // open makes the directory and removes what an interrupted transfer left.
@@ -73,7 +90,7 @@ func open(dir string) (*store, error) {
 			return nil, fmt.Errorf("remove interrupted transfer: %w", err)
 		}
 	}
-	return &store{dir: dir, puts: make(chan struct{}, maxPuts), gets: make(chan struct{}, maxGets)}, nil
+	return &store{dir: dir, puts: make(chan struct{}, maxPuts), gets: make(chan struct{}, maxGets), refused: newRefusals()}, nil
 }
 
 // tlsConfig takes clients of both authorities, each for its own roles alone.
@@ -151,10 +168,28 @@ func authorities(file string) ([]*x509.Certificate, error) {
 
 func (s *store) handler() http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle("PUT "+objectPrefix+"{sha256}", mtls.Allow(http.HandlerFunc(s.put), mtls.Orchestrator))
-	get := mtls.Allow(http.HandlerFunc(s.get), mtls.Orchestrator, mtls.BootServer, mtls.Gateway, mtls.VM)
-	mux.Handle("GET "+objectPrefix+"{sha256}", get) // HEAD as well
+	allow := func(h http.HandlerFunc, roles ...string) http.Handler {
+		return mtls.AllowTold(h, func(r *http.Request, who mtls.Identity) {
+			s.refused.count(who, refusal{call: r.Pattern, reason: event.NotPermitted, why: "its role may not make this call"})
+		}, roles...)
+	}
+	all := []string{mtls.Orchestrator, mtls.BootServer, mtls.Gateway, mtls.VM}
+	mux.Handle("PUT "+objectPrefix+"{sha256}", allow(s.put, mtls.Orchestrator))
+	mux.Handle("GET "+objectPrefix+"{sha256}", allow(s.get, all...)) // HEAD as well
+	mux.Handle("/", allow(func(w http.ResponseWriter, r *http.Request) {
+		s.refuse(w, r, http.StatusNotFound, event.BadRequest, "no such call")
+	}, all...))
 	return mux
+}
+
+// refuse answers with the status, to the orchestrator also with why, and counts it.
+func (s *store) refuse(w http.ResponseWriter, r *http.Request, status int, reason event.Reason, why string) {
+	who, _ := mtls.Caller(r.Context())
+	s.refused.count(who, refusal{call: r.Pattern, reason: reason, why: why})
+	if who.Role != mtls.Orchestrator {
+		why = "refused"
+	}
+	http.Error(w, why, status)
 }
 
 // put stores an object under the digest that it has. One that is there is left alone.
@@ -162,10 +197,10 @@ func (s *store) put(w http.ResponseWriter, r *http.Request) {
 	sum, err := digest.Parse(r.PathValue("sha256"))
 	switch {
 	case err != nil:
-		http.Error(w, "no SHA-256", http.StatusBadRequest)
+		s.refuse(w, r, http.StatusBadRequest, event.BadRequest, "no SHA-256")
 		return
 	case r.ContentLength < 1 || r.ContentLength > maxObject:
-		http.Error(w, "want a Content-Length of 1 to 4 GiB", http.StatusLengthRequired)
+		s.refuse(w, r, http.StatusLengthRequired, event.BadRequest, "want a Content-Length of 1 to 4 GiB")
 		return
 	}
 	if !take(s.puts) {
@@ -180,7 +215,7 @@ func (s *store) put(w http.ResponseWriter, r *http.Request) {
 	}
 	if err := room(s.dir, r.ContentLength); err != nil {
 		slog.Error("object refused", "err", err)
-		http.Error(w, "no room", http.StatusInsufficientStorage)
+		s.refuse(w, r, http.StatusInsufficientStorage, event.DiskFull, "no room")
 		return
 	}
 	if err := http.NewResponseController(w).SetReadDeadline(time.Now().Add(maxTransfer)); err != nil {
@@ -191,7 +226,7 @@ func (s *store) put(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case errors.Is(err, errContent):
 		slog.Warn("object refused", "sha256", sum.String(), "err", err)
-		http.Error(w, "content is not what its name says", http.StatusUnprocessableEntity)
+		s.refuse(w, r, http.StatusUnprocessableEntity, event.DigestMismatch, "content is not what its name says")
 	case err != nil:
 		slog.Error("object not stored", "sha256", sum.String(), "err", err)
 		http.Error(w, "failed", http.StatusInternalServerError)
@@ -220,7 +255,7 @@ func receive(f *os.File, body io.Reader, size int64, want digest.SHA256) error {
 func (s *store) get(w http.ResponseWriter, r *http.Request) {
 	sum, err := digest.Parse(r.PathValue("sha256"))
 	if err != nil {
-		http.NotFound(w, r)
+		s.refuse(w, r, http.StatusNotFound, event.BadRequest, "no SHA-256")
 		return
 	}
 	if !take(s.gets) {

@@ -75,6 +75,7 @@ func (m *maker) issueAll(context.Context) error {
 		{m.tenant, dmz(lab.Gateway), "gateway", authority.DMZ, daemon(mtls.Gateway, lab.Gateway), server, gatewayDNS},
 		{m.tenant, dmz(lab.Gateway), "client", authority.DMZ, daemon(mtls.Gateway, lab.Gateway), client, ""},
 		{m.tenant, dmz(lab.Store), "store", authority.DMZ, daemon(mtls.Store, lab.Store), server, storeDNS},
+		{m.tenant, dmz(lab.Store), "client", authority.DMZ, daemon(mtls.Store, lab.Store), client, ""},
 		{m.tenant, dmz(lab.External), "client", authority.DMZ, daemon(mtls.Firewall, lab.External), client, ""},
 		{m.tenant, dmz(lab.Internal), "client", authority.DMZ, daemon(mtls.Firewall, lab.Internal), client, ""},
 		{m.provider, m.Provider("tls"), "host", authority.Provider, daemon(mtls.Host, HostName), server, hostDNS},

@@ -119,7 +119,7 @@ func standing(self netip.Addr, storeAddress netip.AddrPort) []orchestrator.Stand
 		internal(self, lab.Address(lab.Host, lab.MgmtLAN), hostPort),
 		internal(self, storeAddress.Addr(), storeAddress.Port()),
 	}
-	for _, name := range []string{lab.BootServer, lab.Gateway, lab.External} {
+	for _, name := range []string{lab.BootServer, lab.Gateway, lab.Store, lab.External} {
 		flows = append(flows, internal(lab.Address(name, lab.DMZLAN), self, upstreamPort))
 	}
 	return flows
@@ -157,7 +157,7 @@ func (m *maker) storeConfig() store.Config {
 	return store.Config{
 		State: dir("state"), Listen: at(lab.Store, lab.DMZLAN, storePort),
 		TLS:  mtls.Files{Cert: dir("store.crt"), Key: dir("store.key"), CA: dir("dmz-ca.crt")},
-		VMCA: dir("vm-ca.crt"),
+		VMCA: dir("vm-ca.crt"), Upstream: m.upstreamConfig(lab.Store),
 	}
 }
 
@@ -170,7 +170,7 @@ func (m *maker) firewallConfig(name string) firewall.Config {
 	if name == lab.External {
 		conf.Adjacent = lab.CloudInterface
 	} else {
-		from = append(from, lab.Address(lab.Internal, lab.TenantLAN), lab.Address(lab.BootServer, lab.DMZLAN), lab.Address(lab.Gateway, lab.DMZLAN))
+		from = append(from, lab.Address(lab.Internal, lab.TenantLAN), lab.Address(lab.BootServer, lab.DMZLAN), lab.Address(lab.Gateway, lab.DMZLAN), lab.Address(lab.Store, lab.DMZLAN))
 	}
 	for _, a := range from {
 		conf.Bootstrap = append(conf.Bootstrap, firewall.Bootstrap{

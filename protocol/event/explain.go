@@ -85,7 +85,7 @@ func Explanations() map[Reason]Explanation {
 		WorkloadFailed:     {"the workload could not be fetched or started, or ended", "run it in a VM of the same template; see `foothold vm logs NAME`"},
 		ZoneNotApplied:     {"a firewall, the gateway or the boot server did not make the wanted rules so", "see `foothold status` for which, and its log"},
 		ZoneRefused:        {"a daemon was sent a zone document that is older than the one it holds, of another zone, or malformed", "look for who plays old documents back between orchestrator and DMZ; after a restored database, see that its epoch has grown"},
-		TrafficRefused:     {"a packet came that nothing lets pass in the phase that its VM is in: another port, source, MAC or direction", "see source, MAC and port in `foothold events`; a VM that sends before its rules are live is dropped for a moment, too"},
+		TrafficRefused:     {"a packet came that nothing lets pass in the phase that its VM is in: another port, source, MAC or direction, or to a neighbour", "see source, MAC and port in `foothold events`; a VM that sends before its rules are live is dropped for a moment, too"},
 
 		OrchestratorAway:      {"no answer came from the orchestrator; nothing is known of the request", "check that it runs and that the context names its address: `foothold context show`, in a lab `foothold lab status`; then `foothold vm list`"},
 		OrchestratorUntrusted: {"the tool and the orchestrator do not trust each other's certificates", "use the context that belongs to this orchestrator: `foothold context show`; if it is, compare both clocks"},

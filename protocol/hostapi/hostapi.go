@@ -7,7 +7,7 @@
 //	GET    /v1/vms              → []VM
 //	GET    /v1/vms/ID           → VM                   ?wait=STATE holds the answer up to 30 s for a change
 //	GET    /v1/vms/ID/console   text                   output-only console, last 1 MiB
-//	DELETE /v1/vms/ID           → {}                   stops it; absent already is success
+//	DELETE /v1/vms/ID           → VM                   stops it; absent already is success: {}
 //	GET    /v1/volumes          → []Volume
 //	DELETE /v1/volumes/ID       → {}
 //	POST   /v1/quote            QuoteRequest → QuoteResponse
@@ -73,6 +73,13 @@ type VM struct {
 	Reason   event.Reason    `json:"reason,omitempty"`
 	Detail   string          `json:"detail,omitempty"`   // of the reason: which TPM command was refused, for instance; at most MaxDetail
 	TPMHeld  time.Duration   `json:"tpm_held,omitempty"` // nanoseconds that the TPM was held for it
+	Dropped  Dropped         `json:"dropped,omitzero"`
+}
+
+// Dropped counts the frames of one start of a VM that the host's bridge dropped.
+type Dropped struct {
+	OtherSource uint64 `json:"other_source,omitempty"` // under another source address than the VM's
+	Neighbour   uint64 `json:"neighbour,omitempty"`    // under its own, to another VM of the host
 }
 
 // QuoteRequest asks for a static quote over pcr.StaticSelection.

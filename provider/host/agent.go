@@ -78,6 +78,8 @@ type Agent struct {
 	modules                       string // folder of QEMU's modules
 	firmware                      vmspec.Firmware
 
+	frames *qemu.Frames // counts what the bridge drops of VMs
+
 	admin sync.Mutex // one creation or removal at a time; taken before mu
 
 	mu  sync.Mutex
@@ -133,6 +135,10 @@ func Run(ctx context.Context, conf Config, configuration digest.SHA256) error {
 	if err := a.recover(); err != nil {
 		return err
 	}
+	if a.frames, err = qemu.CountFrames(); err != nil {
+		return err
+	}
+	defer a.frames.Close()
 	defer a.stopAll(event.VMStopped, "the host agent ends")
 	serving, end := context.WithCancelCause(ctx)
 	var watching sync.WaitGroup

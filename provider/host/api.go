@@ -187,6 +187,7 @@ func (a *Agent) callCreate(r *http.Request, tenant string) (any, error) {
 }
 
 func (a *Agent) callList(_ *http.Request, tenant string) (any, error) {
+	a.readDropped()
 	list := []hostapi.VM{}
 	for _, v := range a.list(tenant) {
 		list = append(list, v.describe())
@@ -212,6 +213,7 @@ func (a *Agent) callGet(r *http.Request, tenant string) (any, error) {
 	}
 	want := r.URL.Query().Get("wait")
 	if want == "" {
+		a.readDropped()
 		return v.describe(), nil
 	}
 	if stateOrder[want] == 0 && stageOrder[want] == 0 {
@@ -231,12 +233,14 @@ func (a *Agent) callConsole(r *http.Request, tenant string) (any, error) {
 }
 
 func (a *Agent) callDestroy(r *http.Request, tenant string) (any, error) {
-	if v := a.find(tenant, r.PathValue("id")); v != nil {
-		if err := a.destroy(v); err != nil {
-			return nil, err
-		}
+	v := a.find(tenant, r.PathValue("id"))
+	if v == nil {
+		return struct{}{}, nil
 	}
-	return struct{}{}, nil
+	if err := a.destroy(v); err != nil {
+		return nil, err
+	}
+	return v.describe(), nil
 }
 
 func (a *Agent) callVolumes(_ *http.Request, tenant string) (any, error) {

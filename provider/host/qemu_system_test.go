@@ -211,7 +211,10 @@ func TestVMBootsQuotesAndConnects(t *testing.T) {
 	c.ok("POST", "/v1/vms", second, nil)
 	c.refused("POST", "/v1/vms/"+second.Spec.Reservation+"/start", nil, "in-use")
 
-	c.ok("DELETE", path, nil, nil)
+	c.ok("DELETE", path, nil, &vm)
+	if vm.State != hostapi.Stopped || vm.Dropped != (hostapi.Dropped{}) {
+		t.Errorf("destroyed as %+v", vm)
+	}
 	if links := taps(t); len(links) != 0 {
 		t.Errorf("taps %v are left", links)
 	}
@@ -257,7 +260,8 @@ func taps(t *testing.T) (names []string) {
 	return names
 }
 
-// TestVMCannotSpoofItsAddress lets a VM that behaves otherwise change its MAC address.
+// TestVMCannotSpoofItsAddress lets a VM that behaves otherwise change its MAC address. What
+// it sends is dropped and counted, while it runs, at its end and with its destruction.
 func TestVMCannotSpoofItsAddress(t *testing.T) {
 	w := realWorld(t)
 	connected := make(chan struct{})
@@ -271,13 +275,32 @@ func TestVMCannotSpoofItsAddress(t *testing.T) {
 	c := w.client("acme-orchestrator")
 	c.putTemplate()
 	path := c.start(request("spoofing", 1))
+	for end := time.Now().Add(time.Minute); ; time.Sleep(100 * time.Millisecond) {
+		var vm hostapi.VM
+		c.ok("GET", path, nil, &vm)
+		if vm.State == hostapi.Running && vm.Dropped.OtherSource > 0 {
+			break
+		}
+		if vm.State == hostapi.Stopped || time.Now().After(end) {
+			t.Fatalf("while it runs nothing is counted: %+v\n%s", vm, c.console(path))
+		}
+	}
 	if vm := c.await(path, hostapi.Stopped); !strings.Contains(c.console(path), "PROBE failed: dial") {
 		t.Errorf("%+v\n%s", vm, c.console(path))
+	} else if vm.Dropped.OtherSource == 0 || vm.Dropped.Neighbour != 0 {
+		t.Errorf("counted as %+v", vm.Dropped)
 	}
 	select {
 	case <-connected:
 		t.Error("frames of a spoofed address passed")
 	default:
+	}
+	var list []hostapi.VM
+	c.ok("GET", "/v1/vms", nil, &list)
+	var last hostapi.VM
+	c.ok("DELETE", path, nil, &last)
+	if len(list) != 1 || list[0].Dropped.OtherSource == 0 || last != list[0] {
+		t.Errorf("listed as %+v, destroyed as %+v", list, last)
 	}
 }
 

@@ -34,6 +34,7 @@ type vm struct {
 	info    hostapi.VM
 	changed chan struct{}           // closed and replaced at each change of info
 	proc    *qemu.Process           // of the running VM, and of the stopped one for its console
+	tap     string                  // name of the running VM's, whose dropped frames are counted
 	end     context.CancelCauseFunc // ends the running VM
 	done    chan struct{}           // closed when the running VM has ended and info says so
 }
@@ -112,6 +113,7 @@ func (v *vm) start() error {
 	}
 	proc, err := qemu.Start(m)
 	if err != nil {
+		v.forgetTap()
 		return err
 	}
 	ctx, end := context.WithCancelCause(context.Background())
@@ -153,8 +155,11 @@ func (v *vm) machine() (m qemu.Machine, err error) {
 	if m.Volume, err = a.openVolume(v.tenant, v.spec.Volume); err != nil {
 		return m, err
 	}
-	m.Tap, err = qemu.OpenTap(tapName(), a.conf.Bridge, v.spec.Network.MAC, v.spec.Network.MTU)
-	return m, err
+	tap := tapName()
+	if m.Tap, err = qemu.OpenTap(tap, a.conf.Bridge, v.spec.Network.MAC, v.spec.Network.MTU); err != nil {
+		return m, err
+	}
+	return m, v.watchTap(tap)
 }
 
 // sealSettings seals the settings as the loader will read them, and makes sure that
@@ -193,7 +198,7 @@ func (v *vm) sealToken() (*qemu.Sealed, error) {
 func tapName() string {
 	var b [6]byte
 	rand.Read(b[:])
-	return "fh-" + hex.EncodeToString(b[:])
+	return qemu.TapPrefix + hex.EncodeToString(b[:])
 }
 
 // supervise waits for the running VM's end - its own, its channel's, its boot timer's
@@ -224,6 +229,7 @@ func (v *vm) supervise(ctx context.Context, end context.CancelCauseFunc, proc *q
 	proc.Quit()
 	proc.Channel.Close()
 	guest, exit := proc.Ending()
+	v.forgetTap()
 	reason, detail := v.endedAs(guest), guest
 	if !errors.Is(cause, errGone) {
 		reason, detail = event.ReasonOf(cause), cause.Error()

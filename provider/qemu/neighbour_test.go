@@ -2,10 +2,13 @@ package qemu
 
 import (
 	"bytes"
+	"maps"
 	"net"
 	"os"
 	"testing"
 	"time"
+
+	"foothold/protocol/hostapi"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -48,11 +51,30 @@ func newSegment(t *testing.T) *segment {
 	for i, mac := range []string{"02:f0:0a:52:00:0a", "02:f0:0a:52:00:0b"} {
 		s.macs[i], err = net.ParseMAC(mac)
 		s.must(err)
-		s.taps[i], err = OpenTap([]string{"fh-a", "fh-b"}[i], "br-seg", mac, 1500)
+		s.taps[i], err = OpenTap(s.names()[i], "br-seg", mac, 1500)
 		s.must(err)
 		t.Cleanup(func() { s.taps[i].Close() })
 	}
 	return s
+}
+
+// names are those of the taps.
+func (s *segment) names() []string { return []string{TapPrefix + "a", TapPrefix + "b"} }
+
+// awaitForwarding returns when the first VM's frames arrive at the uplink: a bridge's port
+// forwards a moment after it came up.
+func (s *segment) awaitForwarding() {
+	s.t.Helper()
+	all := net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
+	for end := time.Now().Add(10 * time.Second); ; {
+		s.fromVM(0, frame(all, s.macs[0], "begin"))
+		if arrives(s.uplink, "begin", 300*time.Millisecond) {
+			return
+		}
+		if time.Now().After(end) {
+			s.t.Fatal("nothing of the VM arrives at the uplink")
+		}
+	}
 }
 
 func (s *segment) must(err error) {
@@ -101,15 +123,7 @@ func TestNeighboursDoNotMeet(t *testing.T) {
 	firewall := net.HardwareAddr{2, 0, 0, 0, 0, 1}
 	other := int(s.taps[1].Fd())
 	const long, short = 10 * time.Second, 300 * time.Millisecond
-	for end := time.Now().Add(long); ; { // a bridge's port forwards a moment after it came up
-		s.fromVM(0, frame(all, s.macs[0], "begin"))
-		if arrives(s.uplink, "begin", short) {
-			break
-		}
-		if time.Now().After(end) {
-			t.Fatal("nothing of the VM arrives at the uplink")
-		}
-	}
+	s.awaitForwarding()
 	_, err := unix.Write(s.uplink, frame(s.macs[1], firewall, "from outside"))
 	s.must(err)
 	if !arrives(other, "from outside", long) {
@@ -127,5 +141,74 @@ func TestNeighboursDoNotMeet(t *testing.T) {
 	s.fromVM(0, frame(all, firewall, "as the firewall"))
 	if arrives(s.uplink, "as the ", short) || arrives(other, "as the ", short) {
 		t.Error("a frame under another address passes")
+	}
+}
+
+// TestDroppedFramesAreCounted: what the bridge drops of a VM is counted as that VM's, by
+// kind, and nothing else is; the count ends with the VM, and the next begins at none.
+func TestDroppedFramesAreCounted(t *testing.T) {
+	frames, err := CountFrames()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { frames.Close() }) // if the test ends early
+	s := newSegment(t)
+	for i, tap := range s.names() {
+		s.must(frames.Watch(tap, s.macs[i].String()))
+	}
+	expect := func(when string, want map[string]hostapi.Dropped) {
+		t.Helper()
+		got, err := frames.Dropped()
+		s.must(err)
+		if !maps.Equal(got, want) {
+			t.Errorf("%s: %+v, want %+v", when, got, want)
+		}
+	}
+	all := net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
+	firewall := net.HardwareAddr{2, 0, 0, 0, 0, 1}
+	s.awaitForwarding()
+	for range 3 { // what passes
+		s.fromVM(0, frame(all, s.macs[0], "to everyone"))
+		s.fromVM(1, frame(firewall, s.macs[1], "to the firewall"))
+		_, err := unix.Write(s.uplink, frame(s.macs[1], firewall, "from outside"))
+		s.must(err)
+	}
+	expect("nothing was dropped", map[string]hostapi.Dropped{})
+	for range 3 {
+		s.fromVM(0, frame(s.macs[1], s.macs[0], "to the neighbour"))
+	}
+	for range 2 {
+		s.fromVM(0, frame(all, s.macs[1], "as the neighbour"))
+	}
+	s.fromVM(0, frame(s.macs[1], firewall, "as the firewall, to the neighbour"))
+	s.fromVM(1, frame(firewall, firewall, "as the firewall"))
+	a, b := s.names()[0], s.names()[1]
+	expect("frames of both", map[string]hostapi.Dropped{a: {OtherSource: 3, Neighbour: 3}, b: {OtherSource: 1}})
+
+	s.must(s.taps[0].Close())
+	d, err := frames.Forget(a)
+	if want := (hostapi.Dropped{OtherSource: 3, Neighbour: 3}); err != nil || d != want {
+		t.Errorf("at its end %+v (%v), want %+v", d, err, want)
+	}
+	if d, err := frames.Forget(a); err != nil || d != (hostapi.Dropped{}) {
+		t.Errorf("a second end: %+v, %v", d, err)
+	}
+	s.taps[0], err = OpenTap(a, "br-seg", s.macs[0].String(), 1500)
+	s.must(err)
+	s.must(frames.Watch(a, s.macs[0].String()))
+	expect("a new VM", map[string]hostapi.Dropped{b: {OtherSource: 1}})
+
+	again, err := CountFrames() // as an agent does that follows one that was killed
+	s.must(err)
+	s.must(again.Watch(b, s.macs[1].String()))
+	if got, err := again.Dropped(); err != nil || len(got) != 0 {
+		t.Errorf("a table made anew has %+v (%v)", got, err)
+	}
+	s.must(again.Close())
+	if again.Watch(a, s.macs[0].String()) == nil {
+		t.Error("what the kernel refuses is taken for done")
+	}
+	if got, err := again.Dropped(); err == nil {
+		t.Errorf("without a table nothing was dropped: %+v", got)
 	}
 }

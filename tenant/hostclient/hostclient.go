@@ -113,9 +113,10 @@ func (c *Client) VMs(ctx context.Context) (list []hostapi.VM, err error) {
 	return list, c.call(ctx, callTimeout, http.MethodGet, "/v1/vms", nil, &list, maxList)
 }
 
-// Destroy stops and removes it; absent already is success.
-func (c *Client) Destroy(ctx context.Context, id string) error {
-	return c.call(ctx, callTimeout, http.MethodDelete, "/v1/vms/"+id, nil, nil, hostapi.MaxMessage)
+// Destroy stops and removes it, and returns how it ended; absent already is success, with
+// none.
+func (c *Client) Destroy(ctx context.Context, id string) (vm hostapi.VM, err error) {
+	return vm, c.call(ctx, callTimeout, http.MethodDelete, "/v1/vms/"+id, nil, &vm, hostapi.MaxMessage)
 }
 
 // InventoryDigest names the inventory that the host serves.

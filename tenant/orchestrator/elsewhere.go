@@ -15,7 +15,7 @@ import (
 	"foothold/tenant/ledger"
 )
 
-// Looks at what hosts list.
+// Looks at what hosts list: copies of VMs, and frames that were dropped of them.
 const (
 	listEvery = time.Minute
 	listsOnce = 16 // hosts that are asked at once
@@ -81,8 +81,12 @@ func (o *Orchestrator) endElsewhere(ctx context.Context, f elsewhere, told map[[
 	if errors.Is(err, ledger.ErrNotFound) { // a stranger: fsck names it
 		return nil
 	}
-	if err != nil || r.Host == f.at {
+	if err != nil {
 		return err
+	}
+	if r.Host == f.at {
+		o.tellDropped(ctx, r, f.vm)
+		return nil
 	}
 	if key := [2]string{f.at, r.ID}; !told[key] {
 		told[key] = true
@@ -90,5 +94,6 @@ func (o *Orchestrator) endElsewhere(ctx context.Context, f elsewhere, told map[[
 			"host": r.Host, "seen-at": f.at, "start": strconv.Itoa(f.vm.Start), "state": clip(f.vm.State, maxText)}})
 	}
 	o.abort(context.WithoutCancel(ctx), r.ID, 0, event.Refuse(event.VMMoved, "host %s lists it, its own is %s", f.at, r.Host))
-	return f.host.Destroy(ctx, r.ID)
+	_, err = f.host.Destroy(ctx, r.ID)
+	return err
 }

@@ -298,9 +298,12 @@ func (o *Orchestrator) destroy(ctx context.Context, r ledger.Reservation) error 
 		return err
 	}
 	o.keepConsole(ctx, h, r)
-	if err := h.Destroy(ctx, r.ID); err != nil {
+	last, err := h.Destroy(ctx, r.ID)
+	if err != nil {
 		return err
 	}
+	o.tellDropped(ctx, r, last)
+	o.dropped.forget(r.ID)
 	list, err := h.VMs(ctx)
 	if err != nil {
 		return err

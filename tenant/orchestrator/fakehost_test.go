@@ -207,6 +207,13 @@ func (h *fakeHost) get(id string) (hostedVM, bool) {
 	return hostedVM{}, false
 }
 
+// drop has the host's bridge drop so many frames of a VM in this start.
+func (h *fakeHost) drop(id string, d hostapi.Dropped) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.vms[id].Dropped = d
+}
+
 // stop ends a VM by itself.
 func (h *fakeHost) stop(id string, why event.Reason) {
 	h.mu.Lock()
@@ -321,11 +328,17 @@ func (h *fakeHost) handler() http.Handler {
 	on("DELETE /v1/vms/{id}", func(r *http.Request) (any, event.Reason) {
 		h.mu.Lock()
 		defer h.mu.Unlock()
+		v := h.vms[r.PathValue("id")]
 		if !h.undead {
 			delete(h.vms, r.PathValue("id"))
 		}
 		h.changed.Broadcast()
-		return struct{}{}, ""
+		if v == nil {
+			return struct{}{}, ""
+		}
+		last := v.VM
+		last.State = hostapi.Stopped
+		return last, ""
 	})
 	on("GET /v1/volumes", func(*http.Request) (any, event.Reason) {
 		h.mu.Lock()

@@ -18,6 +18,7 @@
 //	restart.go  -  stop, and start again from act 2
 //	end.go      11 withdraw everything
 //	elsewhere.go -  end a VM that another host than its own lists
+//	dropped.go  -  tell of frames that its host's bridge dropped of a VM
 //	fsck.go     -  hold everything against everything
 //
 // Acts 4 to 7, 9 and 10 answer calls of the DMZ's daemons; acts 2 and 8 are driven
@@ -92,6 +93,7 @@ type Orchestrator struct {
 	releases    releases   // of shared components
 	places      bell       // rings when fewer VMs boot
 	journalled  limiter    // of what daemons write into the journal
+	dropped     dropped    // frames at hosts' bridges that were told
 
 	mu   sync.Mutex
 	ctx  context.Context // of Run; runs are made under it

@@ -146,7 +146,7 @@ func (o *Orchestrator) removeStrangersAt(ctx context.Context, name string, h *ho
 		if !stranger {
 			continue
 		}
-		if err := h.Destroy(ctx, vm.ID); err != nil {
+		if _, err := h.Destroy(ctx, vm.ID); err != nil {
 			return err
 		}
 		o.journal(ctx, event.Event{Kind: "vm.stranger-destroyed", Detail: map[string]string{"host": name, "id": vm.ID, "name": clip(vm.Name, maxText), "start": strconv.Itoa(vm.Start)}})

@@ -68,7 +68,7 @@ func (o *Orchestrator) Serve(l net.Listener) {
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		conf := mtls.ServerConfig(cert, o.DMZ.Pool(), mtls.BootServer, mtls.Gateway, mtls.Firewall)
+		conf := mtls.ServerConfig(cert, o.DMZ.Pool(), mtls.BootServer, mtls.Gateway, mtls.Firewall, mtls.Store)
 		_ = serve.HTTPS(ctx, l, conf, o.handler(), func(s *http.Server) { s.ErrorLog = nil; s.ConnState = o.track })
 	}()
 	o.stop = func() {

@@ -306,14 +306,18 @@ func (s *Site) start(ctx context.Context) error {
 		}
 	}
 	storeTLS, e1 := s.issue(s.tenant, authority.DMZ, mtls.Store, "store", authority.Server, storeDNS)
+	storeSelf, e0 := s.issue(s.tenant, authority.DMZ, mtls.Store, "store", authority.Client)
 	self, e2 := s.issue(s.tenant, authority.DMZ, mtls.BootServer, "bootserver", authority.Client)
 	serving, e3 := s.issue(s.tenant, authority.Boot, mtls.BootServer, "bootserver", authority.Server, bootDNS)
-	if err := errors.Join(e1, e2, e3); err != nil {
+	if err := errors.Join(e0, e1, e2, e3); err != nil {
 		return err
 	}
 	s.leaf = serving.Cert
+	orchestratorAs := func(tls mtls.Files) upstream.Config {
+		return upstream.Config{Address: s.conf.Upstream, ServerName: orchDNS, TLS: tls, ZoneKey: s.init.ZoneKey}
+	}
 	s.run(ctx, "store", func(ctx context.Context) error {
-		return store.Run(ctx, store.Config{State: objects, Listen: s.store, TLS: storeTLS, VMCA: s.init.Authorities["vm"]})
+		return store.Run(ctx, store.Config{State: objects, Listen: s.store, TLS: storeTLS, VMCA: s.init.Authorities["vm"], Upstream: orchestratorAs(storeSelf)})
 	})
 	state := s.path("bootserver")
 	if err := os.Mkdir(state, 0o700); err != nil {
@@ -321,7 +325,7 @@ func (s *Site) start(ctx context.Context) error {
 	}
 	s.run(ctx, "boot server", func(ctx context.Context) error {
 		return bootserver.Run(ctx, bootserver.Config{State: state, Listen: s.boot, Cert: serving.Cert, Key: serving.Key, Store: s.store, StoreName: storeDNS, StoreTLS: self,
-			Upstream: upstream.Config{Address: s.conf.Upstream, ServerName: orchDNS, TLS: self, ZoneKey: s.init.ZoneKey}})
+			Upstream: orchestratorAs(self)})
 	})
 	return nil
 }
