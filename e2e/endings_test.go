@@ -226,7 +226,7 @@ func anew(t *testing.T, journal []api.JournalEntry, causes []event.Reason) {
 			t.Errorf("start %d ended by %s, want %s: %v", i+1, e.Event.Reason, causes[i], e.Event.Detail)
 		}
 		switch e.Event.Reason {
-		case event.RestartAsked, event.StopAsked:
+		case event.RestartAsked, event.StopAsked, event.QuoteRefused: // what follows is started by wish
 			restarts = 0
 			continue
 		case event.GuestPoweredOff:

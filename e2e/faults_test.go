@@ -51,6 +51,9 @@ var middles = map[string][]string{
 	releaseAsked:           {"orchestrator", "external", "internal", "gateway", "host", "swtpm"},
 }
 
+// beginnings are the entries that are made with a phase's beginning.
+var beginnings = map[string]string{booting: "vm.create-asked", unlocking: "vm.reported-ready", connecting: "secrets.handed-over", computing: "vm.computing"}
+
 // faults are what is killed, and in which phase of a VM's first start or after which entry.
 // FOOTHOLD_FAULTS=all runs every combination.
 func faults() [][2]string {
@@ -97,15 +100,10 @@ func (s *system) fault(t *testing.T, c *client.Client, victim, when string) {
 		s.faultAtEnd(ctx, t, c, victim)
 		return
 	}
-	if _, middle := middles[when]; middle {
-		vm, err := c.VM(ctx, "web")
-		if err != nil {
-			t.Fatal(err)
-		}
-		s.happens(ctx, t, c, vm.ID, when)
-	} else {
-		s.until(ctx, t, c, "web", when)
+	if entry, phase := beginnings[when]; phase {
+		when = entry
 	}
+	s.happens(ctx, t, c, "web", when)
 	began := time.Now()
 	s.kill(t, victim)
 	vm, err := c.Wait(ctx, "web", nil)
@@ -168,26 +166,6 @@ func (s *system) kill(t *testing.T, victim string) {
 	request := control.Request{Op: control.OpKill, Name: victim, Signal: int(syscall.SIGKILL)}
 	if _, err := control.Call(t.Context(), lab.State{Dir: s.state}.Run(), request); err != nil {
 		t.Fatal(err)
-	}
-}
-
-// until waits until the VM is in a phase; a VM without fault comes to each.
-func (s *system) until(ctx context.Context, t *testing.T, c *client.Client, name, phase string) {
-	t.Helper()
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		vm, err := c.VM(ctx, name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if vm.Phase == phase {
-			return
-		}
-		if vm.Reason != "" {
-			t.Fatalf("before the fault the VM is %s: %s", vm.Phase, vm.Explanation)
-		}
-		<-tick.C
 	}
 }
 

@@ -69,7 +69,7 @@ func TestOrchestratorAway(t *testing.T) {
 	s.must(t, "vm", "create", "late", "--restart", "never")
 	ctx, cancel := context.WithTimeout(t.Context(), faultLimit)
 	defer cancel()
-	s.until(ctx, t, c, "late", connecting)
+	s.happens(ctx, t, c, "late", beginnings[connecting])
 	s.away(t, func() { s.closes(t, web) })
 
 	// 3. The orchestrator goes on.
