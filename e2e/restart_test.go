@@ -59,13 +59,14 @@ func TestRestarts(t *testing.T) {
 	next("host agent killed", event.VMStopped, func() { s.killMatching(t, victims["host"]) })
 	next("host rebooted", event.VMStopped, func() { s.killMatching(t, victims["swtpm"]) })
 	next("host changed, and as agreed again", event.QuoteRefused, func() { s.hostChanges(t, c, seen[len(seen)-1]) })
+	s.createOthers(t, ender) // they start beside it
 	next("reboot from inside", event.GuestReset, func() { inside("reboot") })
 	next("crash of its kernel", event.GuestCrashed, func() { inside("crash") })
 	next("powered off from inside, and started", event.GuestPoweredOff, func() {
 		inside("poweroff")
 		s.staysStopped(t, c, "web", event.GuestPoweredOff)
+		t.Run("the other policies", func(t *testing.T) { s.otherPolicies(t, c) })
 		s.still(t, c, "web")
-		t.Run("the other policies", func(t *testing.T) { s.otherPolicies(t, c, ender) })
 		if vm := s.staysStopped(t, c, "web", event.GuestPoweredOff); vm.Start != len(seen) {
 			t.Errorf("a start began unasked: %+v", vm)
 		}
