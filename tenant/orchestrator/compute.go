@@ -197,7 +197,8 @@ func (o *Orchestrator) hearWorkload(ctx context.Context, m accepted) error {
 			t.Journal(e))
 	})
 	o.zones.journalled()
-	if err == nil && !stale && ended && m.s.Ready.IsZero() && !m.s.Replaced {
+	before := m.s.Workload == workloadFailed || m.s.Workload == workloadExited // then it is not ready because of that
+	if err == nil && !stale && ended && !before && m.s.Ready.IsZero() && !m.s.Replaced {
 		err = event.Refuse(event.WorkloadFailed, "%s: %s", w.State, clip(w.Detail, maxText))
 	}
 	return err

@@ -79,7 +79,7 @@ func TestHostChangesWhileComputing(t *testing.T) {
 }
 
 // TestWorkloadThatEnds: a VM whose workload ends after its first answer goes on, is no
-// longer ready, and says why.
+// longer ready, and says why; also where the VM, on its way down, then tells of another end.
 func TestWorkloadThatEnds(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -89,10 +89,12 @@ func TestWorkloadThatEnds(t *testing.T) {
 	g.serveWorkload(8080)
 	g.pass()
 	w.wait("web", "ready", func(vm api.VM) bool { return vm.Ready })
-	if _, why := g.say(func(u *agentmsg.Up) {
-		u.Workload = &agentmsg.Status{SHA256: object.SHA256, State: "exited", Detail: "exit code 1"}
-	}); why != "" {
-		t.Fatalf("the VM was told %s", why)
+	for _, state := range []string{"exited", "failed"} {
+		if _, why := g.say(func(u *agentmsg.Up) {
+			u.Workload = &agentmsg.Status{SHA256: object.SHA256, State: state, Detail: "exit code 1"}
+		}); why != "" {
+			t.Fatalf("the VM was told %s", why)
+		}
 	}
 	if vm := w.vm("web"); vm.Phase != "computing" || vm.Ready || vm.Reason != event.WorkloadFailed || vm.Explanation == "" {
 		t.Errorf("VM %+v", vm)
