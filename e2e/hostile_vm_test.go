@@ -116,7 +116,56 @@ func TestHostileVMs(t *testing.T) {
 		install(nil)
 		s.asAgreed(t)
 	})
+	t.Run("a gateway that is another server ends it", func(t *testing.T) { s.falseGateway(ctx, t, c) })
 	s.must(t, "fsck")
+}
+
+// falseGateway answers VMs with the store's certificate, of the right authority. The VM, which
+// has its disks open by then, tells nobody its credentials; why it ended comes from its host.
+func (s *system) falseGateway(ctx context.Context, t *testing.T, c *client.Client) {
+	place := func(server, kind string) string { return filepath.Join(s.state, "dmz", server, server+kind) }
+	var own [2][]byte
+	put := func(kind string, data []byte) {
+		if err := os.WriteFile(place("gateway", kind), data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	kinds := []string{".crt", ".key"}
+	for i, kind := range kinds {
+		stores, err := os.ReadFile(place("store", kind))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if own[i], err = os.ReadFile(place("gateway", kind)); err != nil {
+			t.Fatal(err)
+		}
+		put(kind, stores)
+	}
+	s.killMatching(t, victims["gateway"])
+	defer s.killMatching(t, victims["gateway"])
+	defer func() {
+		for i, kind := range kinds {
+			put(kind, own[i])
+		}
+	}()
+	s.must(t, "vm", "create", "lured", "--restart", "never")
+	vm, err := c.Wait(ctx, "lured", nil)
+	var ended *client.Ended
+	if !errors.As(err, &ended) || vm.Phase != client.PhaseAborted || vm.Reason != event.ServerUntrusted {
+		t.Fatalf("it is %s for %q: %v\n%s", vm.Phase, vm.Reason, err, s.run(t.Context(), "vm", "explain", "lured").stdout)
+	}
+	if out := s.must(t, "vm", "explain", "lured"); !strings.Contains(out, "the VM's agent gave up") {
+		t.Errorf("vm explain does not say who gave up:\n%s", out)
+	}
+	handed := false
+	err = c.Events(ctx, client.EventQuery{VM: "lured"}, func(e api.JournalEntry) error {
+		handed = handed || e.Event.Kind == "secrets.handed-over"
+		return nil
+	})
+	if err != nil || !handed {
+		t.Errorf("it was not unlocked, so it did not come to the gateway (%v)", err)
+	}
+	s.gone(t, c, "lured")
 }
 
 // What root does in the VMs.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 
+	"foothold/guest/hostport"
 	"foothold/guest/loader"
 	"foothold/guest/pid1"
 	"foothold/internal/kmod"
@@ -39,7 +40,7 @@ func run(console pid1.Console) error {
 	if err := modules.LoadAll(); err != nil {
 		return err
 	}
-	channel, err := loader.OpenChannel()
+	channel, err := hostport.Open()
 	if err != nil {
 		return err
 	}

@@ -58,7 +58,8 @@ type Agent struct {
 	keys     *keys
 	gatherer facts.Gatherer
 	outside  string // interface on the cloud network
-	modules  chan error
+	kernel   *kmod.Set
+	modules  chan error // says once that all modules but the port's are loaded
 }
 
 // Run does not return unless a step fails; the caller then powers the VM off.
@@ -93,11 +94,11 @@ func (a *Agent) prepare() error {
 	if err := pid1.NoKexec(); err != nil {
 		return err
 	}
-	modules, err := kmod.Open()
-	if err != nil {
+	var err error
+	if a.kernel, err = kmod.Open(); err != nil {
 		return err
 	}
-	if err := modules.Load(earlyModules...); err != nil {
+	if err := a.kernel.Load(earlyModules...); err != nil {
 		return err
 	}
 	if a.instance, err = readInstance("/"); err != nil {
@@ -123,7 +124,7 @@ func (a *Agent) prepare() error {
 	a.outside = link.Attrs().Name
 	a.modules = make(chan error, 1)
 	go func() {
-		err := modules.LoadAll()
+		err := a.kernel.LoadAll()
 		a.gatherer.Warm(facts.Initramfs()) // the audit would read the same files
 		a.modules <- err
 	}()
@@ -163,7 +164,7 @@ func (a *Agent) unlock(ctx context.Context, door net.Listener) (*unlockmsg.Hando
 	ctx, cancel := context.WithTimeout(ctx, unlockLimit)
 	defer cancel()
 	d := &Door{HostKey: a.instance.key, Account: a.instance.Account, Key: a.instance.AuthorizedKey, From: a.instance.Orchestrator, Say: a.Console.Say}
-	u := &unlock{keys: a.keys, vm: a.instance.Reservation, start: a.instance.Start, gather: a.audit,
+	u := &unlock{keys: a.keys, vm: a.instance.Reservation, start: a.instance.Start, gather: a.audit, failed: d.Failed,
 		open: func(ctx context.Context, h *unlockmsg.Handover) error {
 			a.Console.Say("handover received")
 			return opener.Open(ctx, h, a.Console.Say)
@@ -211,7 +212,7 @@ func (a *Agent) connect(ctx context.Context, h *unlockmsg.Handover) (*resident.S
 	a.Console.Say("admitted by the gateway, tunnel address %s", t.Address)
 	n := a.instance.Network
 	if err := t.Up(a.keys.wireguard, n.MAC, n.Gateway); err != nil {
-		return nil, event.Refuse(event.AdmissionRefused, "%v", err)
+		return nil, event.Refuse(event.GatewayFailed, "set the tunnel up: %v", err)
 	}
 	state := resident.NewState(a.instance.Unique, a.instance.key, a.keys.tls, h, t.AdmitResponse, a.outside)
 	if err := filter.Apply(state.Flows(nil)...); err != nil {

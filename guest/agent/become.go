@@ -1,12 +1,15 @@
 package agent
 
 import (
+	"errors"
 	"fmt"
 	"os"
 
+	"foothold/guest/hostport"
 	"foothold/guest/opener"
 	"foothold/guest/resident"
 	"foothold/protocol/digest"
+	"foothold/protocol/event"
 
 	"golang.org/x/sys/unix"
 )
@@ -48,10 +51,33 @@ func (a *Agent) etc() map[string]string {
 	}
 }
 
-// Fail says why on the console and powers off.
+// portModule drives the port to the host. It is loaded for the last word alone.
+const portModule = "virtio_console"
+
+// Fail says why on the console, tells the host the reason, and powers off. Whoever waits
+// for this VM hears it from the host; there is nobody else to tell once it is unlocked.
 func (a *Agent) Fail(err error, powerOff func() error) {
-	a.Console.Say("FAILED %s: %v", reasonOf(err), err)
+	reason := reasonOf(err)
+	a.Console.Say("FAILED %s: %v", reason, err)
+	if err := a.giveUp(reason); err != nil {
+		a.Console.Say("the host was not told: %v", err)
+	}
 	if err := powerOff(); err != nil {
 		fmt.Fprintln(os.Stderr, "cannot power off:", err)
 	}
+}
+
+func (a *Agent) giveUp(reason event.Reason) error {
+	if a.kernel == nil {
+		return errors.New("no module was loaded")
+	}
+	if err := a.kernel.Load(portModule); err != nil {
+		return err
+	}
+	port, err := hostport.Open()
+	if err != nil {
+		return err
+	}
+	defer port.Close()
+	return hostport.GiveUp(port, reason)
 }

@@ -34,12 +34,12 @@ func (i *instance) report(ctx context.Context, kernel string) error {
 		if err == nil {
 			return nil
 		}
-		if errors.Is(err, pinned.ErrRefused) || ctx.Err() != nil {
+		if errors.Is(err, pinned.ErrRefused) {
 			return event.Refuse(event.ReportRefused, "%v", err)
 		}
 		select {
 		case <-ctx.Done():
-			return event.Refuse(event.ReportRefused, "%v", err)
+			return event.Refuse(pinned.Reason(err, event.BootServerFailed), "%v", err)
 		case <-time.After(reportPause):
 		}
 	}

@@ -93,6 +93,9 @@ func (d *Door) Serve(ctx context.Context, l net.Listener, conversation func(cont
 	}
 }
 
+// Failed is the number of connections so far that did not become the one login.
+func (d *Door) Failed() int { return int(d.failures.Load()) }
+
 // finished is the cause with which a conversation that ran ends the server.
 type finished struct{ err error }
 

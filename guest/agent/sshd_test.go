@@ -209,6 +209,9 @@ func TestTooManyFailuresEndTheMachine(t *testing.T) {
 		if event.ReasonOf(err) != event.SSHFailed {
 			t.Error(err)
 		}
+		if n := h.door.Failed(); n < maxFailures {
+			t.Errorf("it counted %d failed logins", n)
+		}
 	case <-time.After(10 * time.Second):
 		t.Error("still serving")
 	}
@@ -220,7 +223,7 @@ func TestOtherAddressesAreNotServed(t *testing.T) {
 		c.Close()
 		t.Error("served")
 	}
-	if n := h.door.failures.Load(); n != 0 {
+	if n := h.door.Failed(); n != 0 {
 		t.Errorf("a stranger's connections count as failures: %d", n)
 	}
 }

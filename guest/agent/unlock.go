@@ -50,6 +50,7 @@ type unlock struct {
 	vm     string // reservation
 	gather func(nonce []byte) (audit.Report, error)
 	open   func(context.Context, *unlockmsg.Handover) error // opens the disks
+	failed func() int                                       // failed logins so far
 }
 
 // converse answers one audit request and takes one handover. The disks are opened
@@ -81,7 +82,7 @@ func (u *unlock) converse(ctx context.Context, c io.ReadWriter) (*unlockmsg.Hand
 		return nil, event.Refuse(event.HandoverFailed, "read the handover: %v", err)
 	}
 	err = u.accept(ctx, h)
-	answer := unlockmsg.HandoverReply{OK: err == nil}
+	answer := unlockmsg.HandoverReply{OK: err == nil, FailedLogins: u.failed()}
 	if err != nil {
 		answer.Reason = string(reasonOf(err))
 	}

@@ -66,6 +66,9 @@ func session(t *testing.T, u *unlock, script func(net.Conn)) (*unlockmsg.Handove
 	return h, err
 }
 
+// failedLogins is what the door has counted.
+const failedLogins = 5
+
 func newUnlock(t *testing.T) *unlock {
 	t.Helper()
 	k, err := newKeys()
@@ -76,7 +79,7 @@ func newUnlock(t *testing.T) *unlock {
 		gather: func(nonce []byte) (audit.Report, error) {
 			return audit.Report{Stage: audit.Initramfs, Nonce: nonce}, nil
 		},
-		open: func(context.Context, *unlockmsg.Handover) error { return nil }}
+		open: func(context.Context, *unlockmsg.Handover) error { return nil }, failed: func() int { return failedLogins }}
 }
 
 func goodHandover(t *testing.T, reply unlockmsg.AuditReply) unlockmsg.Handover {
@@ -131,7 +134,7 @@ func TestConverse(t *testing.T) {
 				_ = frame.Read(c, unlockmsg.MaxFrame, &answer)
 			})
 			if tc.reason == "" {
-				if err != nil || h == nil || !answer.OK || !opened {
+				if err != nil || h == nil || !answer.OK || !opened || answer.FailedLogins != failedLogins {
 					t.Fatalf("%v, answer %+v", err, answer)
 				}
 				return

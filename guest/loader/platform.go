@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
-	"time"
 
 	"foothold/internal/strictjson"
 	"foothold/protocol/token"
@@ -15,11 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Where the kernel shows what the platform passes.
-const (
-	fwCfgDir = "/sys/firmware/qemu_fw_cfg/by_name"
-	portsDir = "/sys/class/virtio-ports"
-)
+// fwCfgDir is where the kernel shows what the platform passes.
+const fwCfgDir = "/sys/firmware/qemu_fw_cfg/by_name"
 
 // maxSettings bounds the settings in bytes: a certificate of 8 KiB in base64, and room.
 const maxSettings = 32 << 10
@@ -66,47 +61,6 @@ func ReadPlatform() (vmspec.Spec, token.Token, error) {
 	}
 	defer clear(text)
 	return Settings(settings, text)
-}
-
-// The host's device names its ports after the driver has been loaded, in messages of its
-// own (Virtual I/O Device Version 1.2, section 5.3.6.2): on a busy host later than the
-// first look.
-const (
-	channelWithin = 10 * time.Second
-	channelLook   = 10 * time.Millisecond // between two looks
-)
-
-// OpenChannel opens the virtio-serial port to the host, once it is there.
-func OpenChannel() (*os.File, error) { return openChannel(portsDir, "/dev") }
-
-func openChannel(ports, devices string) (*os.File, error) {
-	for end := time.Now().Add(channelWithin); ; time.Sleep(channelLook) {
-		name, err := channelPort(ports)
-		if err == nil {
-			var f *os.File
-			if f, err = os.OpenFile(filepath.Join(devices, name), os.O_RDWR, 0); err == nil {
-				return f, nil
-			}
-		}
-		if time.Now().After(end) {
-			return nil, fmt.Errorf("open the channel to the host: %w", err)
-		}
-	}
-}
-
-// channelPort is the name of the port's device.
-func channelPort(ports string) (string, error) {
-	list, err := os.ReadDir(ports)
-	if err != nil {
-		return "", err
-	}
-	for _, p := range list {
-		name, err := os.ReadFile(filepath.Join(ports, p.Name(), "name"))
-		if err == nil && strings.TrimSpace(string(name)) == vmspec.ChannelPort {
-			return p.Name(), nil
-		}
-	}
-	return "", fmt.Errorf("the platform has none: no port of %s is named %s", ports, vmspec.ChannelPort)
 }
 
 // Kexec loads a kernel for [Jump] (kexec_file_load(2)).

@@ -56,13 +56,17 @@ func Admit(ctx context.Context, a Admission) (*Tunnel, error) {
 	pins := pinned.Pins{URL: "https://" + g.Address.String(), ServerName: g.ServerName, CA: g.CA, Role: mtls.Gateway}
 	link, err := pinned.Dial(ctx, pins, Certificate(a.Handover.Certificate, a.Key))
 	if err != nil {
-		return nil, event.Refuse(pinned.Reason(err, event.AdmissionRefused), "%v", err)
+		return nil, event.Refuse(pinned.Reason(err, event.GatewayFailed), "%v", err)
 	}
 	defer link.Close()
 	request := agentmsg.AdmitRequest{T3: a.Handover.T3, User: a.Handover.User, Password: a.Handover.Password}
 	t := &Tunnel{}
 	if err := link.Post(ctx, agentmsg.PathAdmit, request, &t.AdmitResponse, agentmsg.MaxMessage); err != nil {
-		return nil, event.Refuse(event.AdmissionRefused, "%v", err)
+		why := event.GatewayFailed
+		if errors.Is(err, pinned.ErrRefused) {
+			why = event.AdmissionRefused
+		}
+		return nil, event.Refuse(why, "%v", err)
 	}
 	psk, err := link.Exporter(evidence.PSKLabel, []byte(a.Reservation), evidence.PSKLen)
 	if err != nil {
@@ -70,7 +74,7 @@ func Admit(ctx context.Context, a Admission) (*Tunnel, error) {
 	}
 	t.PSK = secret.New(psk)
 	if err := t.check(g.Address.Addr()); err != nil {
-		return nil, event.Refuse(event.AdmissionRefused, "%v", err)
+		return nil, event.Refuse(event.GatewayFailed, "%v", err)
 	}
 	return t, nil
 }

@@ -86,7 +86,7 @@ func TestOnlyThePinnedGatewayIsAsked(t *testing.T) {
 		"a VM's certificate":             {cert: dmz.issue(mtls.VM, gatewayDNS, client), want: event.ServerUntrusted},
 		"a VM's, good for servers":       {cert: dmz.issue(mtls.VM, gatewayDNS, server), want: event.ServerUntrusted},
 		"the gateway's own for clients":  {cert: dmz.issue(mtls.Gateway, gatewayDNS, client), want: event.ServerUntrusted},
-		"TLS 1.2":                        {cert: dmz.issue(mtls.Gateway, gatewayDNS, server), bend: func(c *tls.Config) { c.MaxVersion = tls.VersionTLS12 }, want: event.AdmissionRefused},
+		"TLS 1.2":                        {cert: dmz.issue(mtls.Gateway, gatewayDNS, server), bend: func(c *tls.Config) { c.MaxVersion = tls.VersionTLS12 }, want: event.GatewayFailed},
 		"the gateway, and sessions kept": {cert: dmz.issue(mtls.Gateway, gatewayDNS, server), bend: func(c *tls.Config) { c.SessionTicketsDisabled = false }},
 	} {
 		t.Run(name, func(t *testing.T) {

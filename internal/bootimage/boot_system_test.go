@@ -99,7 +99,7 @@ func TestModuleClosureIsOrdered(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	list, builtin, err := index.closure(guestModules)
+	list, builtin, err := index.closure(guestModules, guestOnDemand)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -118,7 +118,7 @@ func TestModuleClosureIsOrdered(t *testing.T) {
 	if !seen["dm_mod"] || !seen["ecb"] {
 		t.Error("the closure lacks dm_mod (hard need) or ecb (soft need of xts)")
 	}
-	if _, _, err := index.closure([]string{"nosuch"}); err == nil {
+	if _, _, err := index.closure([]string{"nosuch"}, nil); err == nil {
 		t.Error("a module that the kernel lacks is no error")
 	}
 	var a, b bytes.Buffer

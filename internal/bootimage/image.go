@@ -24,6 +24,10 @@ var guestModules = []string{
 	"erofs", "overlay", "ext4", "wireguard", "pvpanic_pci",
 }
 
+// guestOnDemand drives the local channel to the host, which is the loader's: the agent
+// loads it for its last word, when it gives up, so that a VM that computes has no such port.
+var guestOnDemand = []string{"virtio_console"}
+
 // authenticatedModules are what a VM with an authenticated volume needs besides: tags
 // beside its sectors, the algorithm that makes them, and a RAM disk for what nothing
 // authenticates.
@@ -96,7 +100,7 @@ func BuildGuest(k *Kernel, init, root, dir string, authenticatedVolume bool) (Im
 	if authenticatedVolume {
 		modules = append(modules, authenticatedModules...)
 	}
-	return build(dir, Spec{Init: init, Kernel: k, Modules: modules, Root: root, Programs: guestPrograms, Copies: guestCopies}, 0o644)
+	return build(dir, Spec{Init: init, Kernel: k, Modules: modules, OnDemand: guestOnDemand, Root: root, Programs: guestPrograms, Copies: guestCopies}, 0o644)
 }
 
 // build writes an image, its initramfs with the mode perm.

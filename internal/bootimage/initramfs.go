@@ -24,6 +24,7 @@ type Spec struct {
 	Init     string       // path of the static program that becomes /init
 	Kernel   *Kernel      // whose modules are meant
 	Modules  []string     // names, in the order in which they are to be loaded
+	OnDemand []string     // names of others, which are loaded by name alone
 	Root     string       // tree that programs and their libraries are taken from
 	Programs []string     // absolute paths within Root
 	Copies   []string     // other files of Root, absolute paths
@@ -99,7 +100,7 @@ func (s *Spec) moduleEntries() ([]cpio.Entry, error) {
 	if err != nil {
 		return nil, err
 	}
-	list, builtin, err := index.closure(s.Modules)
+	list, builtin, err := index.closure(s.Modules, s.OnDemand)
 	if err != nil {
 		return nil, err
 	}

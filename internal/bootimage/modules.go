@@ -54,9 +54,9 @@ type chosen struct {
 	source string
 }
 
-// closure lists the wanted modules and all that they need, needs first, and which
-// of the wanted are built in.
-func (x *moduleIndex) closure(wanted []string) (list []chosen, builtin []string, err error) {
+// closure lists the wanted modules and all that they need, needs first, then those that
+// are wanted on demand and what these alone need; and which of all are built in.
+func (x *moduleIndex) closure(wanted, onDemand []string) (list []chosen, builtin []string, err error) {
 	seen := map[string]bool{}
 	var visit func(name string, soft bool) error
 	visit = func(name string, soft bool) error {
@@ -102,6 +102,15 @@ func (x *moduleIndex) closure(wanted []string) (list []chosen, builtin []string,
 		if err := visit(kmod.Name(name), false); err != nil {
 			return nil, nil, err
 		}
+	}
+	always := len(list)
+	for _, name := range onDemand {
+		if err := visit(kmod.Name(name), false); err != nil {
+			return nil, nil, err
+		}
+	}
+	for i := range list[always:] {
+		list[always+i].OnDemand = true
 	}
 	slices.Sort(builtin)
 	return list, builtin, nil

@@ -5,7 +5,8 @@
 // writes it. A module that the kernel has built in is not listed; naming one is no
 // error if it is in the list's "builtin" line. A need "cpu=FLAG" is a flag of
 // /proc/cpuinfo without which the module is left out: loading it is no error and does
-// nothing. A need "with=NAME=VALUE" is a parameter that the module is loaded with.
+// nothing. A need "with=NAME=VALUE" is a parameter that the module is loaded with. A need
+// "load=on-demand" leaves the module to who names it: LoadAll passes it by.
 package kmod
 
 import (
@@ -29,8 +30,9 @@ const builtin = "builtin:"
 
 // What starts the words of a line that are not needs.
 const (
-	cpuFlag   = "cpu="  // a CPU's flag
-	parameter = "with=" // a parameter of the module
+	cpuFlag   = "cpu="           // a CPU's flag
+	parameter = "with="          // a parameter of the module
+	onDemand  = "load=on-demand" // not with the others
 )
 
 // Module is one line of the list.
@@ -40,6 +42,8 @@ type Module struct {
 	Needs []string // names to be loaded before it
 	CPU   string   // flag of /proc/cpuinfo that it is for, or ""
 	With  []string // parameters, NAME=VALUE
+
+	OnDemand bool // LoadAll leaves it out
 }
 
 // Set is the modules of an initramfs, and which of them were loaded.
@@ -79,6 +83,9 @@ func Format(w io.Writer, modules []Module, builtins []string) error {
 		for _, p := range m.With {
 			words = append(words, parameter+p)
 		}
+		if m.OnDemand {
+			words = append(words, onDemand)
+		}
 		fmt.Fprintln(&b, strings.Join(words, " "))
 	}
 	_, err := io.WriteString(w, b.String())
@@ -106,8 +113,12 @@ func Parse(r io.Reader) (*Set, error) {
 			return nil, fmt.Errorf("module list: %s is there twice", m.Name)
 		}
 		for _, need := range m.Needs {
-			if _, ok := s.modules[need]; !ok {
+			n, ok := s.modules[need]
+			if !ok {
 				return nil, fmt.Errorf("module list: %s needs %s, which is not listed before it", m.Name, need)
+			}
+			if n.OnDemand && !m.OnDemand {
+				return nil, fmt.Errorf("module list: %s needs %s, which is loaded on demand alone", m.Name, need)
 			}
 		}
 		s.modules[m.Name] = m
@@ -124,6 +135,8 @@ func parseModule(words []string) Module {
 			m.CPU = flag
 		} else if p, ok := strings.CutPrefix(word, parameter); ok {
 			m.With = append(m.With, p)
+		} else if word == onDemand {
+			m.OnDemand = true
 		} else {
 			m.Needs = append(m.Needs, word)
 		}
@@ -131,8 +144,8 @@ func parseModule(words []string) Module {
 	return m
 }
 
-// LoadAll loads every listed module.
-func (s *Set) LoadAll() error { return s.Load(s.order...) }
+// LoadAll loads every listed module that is not for demand alone.
+func (s *Set) LoadAll() error { return s.Load(s.Names()...) }
 
 // Load loads the named modules and all that they need, each at most once.
 func (s *Set) Load(names ...string) error {
@@ -185,8 +198,10 @@ func insertFile(path, parameters string) error {
 	return nil
 }
 
-// Names lists the modules in the list's order, as /proc/modules writes them.
-func (s *Set) Names() []string { return slices.Clone(s.order) }
+// Names lists what LoadAll loads in the list's order, as /proc/modules writes the names.
+func (s *Set) Names() []string {
+	return slices.DeleteFunc(slices.Clone(s.order), func(name string) bool { return s.modules[name].OnDemand })
+}
 
 // cpuHas looks for a flag of the first CPU.
 func cpuHas(flag string) (bool, error) {

@@ -80,6 +80,21 @@ func TestModuleIsLoadedWithItsParameters(t *testing.T) {
 	}
 }
 
+func TestModuleOnDemandIsLeftOut(t *testing.T) {
+	s, err := Parse(strings.NewReader("virtio /m/virtio.ko\nhelper /m/helper.ko load=on-demand\nconsole /m/console.ko virtio helper load=on-demand\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var inserted []string
+	s.insert = func(path, _ string) error { inserted = append(inserted, path); return nil }
+	if err := s.LoadAll(); err != nil || !slices.Equal(inserted, []string{"/m/virtio.ko"}) || !slices.Equal(s.Names(), []string{"virtio"}) {
+		t.Errorf("loaded %v, named %v: %v", inserted, s.Names(), err)
+	}
+	if err := s.Load("console"); err != nil || !slices.Equal(inserted, []string{"/m/virtio.ko", "/m/helper.ko", "/m/console.ko"}) {
+		t.Errorf("on demand: loaded %v: %v", inserted, err)
+	}
+}
+
 func TestLoadStopsAtFailure(t *testing.T) {
 	s, inserted := parse(t)
 	s.insert = func(path, _ string) error {
@@ -99,7 +114,8 @@ func TestLoadStopsAtFailure(t *testing.T) {
 
 func TestFormatParsesBack(t *testing.T) {
 	var b strings.Builder
-	modules := []Module{{Name: "virtio", Path: "/m/virtio.ko"}, {Name: "dm_mod", Path: "/m/dm-mod.ko", Needs: []string{"virtio"}, CPU: "aes", With: []string{"count=1", "size=4"}}}
+	modules := []Module{{Name: "virtio", Path: "/m/virtio.ko"}, {Name: "dm_mod", Path: "/m/dm-mod.ko", Needs: []string{"virtio"}, CPU: "aes", With: []string{"count=1", "size=4"}},
+		{Name: "console", Path: "/m/console.ko", OnDemand: true}}
 	if err := Format(&b, modules, []string{"ext4"}); err != nil {
 		t.Fatal(err)
 	}
@@ -107,7 +123,7 @@ func TestFormatParsesBack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !s.builtin["ext4"] || !slices.Equal(s.order, []string{"virtio", "dm_mod"}) || s.modules["dm_mod"].CPU != "aes" {
+	if !s.builtin["ext4"] || !slices.Equal(s.order, []string{"virtio", "dm_mod", "console"}) || !s.modules["console"].OnDemand || s.modules["virtio"].OnDemand || s.modules["dm_mod"].CPU != "aes" {
 		t.Errorf("read back %+v", s)
 	}
 	if m := s.modules["dm_mod"]; !slices.Equal(m.Needs, []string{"virtio"}) || !slices.Equal(m.With, []string{"count=1", "size=4"}) {
@@ -116,7 +132,7 @@ func TestFormatParsesBack(t *testing.T) {
 }
 
 func TestBadListsAreRefused(t *testing.T) {
-	for _, text := range []string{"a\n", "a /a b\nb /b\n", "a /a\na /a\n", "a /a a\n"} {
+	for _, text := range []string{"a\n", "a /a b\nb /b\n", "a /a\na /a\n", "a /a a\n", "a /a load=on-demand\nb /b a\n"} {
 		if _, err := Parse(strings.NewReader(text)); err == nil {
 			t.Errorf("%q is accepted", text)
 		}

@@ -12,7 +12,8 @@
 //	Handover                   →                      components verified, about to kexec
 //	                           ←     Released         boot timer stopped; the loader kexecs
 //
-// At any point the loader may send Failed, the host Refused.
+// At any point the loader may send Failed, the host Refused. After Released the delivered
+// system's agent may send Failed, as the last word of a VM that gives up.
 package channel
 
 import "foothold/protocol/digest"

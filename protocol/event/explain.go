@@ -79,6 +79,7 @@ func Explanations() map[Reason]Explanation {
 		CertificateRevoked: {"the VM's certificate was revoked", "look for who still uses it: the VM that it was issued to has ended"},
 		CredentialsWrong:   {"user name or password at the gateway are wrong", "look for who tries: only the VM itself was told them"},
 		AdmissionRefused:   {"the gateway or the orchestrator declined the tunnel", "see the events before it for the reason"},
+		GatewayFailed:      {"the gateway could not be reached by the VM, broke off, or granted a tunnel that leads elsewhere", "see the gateway's log and `foothold vm logs NAME`: which of them it was; if it recurs, treat the gateway as suspect"},
 		AttestationLate:    {"the host of a computing VM gave no good quote for longer than limits.attest_within, so its tunnel and rules were closed", "check the host and the path to it: `foothold host list`; the VM starts again by its restart policy"},
 		HeartbeatMissed:    {"the VM did not report through its tunnel within its lease", "see `foothold vm logs NAME`; check gateway and cloud network"},
 		WorkloadFailed:     {"the workload could not be fetched or started, or ended", "run it in a VM of the same template; see `foothold vm logs NAME`"},

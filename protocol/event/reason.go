@@ -66,6 +66,7 @@ const (
 	CertificateRevoked Reason = "certificate-revoked"
 	CredentialsWrong   Reason = "credentials-wrong"
 	AdmissionRefused   Reason = "admission-refused"
+	GatewayFailed      Reason = "gateway-failed"
 	HeartbeatMissed    Reason = "heartbeat-missed"
 	AttestationLate    Reason = "attestation-late"
 	WorkloadFailed     Reason = "workload-failed"

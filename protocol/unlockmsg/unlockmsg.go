@@ -78,4 +78,6 @@ type Gateway struct {
 type HandoverReply struct {
 	OK     bool   `json:"ok"`
 	Reason string `json:"reason,omitempty"` // a code of package event
+
+	FailedLogins int `json:"failed_logins,omitempty"` // connections so far that did not become the one login, the orchestrator's own probes among them
 }

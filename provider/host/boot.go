@@ -32,6 +32,13 @@ var loaderReasons = []event.Reason{
 	event.LoaderFailed, event.BootServerFailed, event.ServerUntrusted, event.SignatureInvalid, event.DigestMismatch, event.CertificateInvalid, event.QuoteRefused,
 }
 
+// agentReasons are those that the delivered system's agent may give for its end. It may
+// give no other, but can end: then its host knows no more than that it powered off.
+var agentReasons = []event.Reason{
+	event.BootServerFailed, event.ServerUntrusted, event.ReportRefused, event.SSHFailed, event.AuditFailed, event.HandoverFailed, event.DiskRefused,
+	event.GatewayFailed, event.AdmissionRefused,
+}
+
 // conversation is the host's side of one VM's local channel.
 type conversation struct {
 	vm   *vm
@@ -42,7 +49,7 @@ type conversation struct {
 
 // converse answers the loader, in the one order that package channel draws. It
 // returns errGone, or why the VM must be ended. After the handover it goes on to
-// watch that nothing more comes.
+// watch that nothing more comes but the delivered system's last word.
 func (v *vm) converse(ctx context.Context, conn net.Conn, timer *time.Timer) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -82,7 +89,7 @@ func (c *conversation) run(ctx context.Context, timer *time.Timer) error {
 	}
 	c.release(attestation)
 	// 5. Handover: from here on the VM is the tenant's software, which has no
-	// business on this channel.
+	// business on this channel but to say that it gives up, and why.
 	if !timer.Stop() {
 		return event.Refuse(event.DeadlinePassed, "the VM's boot timer ran out at its handover")
 	}
@@ -243,10 +250,15 @@ func (c *conversation) unexpected(m channel.Message, ok bool) error {
 		return misuse("%q came unasked, twice or out of order", m.Type)
 	}
 	reason := event.Reason(m.Reason)
-	if !slices.Contains(loaderReasons, reason) {
-		reason = event.LoaderFailed
+	switch delivered := c.vm.describe().Boot == hostapi.Delivered; {
+	case delivered && slices.Contains(agentReasons, reason):
+		return event.Refuse(reason, "the agent gave up")
+	case delivered:
+		return event.Refuse(event.GuestPoweredOff, "the agent gave up")
+	case slices.Contains(loaderReasons, reason):
+		return event.Refuse(reason, "the loader gave up")
 	}
-	return event.Refuse(reason, "the loader gave up")
+	return event.Refuse(event.LoaderFailed, "the loader gave up")
 }
 
 // read takes messages until the channel ends or sends what is no message.

@@ -202,6 +202,11 @@ func TestMisuseEndsTheVM(t *testing.T) {
 		"loader gives up":             {channel.AskTunnel, channel.Message{Type: channel.Failed, Reason: string(event.SignatureInvalid)}, event.SignatureInvalid},
 		"loader met a false server":   {"", channel.Message{Type: channel.Failed, Reason: string(event.ServerUntrusted)}, event.ServerUntrusted},
 		"loader invents a reason":     {channel.AskTunnel, channel.Message{Type: channel.Failed, Reason: string(event.Released)}, event.LoaderFailed},
+		"agent met a false server":    {channel.Released, channel.Message{Type: channel.Failed, Reason: string(event.ServerUntrusted)}, event.ServerUntrusted},
+		"agent and gateway part":      {channel.Released, channel.Message{Type: channel.Failed, Reason: string(event.GatewayFailed)}, event.GatewayFailed},
+		"agent invents a reason":      {channel.Released, channel.Message{Type: channel.Failed, Reason: string(event.Released)}, event.GuestPoweredOff},
+		"agent speaks for the loader": {channel.Released, channel.Message{Type: channel.Failed, Reason: string(event.DigestMismatch)}, event.GuestPoweredOff},
+		"loader speaks for the agent": {channel.Ready, channel.Message{Type: channel.Failed, Reason: string(event.GatewayFailed)}, event.LoaderFailed},
 	} {
 		t.Run(name, func(t *testing.T) {
 			l := a.boot(t, "bad")

@@ -370,9 +370,20 @@ func (o *Orchestrator) recordHold(ctx context.Context, id string, start int, hel
 	}
 }
 
+// byAgent are the reasons for which a VM's agent gives up that nobody else would tell of.
+// They come through host and VM, so they are outages alone: none of the two ends a VM for
+// good by its word. Of others the orchestrator knows from its own conversation with the VM,
+// or because it refused itself.
+var byAgent = map[event.Reason]bool{
+	event.BootServerFailed: true, event.ServerUntrusted: true, event.SSHFailed: true, event.GatewayFailed: true,
+}
+
 // stopped is why a VM that a host reports as ended failed. The host's own reason is
 // taken if it is one that a host can know.
 func stopped(vm hostapi.VM) error {
+	if vm.Boot == hostapi.Delivered && byAgent[vm.Reason] {
+		return event.Refuse(vm.Reason, "the VM's agent gave up, says host %s", vm.Host)
+	}
 	switch vm.Reason {
 	case event.GuestReset, event.GuestCrashed, event.GuestPoweredOff:
 		return event.Refuse(vm.Reason, "as host %s saw it", vm.Host)

@@ -76,6 +76,7 @@ type tweaks struct {
 	process     string // one process too many in the first audit
 	first       func(*audit.Report)
 	handover    string // reason with which the VM refuses the handover
+	failed      int    // logins, as the VM counts them
 	password    string
 	cert        []byte
 	osProcess   string // one too many in the second audit
@@ -283,7 +284,7 @@ func (g *guest) converse(c io.ReadWriter) {
 			g.w.t.Errorf("header of %s: %v", d.Device, err)
 		}
 	}
-	frame.Write(c, unlockmsg.MaxFrame, unlockmsg.HandoverReply{OK: g.tweak.handover == "", Reason: g.tweak.handover})
+	frame.Write(c, unlockmsg.MaxFrame, unlockmsg.HandoverReply{OK: g.tweak.handover == "", Reason: g.tweak.handover, FailedLogins: g.tweak.failed})
 }
 
 // report is an audit with nothing too much.

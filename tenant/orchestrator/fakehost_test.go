@@ -217,6 +217,16 @@ func (h *fakeHost) stop(id string, why event.Reason) {
 	h.changed.Broadcast()
 }
 
+// giveUp is the last word of a VM's agent, as its host passes it on.
+func (h *fakeHost) giveUp(id string, why event.Reason) {
+	h.mu.Lock()
+	if v := h.vms[id]; v != nil {
+		v.Boot = hostapi.Delivered
+	}
+	h.mu.Unlock()
+	h.stop(id, why)
+}
+
 func (h *fakeHost) failing(what string, times int) {
 	h.mu.Lock()
 	defer h.mu.Unlock()

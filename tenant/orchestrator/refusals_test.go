@@ -26,6 +26,7 @@ import (
 	"foothold/protocol/vmcert"
 	"foothold/tenant/ledger"
 	"foothold/tenant/reservation"
+	"foothold/tenant/unlock"
 )
 
 // roomy is a world for many VMs, one after the other or side by side.
@@ -725,6 +726,51 @@ func TestTheHostsReasonIsKept(t *testing.T) {
 		}
 		w.waitGone(g.id)
 		w.waitFlows(g.id)
+		w.call("DELETE", "/v1/vms/web", nil, nil)
+	}
+}
+
+// TestLoginsOfStrangers: failed logins at the unlock port that were not the orchestrator's are
+// in the journal, although they end no VM.
+func TestLoginsOfStrangers(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, roomy)
+	w.template("debian")
+	for name, failed := range map[string]int{"quiet": len(unlock.Kinds()), "tried": len(unlock.Kinds()) + 3} {
+		g := w.take(w.create(api.CreateVM{Name: name}).ID)
+		g.tweak.failed = failed
+		g.pass()
+		var told []string
+		for _, e := range w.journal("login.refused") {
+			if e.Reservation == g.id {
+				told = append(told, string(e.Reason)+" "+e.Detail["count"])
+			}
+		}
+		if want := map[string][]string{"tried": {"ssh-failed 3"}}[name]; !slices.Equal(told, want) {
+			t.Errorf("%s: the journal says %q, want %q", name, told, want)
+		}
+		w.call("DELETE", "/v1/vms/"+name, nil, nil)
+		w.waitGone(g.id)
+	}
+}
+
+// TestTheAgentsLastWord: an agent that gives up says why by way of its host. What is an outage
+// counts under its own reason; anything else ends no VM for good by the word of host and VM.
+func TestTheAgentsLastWord(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, roomy)
+	w.template("debian")
+	for said, want := range map[event.Reason]event.Reason{
+		event.ServerUntrusted: event.ServerUntrusted, event.GatewayFailed: event.GatewayFailed, event.SSHFailed: event.SSHFailed, event.BootServerFailed: event.BootServerFailed,
+		event.AdmissionRefused: event.VMStopped, event.ReportRefused: event.VMStopped, event.AuditFailed: event.VMStopped, event.DiskRefused: event.VMStopped,
+		event.GuestPoweredOff: event.VMStopped, "made-up": event.VMStopped,
+	} {
+		g := w.take(w.create(api.CreateVM{Name: "web"}).ID)
+		w.refusedOnce(string(said), "vm.aborted", want, func() {
+			w.host.giveUp(g.id, said)
+			w.waitPhase(g.id, reservation.Aborted)
+		})
+		w.waitGone(g.id)
 		w.call("DELETE", "/v1/vms/web", nil, nil)
 	}
 }

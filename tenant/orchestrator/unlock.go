@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strconv"
 	"time"
 
 	"foothold/internal/luks"
@@ -248,6 +249,10 @@ func (o *Orchestrator) journalProbes(ctx context.Context, id string, res unlock.
 		detail[p.Stage+"/"+p.Kind] = p.Outcome
 	}
 	o.journal(ctx, event.Event{Kind: "vm.probed", Reservation: id, Detail: detail})
+	if res.Strangers > 0 {
+		o.journal(ctx, event.Event{Kind: "login.refused", Reservation: id, Reason: event.SSHFailed,
+			Detail: map[string]string{"count": strconv.Itoa(res.Strangers), "detail": "the VM counts failed logins that were not the orchestrator's: somebody uses its address"}})
+	}
 }
 
 // diskHeaders are fresh headers around the two volume keys, with fresh passphrases:

@@ -70,6 +70,7 @@ var outages = map[event.Reason]bool{
 	// ends the instance that boots there, and so does a server that poses as ours. Anybody
 	// on the cloud network can do either, so it must not end a VM that has a volume.
 	event.TokenSpent: true, event.TokenUnknown: true, event.TokenExpired: true, event.ServerUntrusted: true,
+	event.GatewayFailed: true, // the VM's word for it, which comes through its host
 }
 
 // Outage reports whether a reason says no more than that an instance does not run.

@@ -22,6 +22,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"sync/atomic"
 	"time"
 
 	"foothold/protocol/event"
@@ -54,6 +55,9 @@ type Result struct {
 	LoggedIn   time.Time
 	Audited    time.Time // the reply arrived
 	HandedOver time.Time // the VM confirmed
+	Strangers  int       // failed logins that the VM counted beyond our own, all but for any of the last moment
+
+	failed int // as the VM counted
 }
 
 // Run unlocks one VM. ctx carries the phase's deadline.
@@ -61,6 +65,15 @@ func Run(ctx context.Context, t Target, decide Decide) (Result, error) {
 	var res Result
 	if t.Dial == nil || t.Account == "" || t.Signer == nil || len(t.HostKey) != ed25519.PublicKeySize || decide == nil {
 		return res, event.Refuse(event.InternalError, "unlock: incomplete target")
+	}
+	var dialled atomic.Int32
+	dial := t.Dial
+	t.Dial = func(ctx context.Context) (net.Conn, error) {
+		c, err := dial(ctx)
+		if err == nil {
+			dialled.Add(1)
+		}
+		return c, err
 	}
 	if err := t.probe(ctx, &res, Before); err != nil {
 		return res, err
@@ -74,7 +87,9 @@ func Run(ctx context.Context, t Target, decide Decide) (Result, error) {
 	if err := t.probe(ctx, &res, After); err != nil {
 		return res, err
 	}
-	return res, conn.converse(ctx, &res, decide)
+	err = conn.converse(ctx, &res, decide)
+	res.Strangers = max(0, res.failed-int(dialled.Load()-1)) // one is the login
+	return res, err
 }
 
 // session is the one login, with its one channel.
@@ -158,6 +173,7 @@ func (s *session) converse(ctx context.Context, res *Result, decide Decide) erro
 		// The VM may have the secrets: the caller ends it.
 		return event.Refuse(event.SSHFailed, "no confirmation of the handover: %v", err)
 	}
+	res.failed = done.FailedLogins
 	if !done.OK {
 		why := event.HandoverFailed
 		if done.Reason == string(event.DiskRefused) { // which the VM alone can see, and it has passed its audit

@@ -194,6 +194,17 @@ func TestUnlock(t *testing.T) {
 	}
 }
 
+// TestFailedLoginsOfStrangers: what the VM counts beyond our own probes is somebody else's.
+func TestFailedLoginsOfStrangers(t *testing.T) {
+	for counted, want := range map[int]int{0: 0, len(Kinds()): 0, len(Kinds()) + 2: 2, -1: 0} {
+		v, target := newVM(t)
+		v.answer.FailedLogins = counted
+		if res, err := v.run(target, handOver); err != nil || res.Strangers != want {
+			t.Errorf("the VM counts %d: %d of strangers, %v; want %d", counted, res.Strangers, err, want)
+		}
+	}
+}
+
 // A VM with one weakness is not unlocked, whichever it is.
 func TestWeakVMs(t *testing.T) {
 	allow := func(ssh.ConnMetadata) (*ssh.Permissions, error) { return nil, nil }

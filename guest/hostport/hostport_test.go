@@ -1,4 +1,4 @@
-package loader
+package hostport
 
 import (
 	"os"
@@ -11,9 +11,9 @@ import (
 	"foothold/protocol/vmspec"
 )
 
-// TestChannelIsWaitedFor: the port to the host may be named after the first look, or its
+// TestPortIsWaitedFor: the port to the host may be named after the first look, or its
 // device made after that; one that does not come is named.
-func TestChannelIsWaitedFor(t *testing.T) {
+func TestPortIsWaitedFor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ports, devices := filepath.Join(t.TempDir(), "virtio-ports"), t.TempDir()
 		write := func(file, text string) {
@@ -33,7 +33,7 @@ func TestChannelIsWaitedFor(t *testing.T) {
 			write(filepath.Join(devices, "vport1p2"), "")
 		}()
 		began := time.Now()
-		f, err := openChannel(ports, devices)
+		f, err := open(ports, devices)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -44,10 +44,10 @@ func TestChannelIsWaitedFor(t *testing.T) {
 	})
 	synctest.Test(t, func(t *testing.T) {
 		began := time.Now()
-		if _, err := openChannel(t.TempDir(), t.TempDir()); err == nil || !strings.Contains(err.Error(), vmspec.ChannelPort) {
+		if _, err := open(t.TempDir(), t.TempDir()); err == nil || !strings.Contains(err.Error(), vmspec.ChannelPort) {
 			t.Errorf("no port: %v", err)
 		}
-		if d := time.Since(began); d < channelWithin || d > channelWithin+time.Second {
+		if d := time.Since(began); d < within || d > within+time.Second {
 			t.Errorf("given up after %v", d)
 		}
 	})
