@@ -73,7 +73,7 @@ func verifications(ctx context.Context, o options) (results []Result, err error)
 	}
 	var p50, p99 []float64
 	for range verdictRuns {
-		paced, err := e.Run(ctx, judges["ours"], verdicts.Load{Calls: verdictCalls, Clients: 4 * verdictClients, Rate: rate / 2})
+		paced, err := e.Run(ctx, judges["ours"], verdicts.Load{Clients: 4 * verdictClients, Rate: rate / 2})
 		if err != nil {
 			return nil, err
 		}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -87,15 +88,20 @@ func (systemd) State(ctx context.Context) (string, string) {
 	if err != nil {
 		return failed, err.Error()
 	}
+	return stateOf(string(out))
+}
+
+// stateOf reads what systemctl shows of the unit.
+func stateOf(shown string) (state, detail string) {
 	facts := map[string]string{}
-	for _, line := range strings.Split(string(out), "\n") {
+	for _, line := range strings.Split(shown, "\n") {
 		name, value, _ := strings.Cut(line, "=")
 		facts[name] = value
 	}
-	detail := "result " + facts["Result"] + ", status " + facts["ExecMainStatus"]
+	detail = "result " + facts["Result"] + ", status " + facts["ExecMainStatus"]
 	switch {
-	case facts["ActiveState"] == "active" || facts["ActiveState"] == "activating":
-		return running, ""
+	case slices.Contains([]string{"active", "activating", "deactivating", "reloading"}, facts["ActiveState"]):
+		return running, "" // how it ended is known once it has
 	case facts["ActiveState"] == "inactive" && facts["Result"] == "success":
 		return exited, detail
 	}

@@ -115,7 +115,8 @@ type Start struct {
 	AuditNonce []byte         `json:"audit_nonce,omitempty"` // that the audit asked for must answer; empty: none is awaited
 	Audited    time.Time      `json:"audited,omitzero"`      // last passed audit of the OS
 	Workload   string         `json:"workload,omitempty"`    // state, as the guest says
-	Ready      time.Time      `json:"ready,omitzero"`        // the workload answered through the tunnel
+	Ready      time.Time      `json:"ready,omitzero"`        // the workload answered through the tunnel; zero again once it has ended
+	Answered   bool           `json:"answered,omitempty"`    // the workload was ready: its end ends nothing
 	Former     []api.Workload `json:"former,omitempty"`      // that the workload replaces, until the guest runs the new one
 	Replaced   bool           `json:"replaced,omitempty"`    // the workload is not the start's first: its failure ends nothing
 }

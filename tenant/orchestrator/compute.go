@@ -191,14 +191,14 @@ func (o *Orchestrator) hearWorkload(ctx context.Context, m accepted) error {
 					s.Former = nil
 				}
 				if ended {
+					s.Answered = s.Answered || !s.Ready.IsZero()
 					s.Ready = time.Time{}
 				}
 			}),
 			t.Journal(e))
 	})
 	o.zones.journalled()
-	before := m.s.Workload == workloadFailed || m.s.Workload == workloadExited // then it is not ready because of that
-	if err == nil && !stale && ended && !before && m.s.Ready.IsZero() && !m.s.Replaced {
+	if err == nil && !stale && ended && m.s.Ready.IsZero() && !m.s.Answered && !m.s.Replaced {
 		err = event.Refuse(event.WorkloadFailed, "%s: %s", w.State, clip(w.Detail, maxText))
 	}
 	return err
@@ -207,14 +207,14 @@ func (o *Orchestrator) hearWorkload(ctx context.Context, m accepted) error {
 // awaitWorkload asks the workload over the real path, from the tenant's network
 // through the tunnel, until it answers. With its first answer the VM is ready. One that
 // replaces another is not asked while the other may answer; that it never does changes
-// nothing more.
+// nothing more. One that has answered and ended since is not awaited again.
 func (o *Orchestrator) awaitWorkload(ctx context.Context, id string) error {
 	r, s, err := o.row(ctx, id)
-	if err != nil || !s.Ready.IsZero() {
+	if err != nil || !s.Ready.IsZero() || s.Answered {
 		return err
 	}
 	url := workloadURL(s.TunnelAddress, r.Workload.Port)
-	late := time.NewTimer(workloadLimit)
+	late := time.NewTimer(o.workloadLimit)
 	defer late.Stop()
 	client := &http.Client{Timeout: probeTimeout, Transport: &http.Transport{DisableKeepAlives: true, DialContext: o.dial},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
@@ -237,7 +237,7 @@ func (o *Orchestrator) awaitWorkload(ctx context.Context, id string) error {
 				o.journal(ctx, event.Event{Kind: "workload.silent", Reservation: id, Reason: event.WorkloadFailed, Detail: map[string]string{"url": url}})
 				return nil
 			}
-			return event.Refuse(event.WorkloadFailed, "it did not answer at %s within %v: %v", url, workloadLimit, err)
+			return event.Refuse(event.WorkloadFailed, "it did not answer at %s within %v: %v", url, o.workloadLimit, err)
 		case <-time.After(probePause):
 		}
 	}

@@ -79,7 +79,8 @@ func TestHostChangesWhileComputing(t *testing.T) {
 }
 
 // TestWorkloadThatEnds: a VM whose workload ends after its first answer goes on, is no
-// longer ready, and says why; also where the VM, on its way down, then tells of another end.
+// longer ready, and says why; whatever its end looks like to the VM, and whatever becomes of
+// the orchestrator meanwhile.
 func TestWorkloadThatEnds(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -89,13 +90,16 @@ func TestWorkloadThatEnds(t *testing.T) {
 	g.serveWorkload(8080)
 	g.pass()
 	w.wait("web", "ready", func(vm api.VM) bool { return vm.Ready })
-	for _, state := range []string{"exited", "failed"} {
+	for _, state := range []string{"failed", "exited", "running", "exited"} {
 		if _, why := g.say(func(u *agentmsg.Up) {
 			u.Workload = &agentmsg.Status{SHA256: object.SHA256, State: state, Detail: "exit code 1"}
 		}); why != "" {
-			t.Fatalf("the VM was told %s", why)
+			t.Fatalf("%s: the VM was told %s", state, why)
 		}
 	}
+	w.workloadLimit = probePause
+	w.restart()
+	check(t, pause(t.Context(), 4*probePause))
 	if vm := w.vm("web"); vm.Phase != "computing" || vm.Ready || vm.Reason != event.WorkloadFailed || vm.Explanation == "" {
 		t.Errorf("VM %+v", vm)
 	}

@@ -81,6 +81,8 @@ type Orchestrator struct {
 	watchEvery, attestWithin time.Duration
 	// listEvery lies between looks at what hosts list.
 	listEvery time.Duration
+	// workloadLimit is from computing to the workload's first answer.
+	workloadLimit time.Duration
 
 	tasks sync.WaitGroup // goroutines that end with the context of Run
 
@@ -127,7 +129,7 @@ func New(ctx context.Context, conf Config) (*Orchestrator, error) {
 
 func newAt(ctx context.Context, conf Config, now func() time.Time) (_ *Orchestrator, err error) {
 	o := &Orchestrator{conf: conf, limits: conf.phaseLimits(), network: conf.policyNetwork(), now: now, runs: map[string]*run{}, starting: map[string]bool{}, owed: map[ending]fate{}, ending: map[digest.SHA256]bool{},
-		dial: (&net.Dialer{Timeout: dialVMTimeout}).DialContext, watchEvery: conf.Limits.AttestEvery, attestWithin: conf.Limits.AttestWithin, listEvery: listEvery}
+		dial: (&net.Dialer{Timeout: dialVMTimeout}).DialContext, watchEvery: conf.Limits.AttestEvery, attestWithin: conf.Limits.AttestWithin, listEvery: listEvery, workloadLimit: workloadLimit}
 	if o.letGo, err = lockState(ctx, conf.State); err != nil {
 		return nil, err
 	}

@@ -64,6 +64,6 @@ func replaceRunning(t *ledger.Tx, r ledger.Reservation) error {
 	if r.Workload != nil {
 		s.Former = append(s.Former, *r.Workload) // the guest may run it, or fetch it
 	}
-	s.Replaced, s.Workload, s.Ready = true, "", time.Time{}
+	s.Replaced, s.Answered, s.Workload, s.Ready = true, false, "", time.Time{}
 	return errors.Join(t.PutStart(r.ID, r.Start, s), t.RestartPart(r.ID, r.Start, partReady))
 }

@@ -44,20 +44,22 @@ import (
 type world struct {
 	watchEvery time.Duration // from the next start on; 0: the default
 	listEvery  time.Duration // the same
-	off        time.Duration // of the orchestrator's clock, from the next start on
-	t          *testing.T
-	o          *Orchestrator
-	conf       Config
-	ca         *authority.Set
-	host       *fakeHost
-	operator   *http.Client
-	daemons    map[string]*http.Client // by role, firewalls by name
-	api, dmz   string                  // base URLs
-	component  ed25519.PrivateKey
-	inventory  ed25519.PrivateKey          // the provider's
-	platform   ed25519.PrivateKey          // the tenant's, for reference values
-	addHost    func(name string) *fakeHost // known to the orchestrator from its next start on
-	stop       func()
+
+	workloadLimit time.Duration // the same
+	off           time.Duration // of the orchestrator's clock, from the next start on
+	t             *testing.T
+	o             *Orchestrator
+	conf          Config
+	ca            *authority.Set
+	host          *fakeHost
+	operator      *http.Client
+	daemons       map[string]*http.Client // by role, firewalls by name
+	api, dmz      string                  // base URLs
+	component     ed25519.PrivateKey
+	inventory     ed25519.PrivateKey          // the provider's
+	platform      ed25519.PrivateKey          // the tenant's, for reference values
+	addHost       func(name string) *fakeHost // known to the orchestrator from its next start on
+	stop          func()
 
 	mu      sync.Mutex
 	dials   map[string]string        // guarded by mu: a VM's address → where it listens
@@ -171,6 +173,9 @@ func (w *world) start() {
 	o.dial = w.dialVM
 	if w.watchEvery > 0 {
 		o.watchEvery = w.watchEvery
+	}
+	if w.workloadLimit > 0 {
+		o.workloadLimit = w.workloadLimit
 	}
 	if w.listEvery > 0 {
 		o.listEvery = w.listEvery

@@ -13,6 +13,7 @@ import (
 	"foothold/protocol/imalog/imalogtest"
 	"foothold/protocol/pcr"
 	"foothold/protocol/platform"
+	"foothold/protocol/platform/platformtest"
 	"foothold/protocol/tcglog"
 )
 
@@ -97,15 +98,10 @@ func word(list ...uint32) []byte {
 
 // host makes logs: events of registers 0 and 7 from texts, files by name and content.
 func host(zero, seven string, files ...string) evidence.Platform {
-	spec := append([]byte("Spec ID Event03\x00"), 0, 0, 0, 0, 0, 2, 0, 2, 1, 0, 0, 0, 0x0b, 0, 32, 0, 0)
-	log := append(word(0, uint32(tcglog.NoAction)), make([]byte, 20)...)
-	log = append(append(log, word(uint32(len(spec)))...), spec...)
+	var events []platformtest.Event
 	for register, text := range map[int]string{0: zero, 7: seven} {
 		for _, c := range text {
-			sum := digest.Of([]byte(string(c)))
-			log = append(append(log, word(uint32(register), uint32(tcglog.IPL), 1)...), 0x0b, 0)
-			log = append(append(log, sum[:]...), word(1)...)
-			log = append(log, byte(c))
+			events = append(events, platformtest.Event{PCR: register, Type: tcglog.IPL, Data: string(c)})
 		}
 	}
 	var kernel []byte
@@ -115,7 +111,7 @@ func host(zero, seven string, files ...string) evidence.Platform {
 		entry, _ := imalogtest.Entry(path, sum[:])
 		kernel = append(kernel, entry...)
 	}
-	return evidence.Platform{Firmware: log, Kernel: kernel}
+	return evidence.Platform{Firmware: platformtest.FirmwareLog(events), Kernel: kernel}
 }
 
 func TestAdd(t *testing.T) {

@@ -170,7 +170,7 @@ func (w *world) production2(t *testing.T) {
 	p.Profile = platform.Production
 	for name, files := range map[string]bool{"as it must be": true, "one file changed": false} {
 		if !files {
-			m.files[1].SHA256[0] ^= 1
+			m.Files[1].SHA256[0] ^= 1
 			logs = m.boot(w.host)
 		}
 		a := w.attempt()
@@ -462,7 +462,7 @@ func TestFindingsAreComplete(t *testing.T) {
 		m := newMachine()
 		doc := m.manifest(w)
 		for i := range 100 {
-			m.files = append(m.files, file(fmt.Sprintf("/usr/bin/x%d", i)))
+			m.Files = append(m.Files, file(fmt.Sprintf("/usr/bin/x%d", i)))
 		}
 		logs := m.boot(w.host)
 		b := w.attempt()

@@ -1,9 +1,7 @@
 package verify
 
 import (
-	"bytes"
 	"crypto/ed25519"
-	"encoding/binary"
 	"slices"
 	"strings"
 	"testing"
@@ -13,34 +11,12 @@ import (
 	"foothold/protocol/evidence"
 	"foothold/protocol/pcr"
 	"foothold/protocol/platform"
+	"foothold/protocol/platform/platformtest"
 	"foothold/protocol/tcglog"
 )
 
 // launch are the events of a dynamic launch.
-var launch = []measurement{{17, 0x502, "SINIT"}, {18, 0x502, "launch policy"}}
-
-// relabel gives an event of the firmware's log another type.
-func relabel(p *evidence.Platform, from, to tcglog.Type, data string) {
-	sum := digest.Of([]byte(data))
-	at := bytes.Index(p.Firmware, sum[:])
-	binary.LittleEndian.PutUint32(p.Firmware[at-10:], uint32(to)) // type u32 | count u32 | algorithm u16 | digest
-	if from == to {
-		panic("nothing to relabel")
-	}
-}
-
-// swap gives an event other data, of the same length, and leaves its digest.
-func swap(p *evidence.Platform, data, other string) {
-	sum := digest.Of([]byte(data))
-	at := bytes.Index(p.Firmware, sum[:]) + len(sum) + 4
-	copy(p.Firmware[at:], other)
-}
-
-// replaced takes one data's place in the events.
-func replaced(m *machine, data, other string) {
-	i := slices.IndexFunc(m.events, func(e measurement) bool { return e.data == data })
-	m.events[i].data = other
-}
+var launch = []platformtest.Event{{PCR: 17, Type: 0x502, Data: "SINIT"}, {PCR: 18, Type: 0x502, Data: "launch policy"}}
 
 func TestHostPolicy(t *testing.T) {
 	w := newWorld(t)
@@ -49,22 +25,23 @@ func TestHostPolicy(t *testing.T) {
 	m := newMachine()
 	doc := m.manifest(w)
 	also := func(data, other string) {
-		i := slices.IndexFunc(m.events, func(e measurement) bool { return e.data == data })
+		i := slices.IndexFunc(m.Events, func(e platformtest.Event) bool { return e.Data == data })
 		doc.Boot[i].SHA256 = append(doc.Boot[i].SHA256, digest.Of([]byte(other)))
 	}
-	const line, otherLine = "quiet lockdown", "quiet lockdown console=ttyS0"
+	on, off := platformtest.SecureBoot(1), platformtest.SecureBoot(0)
+	const line, otherLine = platformtest.CommandLine, platformtest.CommandLine + " console=ttyS0"
 	wide := func(s string) string { return string(tcglog.UTF16(s)) }
 	also("firmware 1.0", "firmware 0.9")
 	also("firmware 1.0", wide("firmware 1.10"))
 	also("firmware 1.0", "beta")
 	also(wide(line), wide(otherLine))
-	for _, state := range []string{secureBoot(0), secureBoot(), secureBoot(2), variable(tcglog.GUID{1}, "SecureBoot", 1), variable(tcglog.GlobalVariable, "SecureBoo", 1)} {
-		also(secureBoot(1), state)
+	for _, state := range []string{off, platformtest.SecureBoot(), platformtest.SecureBoot(2), platformtest.Variable(tcglog.GUID{1}, "SecureBoot", 1), platformtest.Variable(tcglog.GlobalVariable, "SecureBoo", 1)} {
+		also(on, state)
 	}
 	for _, e := range launch {
-		doc.Boot = append(doc.Boot, platform.Event{PCR: e.pcr, Component: e.data, SHA256: []digest.SHA256{digest.Of([]byte(e.data))}, Optional: true})
+		doc.Boot = append(doc.Boot, platform.Event{PCR: e.PCR, Component: e.Data, SHA256: []digest.SHA256{digest.Of([]byte(e.Data))}, Optional: true})
 	}
-	second := platform.Event{PCR: 7, Component: "another", SHA256: []digest.SHA256{digest.Of([]byte(secureBoot(0))), digest.Of([]byte("x"))}, Optional: true}
+	second := platform.Event{PCR: 7, Component: "another", SHA256: []digest.SHA256{digest.Of([]byte(off)), digest.Of([]byte("x"))}, Optional: true}
 	doc.Boot = append(doc.Boot, second)
 	doc.Boot = slices.Insert(doc.Boot, 2, second)
 
@@ -91,41 +68,45 @@ func TestHostPolicy(t *testing.T) {
 		{"another place for this host", Policies{Default: anywhere.Default, Hosts: map[string]Policy{"host-1": {Locations: []string{"site 2"}}}}, asIs, unforged, "location"},
 		{"another place for another host", Policies{Default: anywhere.Default, Hosts: map[string]Policy{"host-2": {Locations: []string{"site 2"}}}}, asIs, unforged, ""},
 
-		{"secure boot off", anywhere, func(m *machine) { replaced(m, secureBoot(1), secureBoot(0)) }, unforged, "seen disabled, want enabled"},
-		{"secure boot unknown to the firmware", anywhere, func(m *machine) { replaced(m, secureBoot(1), secureBoot()) }, unforged, "seen disabled, want enabled"},
-		{"secure boot in another form", anywhere, func(m *machine) { replaced(m, secureBoot(1), secureBoot(2)) }, unforged, "another form"},
+		{"secure boot off", anywhere, func(m *machine) { m.Replace(on, off) }, unforged, "seen disabled, want enabled"},
+		{"secure boot unknown to the firmware", anywhere, func(m *machine) { m.Replace(on, platformtest.SecureBoot()) }, unforged, "seen disabled, want enabled"},
+		{"secure boot in another form", anywhere, func(m *machine) { m.Replace(on, platformtest.SecureBoot(2)) }, unforged, "another form"},
 		{"secure boot on where it must be off", with(func(p *Policy) { p.SecureBoot = SecureBootDisabled }), asIs, unforged, "seen enabled, want disabled"},
-		{"secure boot off where it must be", with(func(p *Policy) { p.SecureBoot = SecureBootDisabled }), func(m *machine) { replaced(m, secureBoot(1), secureBoot(0)) }, unforged, ""},
-		{"secure boot of another vendor", anywhere, func(m *machine) { replaced(m, secureBoot(1), variable(tcglog.GUID{1}, "SecureBoot", 1)) }, unforged, "no variable"},
-		{"another variable that is on", anywhere, func(m *machine) { replaced(m, secureBoot(1), variable(tcglog.GlobalVariable, "SecureBoo", 1)) }, unforged, "no variable"},
-		{"secure boot on by its data alone", anywhere, func(m *machine) { replaced(m, secureBoot(1), secureBoot(0)) },
-			func(p *evidence.Platform) { swap(p, secureBoot(0), secureBoot(1)) }, "no variable"},
-		{"secure boot on, its event of another type", anywhere, asIs, func(p *evidence.Platform) { relabel(p, tcglog.VariableConfig, tcglog.IPL, secureBoot(1)) }, ""},
+		{"secure boot off where it must be", with(func(p *Policy) { p.SecureBoot = SecureBootDisabled }), func(m *machine) { m.Replace(on, off) }, unforged, ""},
+		{"secure boot of another vendor", anywhere, func(m *machine) { m.Replace(on, platformtest.Variable(tcglog.GUID{1}, "SecureBoot", 1)) }, unforged, "no variable"},
+		{"another variable that is on", anywhere, func(m *machine) { m.Replace(on, platformtest.Variable(tcglog.GlobalVariable, "SecureBoo", 1)) }, unforged, "no variable"},
+		{"secure boot on by its data alone", anywhere, func(m *machine) { m.Replace(on, off) },
+			func(p *evidence.Platform) { platformtest.Falsify(p.Firmware, off, on) }, "no variable"},
+		{"secure boot on, its event of another type", anywhere, asIs, func(p *evidence.Platform) { platformtest.Relabel(p.Firmware, on, tcglog.IPL) }, ""},
 		{"secure boot off and then on", anywhere, func(m *machine) {
-			m.events = slices.Insert(m.events, 2, measurement{7, tcglog.VariableConfig, secureBoot(0)})
+			m.Events = slices.Insert(m.Events, 2, platformtest.Event{PCR: 7, Type: tcglog.VariableConfig, Data: off})
 		}, unforged, "more than one state"},
-		{"secure boot off after the separator", anywhere, func(m *machine) { m.events = append(m.events, measurement{7, tcglog.VariableConfig, secureBoot(0)}) }, unforged, ""},
+		{"secure boot off after the separator", anywhere, func(m *machine) {
+			m.Events = append(m.Events, platformtest.Event{PCR: 7, Type: tcglog.VariableConfig, Data: off})
+		}, unforged, ""},
 
 		{"the firmware that is the least", minimum("firmware 1.0"), asIs, unforged, ""},
-		{"a later firmware", minimum("firmware 1.9"), func(m *machine) { replaced(m, "firmware 1.0", wide("firmware 1.10")) }, unforged, ""},
-		{"an earlier firmware", minimum("firmware 1.0"), func(m *machine) { replaced(m, "firmware 1.0", "firmware 0.9") }, unforged, `seen "firmware 0.9", want firmware 1.0 or later`},
+		{"a later firmware", minimum("firmware 1.9"), func(m *machine) { m.Replace("firmware 1.0", wide("firmware 1.10")) }, unforged, ""},
+		{"an earlier firmware", minimum("firmware 1.0"), func(m *machine) { m.Replace("firmware 1.0", "firmware 0.9") }, unforged, `seen "firmware 0.9", want firmware 1.0 or later`},
 		{"an earlier firmware that this host may have", Policies{Default: minimum("firmware 1.0").Default, Hosts: map[string]Policy{"host-1": {MinimumFirmware: "firmware 0.9"}}},
-			func(m *machine) { replaced(m, "firmware 1.0", "firmware 0.9") }, unforged, ""},
-		{"an earlier firmware with a later one's data", minimum("firmware 1.0"), func(m *machine) { replaced(m, "firmware 1.0", "firmware 0.9") },
-			func(p *evidence.Platform) { swap(p, "firmware 0.9", "firmware 9.0") }, "not what was measured"},
-		{"a firmware whose version's type is hidden", minimum("firmware 1.1"), asIs, func(p *evidence.Platform) { relabel(p, tcglog.CRTMVersion, tcglog.IPL, "firmware 1.0") }, "firmware 1.1 or later"},
+			func(m *machine) { m.Replace("firmware 1.0", "firmware 0.9") }, unforged, ""},
+		{"an earlier firmware with a later one's data", minimum("firmware 1.0"), func(m *machine) { m.Replace("firmware 1.0", "firmware 0.9") },
+			func(p *evidence.Platform) { platformtest.Falsify(p.Firmware, "firmware 0.9", "firmware 9.0") }, "not what was measured"},
+		{"a firmware whose version's type is hidden", minimum("firmware 1.1"), asIs, func(p *evidence.Platform) { platformtest.Relabel(p.Firmware, "firmware 1.0", tcglog.IPL) }, "firmware 1.1 or later"},
 		{"a version that does not compare", minimum("1.0"), asIs, unforged, "does not compare"},
-		{"a version without a number", minimum("firmware 1.0"), func(m *machine) { replaced(m, "firmware 1.0", "beta") }, unforged, "does not compare"},
+		{"a version without a number", minimum("firmware 1.0"), func(m *machine) { m.Replace("firmware 1.0", "beta") }, unforged, "does not compare"},
 
 		{"the allowed command line", lines(line), asIs, unforged, ""},
 		{"one of the allowed", lines("quiet", otherLine, line), asIs, unforged, ""},
 		{"another command line", lines(otherLine), asIs, unforged, "kernel command line: seen another"},
 		{"a command line that no reference value has", lines("quiet"), asIs, unforged, "no event of register 9"},
-		{"another command line with the allowed one's data", lines(line), func(m *machine) { replaced(m, wide(line), wide(otherLine)) },
-			func(p *evidence.Platform) { swap(p, wide(otherLine), wide(line)+"\x00\x00") }, "kernel command line"},
+		{"another command line with the allowed one's data", lines(line), func(m *machine) { m.Replace(wide(line), wide(otherLine)) },
+			func(p *evidence.Platform) { platformtest.Falsify(p.Firmware, wide(otherLine), wide(line)+"\x00\x00") }, "kernel command line"},
 
 		{"no dynamic launch", drtm, asIs, unforged, "dynamic launch, PCR 17"},
-		{"half a dynamic launch", drtm, asIs, func(p *evidence.Platform) { p.Firmware = firmwareLog(append(newMachine().events, launch[0])) }, "dynamic launch, PCR 18"},
+		{"half a dynamic launch", drtm, asIs, func(p *evidence.Platform) {
+			p.Firmware = platformtest.FirmwareLog(append(newMachine().Events, launch[0]))
+		}, "dynamic launch, PCR 18"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			m := newMachine()
@@ -151,19 +132,21 @@ func TestHostPolicy(t *testing.T) {
 // values; that a log names one proves nothing.
 func TestDynamicLaunchIsProved(t *testing.T) {
 	w := newWorld(t)
-	whole := []measurement{{17, 0x402, "SINIT"}, {17, 0x403, "details"}, {18, 0x404, "authorities"}, {19, 0x501, "kernel"}, {22, 0x501, "configuration"}}
+	whole := []platformtest.Event{{PCR: 17, Type: 0x402, Data: "SINIT"}, {PCR: 17, Type: 0x403, Data: "details"}, {PCR: 18, Type: 0x404, Data: "authorities"}, {PCR: 19, Type: 0x501, Data: "kernel"}, {PCR: 22, Type: 0x501, Data: "configuration"}}
 	m := newMachine()
-	m.events = append(m.events, whole...)
+	m.Events = append(m.Events, whole...)
 	doc := m.manifest(w)
 	required := Policies{Default: Policy{Locations: []string{"site 1"}, DRTM: DRTMRequired}}
 	v := w.productionWith(t, doc, required)
-	launched := func(events ...measurement) *machine {
+	launched := func(events ...platformtest.Event) *machine {
 		m := newMachine()
-		m.events = append(m.events, events...)
+		m.Events = append(m.Events, events...)
 		return m
 	}
-	inLog := func(events ...measurement) func(*evidence.Platform) {
-		return func(p *evidence.Platform) { p.Firmware = firmwareLog(append(newMachine().events, events...)) }
+	inLog := func(events ...platformtest.Event) func(*evidence.Platform) {
+		return func(p *evidence.Platform) {
+			p.Firmware = platformtest.FirmwareLog(append(newMachine().Events, events...))
+		}
 	}
 	if err := launched(whole...).prove(w, v, nil).Err(); err != nil {
 		t.Errorf("as it is: %v", err)
@@ -178,9 +161,9 @@ func TestDynamicLaunchIsProved(t *testing.T) {
 	if verdict := newMachine().prove(w, w.productionWith(t, newMachine().manifest(w), required), nil); verdict.Good() || !strings.Contains(verdict.Err().Error(), "policy: dynamic launch, PCR 17") {
 		t.Errorf("required of reference values without one: %v", verdict.Findings)
 	}
-	other := func(at int, data string) []measurement {
+	other := func(at int, data string) []platformtest.Event {
 		events := slices.Clone(whole)
-		events[at].data = data
+		events[at].Data = data
 		return events
 	}
 	for name, c := range map[string]struct {
@@ -191,11 +174,11 @@ func TestDynamicLaunchIsProved(t *testing.T) {
 		"in the log alone":                         {newMachine(), inLog(whole...), "registers: "},
 		"by a log of another":                      {launched(other(0, "another SINIT")...), inLog(whole...), "registers: "},
 		"another configuration by a log of this":   {launched(other(4, "another")...), inLog(whole...), "registers: "},
-		"with something in a register of its own":  {launched(append(slices.Clone(whole), measurement{21, 0x501, "x"})...), inLog(whole...), "registers: "},
+		"with something in a register of its own":  {launched(append(slices.Clone(whole), platformtest.Event{PCR: 21, Type: 0x501, Data: "x"})...), inLog(whole...), "registers: "},
 		"hidden by the log":                        {launched(whole...), inLog(), "PCR 17: seen no such event"},
 		"of another module":                        {launched(other(0, "another SINIT")...), nil, "part 17, PCR 17"},
 		"of another kernel":                        {launched(other(3, "another kernel")...), nil, "part 20, PCR 19"},
-		"with more than is named":                  {launched(append(slices.Clone(whole), measurement{20, 0x501, "x"})...), nil, "log: PCR 20: seen"},
+		"with more than is named":                  {launched(append(slices.Clone(whole), platformtest.Event{PCR: 20, Type: 0x501, Data: "x"})...), nil, "log: PCR 20: seen"},
 		"without what it was to measure":           {launched(whole[:4]...), nil, "part 21, PCR 22"},
 		"whose module the log does not have first": {launched(whole...), inLog(whole[2], whole[0], whole[1], whole[3], whole[4]), "before a dynamic launch"},
 	} {

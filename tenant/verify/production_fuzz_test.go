@@ -2,7 +2,6 @@ package verify
 
 import (
 	"bytes"
-	"crypto/sha256"
 	"slices"
 	"testing"
 	"time"
@@ -10,10 +9,10 @@ import (
 	"foothold/protocol/digest"
 	"foothold/protocol/evidence"
 	"foothold/protocol/imalog"
-	"foothold/protocol/imalog/imalogtest"
 	"foothold/protocol/inventory"
 	"foothold/protocol/pcr"
 	"foothold/protocol/platform"
+	"foothold/protocol/platform/platformtest"
 	"foothold/protocol/systemdlog"
 	"foothold/protocol/tcglog"
 )
@@ -24,7 +23,7 @@ import (
 func FuzzProductionLogs(f *testing.F) {
 	w := &world{t: f, now: time.Now(), host: &host{}}
 	m := newMachine()
-	w.files, w.firmware.BIOS, w.firmware.LoaderKernel, w.firmware.LoaderInitramfs = m.files, digest.Of([]byte("b")), digest.Of([]byte("k")), digest.Of([]byte("i"))
+	w.files, w.firmware.BIOS, w.firmware.LoaderKernel, w.firmware.LoaderInitramfs = m.Files, digest.Of([]byte("b")), digest.Of([]byte("k")), digest.Of([]byte("i"))
 	plat := &Platform{doc: m.manifest(w)}
 	plat.doc.Userspace = words("enter-initrd", "9:index", "leave-initrd", "ready")
 	plat.index()
@@ -35,36 +34,13 @@ func FuzzProductionLogs(f *testing.F) {
 		}},
 		platforms: map[string][]*Platform{"release-1": {plat}}, profile: platform.Production, policies: anywhere, now: func() time.Time { return w.now },
 	}
-	logs := evidence.Platform{Firmware: firmwareLog(m.events)}
+	m.Texts = plat.doc.Userspace[:2]
+	regs := pcr.Replay(m.Measured())
+	m.Texts = plat.doc.Userspace[:3] // and then came the quote
+	logs := m.Logs()
 	l, err := tcglog.Parse(logs.Firmware)
 	if err != nil {
 		f.Fatal(err)
-	}
-	values, err := l.Replay(tcglog.SHA256)
-	if err != nil {
-		f.Fatal(err)
-	}
-	regs, aggregate := map[int]digest.SHA256{}, sha256.New()
-	for i, value := range values {
-		regs[i] = digest.SHA256(value)
-	}
-	for i := range 10 {
-		value := regs[i]
-		aggregate.Write(value[:])
-	}
-	add := func(path string, sum []byte) {
-		entry, extended := imalogtest.Entry(path, sum)
-		logs.Kernel, regs[pcr.Platform] = append(logs.Kernel, entry...), pcr.Extend(regs[pcr.Platform], extended)
-	}
-	add("boot_aggregate", aggregate.Sum(nil))
-	for _, file := range m.files {
-		add(file.Name, file.SHA256[:])
-	}
-	for i, text := range plat.doc.Userspace[:3] { // and then came the quote
-		logs.Userspace = append(logs.Userspace, systemRecord(text.PCR, text.Text, text.Digest())...)
-		if i < 2 {
-			regs[text.PCR] = pcr.Extend(regs[text.PCR], text.Digest())
-		}
 	}
 	n := bytes.Repeat([]byte{7}, evidence.NonceLen)
 	q := softQuote(f, key, evidence.SurveyBinding("host-1", n), pcr.Composite(pcr.BootSelection(), regs))
@@ -84,8 +60,8 @@ func FuzzProductionLogs(f *testing.F) {
 		f.Fatal(found)
 	}
 	f.Add(logs.Firmware, logs.Kernel, logs.Userspace)
-	f.Add(firmwareLog(m.events[1:]), logs.Kernel, logs.Userspace)
-	f.Add(logs.Firmware, append(bytes.Clone(logs.Kernel), violation("/usr/bin/foothold-host")...), []byte{})
+	f.Add(platformtest.FirmwareLog(m.Events[1:]), logs.Kernel, logs.Userspace)
+	f.Add(logs.Firmware, append(bytes.Clone(logs.Kernel), platformtest.Violation("/usr/bin/foothold-host")...), []byte{})
 	f.Fuzz(func(t *testing.T, firmware, kernel, userspace []byte) {
 		if len(judge(evidence.Platform{Firmware: firmware, Kernel: kernel, Userspace: userspace})) > 0 {
 			return
@@ -109,18 +85,18 @@ func FuzzProductionLogs(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for i := range values {
+		for i := range regs {
 			if !slices.EqualFunc(ofRegister(got.Events, i), ofRegister(l.Events, i), func(a, b tcglog.Event) bool {
 				return bytes.Equal(a.Digest(tcglog.SHA256), b.Digest(tcglog.SHA256))
 			}) {
 				t.Fatalf("other events of register %d were accepted", i)
 			}
 		}
-		if !slices.ContainsFunc(got.Events, func(e tcglog.Event) bool { return string(e.Data) == secureBoot(1) }) {
+		if !slices.ContainsFunc(got.Events, func(e tcglog.Event) bool { return string(e.Data) == platformtest.SecureBoot(1) }) {
 			t.Fatal("secure boot was taken for on by other data")
 		}
 		list, err := imalog.Parse(kernel)
-		if err != nil || len(list.Entries) < 1+len(m.files) {
+		if err != nil || len(list.Entries) < 1+len(m.Files) {
 			t.Fatalf("%d entries, %v", len(list.Entries), err)
 		}
 	})

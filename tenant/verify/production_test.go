@@ -3,8 +3,6 @@ package verify
 import (
 	"bytes"
 	"crypto/ed25519"
-	"crypto/sha256"
-	"encoding/binary"
 	"fmt"
 	"slices"
 	"strings"
@@ -16,57 +14,15 @@ import (
 	"foothold/protocol/imalog/imalogtest"
 	"foothold/protocol/pcr"
 	"foothold/protocol/platform"
+	"foothold/protocol/platform/platformtest"
 	"foothold/protocol/signed"
 	"foothold/protocol/tcglog"
 )
 
-// machine is what a production host measures: events of its firmware, then files.
-type machine struct {
-	events []measurement
-	files  []platform.File
-	// late are measured after the quote.
-	late []platform.File
-	// aggregate, if set, is the kernel's word on the firmware's registers.
-	aggregate []byte
-	// texts are what its system measures, and logs unless it is of a release that keeps no log.
-	texts []platform.Text
-	noLog bool
-	// silent: the kernel measures nothing, and the list is made up.
-	silent bool
-}
+// machine is a production host, of which the world's first is one.
+type machine struct{ *platformtest.Machine }
 
-type measurement struct {
-	pcr  int
-	typ  tcglog.Type
-	data string // what is measured, and the event's data
-}
-
-// newMachine measures as a PC does, in small.
-func newMachine() *machine {
-	m := &machine{events: []measurement{{0, tcglog.CRTMVersion, "firmware 1.0"}, {7, tcglog.VariableConfig, secureBoot(1)}}}
-	for i := range 8 {
-		m.events = append(m.events, measurement{i, tcglog.Separator, "\x00\x00\x00\x00"})
-	}
-	m.events = append(m.events,
-		measurement{4, 0x80000003, "boot loader"}, measurement{11, tcglog.IPL, ".linux"}, measurement{11, tcglog.IPL, "kernel"},
-		measurement{11, tcglog.IPL, ".cmdline"}, measurement{11, tcglog.IPL, "quiet lockdown"},
-		measurement{9, tcglog.EventTag, string(tcglog.UTF16("quiet lockdown"))})
-	for _, name := range []string{"/usr/bin/foothold-host", "/usr/lib/modules/tun.ko", "/usr/bin/qemu-system-x86_64"} {
-		m.files = append(m.files, file(name))
-	}
-	return m
-}
-
-// variable is UEFI_VARIABLE_DATA.
-func variable(vendor tcglog.GUID, name string, data ...byte) string {
-	wide := tcglog.UTF16(name)
-	wide = wide[:len(wide)-2]
-	out := binary.LittleEndian.AppendUint64(vendor[:], uint64(len(wide)/2))
-	out = append(binary.LittleEndian.AppendUint64(out, uint64(len(data))), wide...)
-	return string(append(out, data...))
-}
-
-func secureBoot(state ...byte) string { return variable(tcglog.GlobalVariable, "SecureBoot", state...) }
+func newMachine() *machine { return &machine{platformtest.New()} }
 
 // anywhere demands nothing but what every host must have.
 var anywhere = Policies{Default: Policy{Locations: []string{"site 1"}}}
@@ -74,84 +30,29 @@ var anywhere = Policies{Default: Policy{Locations: []string{"site 1"}}}
 // manifest is the reference values of this machine.
 func (m *machine) manifest(w *world) platform.Manifest {
 	doc := w.manifest()
-	doc.Profile, doc.Files = platform.Production, slices.Clone(m.files)
-	for i, e := range m.events {
-		doc.Boot = append(doc.Boot, platform.Event{PCR: e.pcr, Component: fmt.Sprintf("part %d", i+1), SHA256: []digest.SHA256{digest.Of([]byte(e.data))}, Type: uint32(e.typ)})
-	}
+	doc.Profile, doc.Files, doc.Boot = platform.Production, slices.Clone(m.Files), m.Reference()
 	return doc
-}
-
-func word(list ...uint32) []byte {
-	var out []byte
-	for _, n := range list {
-		out = binary.LittleEndian.AppendUint32(out, n)
-	}
-	return out
-}
-
-// firmwareLog writes the events as firmware does.
-func firmwareLog(events []measurement) []byte {
-	spec := append([]byte("Spec ID Event03\x00"), 0, 0, 0, 0, 0, 2, 0, 2, 1, 0, 0, 0, 0x0b, 0, 32, 0, 0)
-	out := append(word(0, uint32(tcglog.NoAction)), make([]byte, 20)...)
-	out = append(append(out, word(uint32(len(spec)))...), spec...)
-	for _, e := range events {
-		sum := digest.Of([]byte(e.data))
-		out = append(append(out, word(uint32(e.pcr), uint32(e.typ), 1)...), 0x0b, 0)
-		out = append(append(out, sum[:]...), word(uint32(len(e.data)))...)
-		out = append(out, e.data...)
-	}
-	return out
 }
 
 // boot extends the TPM as the machine does, and gives its logs.
 func (m *machine) boot(h *host) evidence.Platform {
 	h.t.Helper()
 	h.reboot()
-	regs := map[int]digest.SHA256{}
-	for _, e := range m.events {
-		sum := digest.Of([]byte(e.data))
+	launched := false
+	for _, e := range m.Measured() {
 		switch {
-		case e.pcr == pcr.Launch && regs[pcr.Launch].IsZero():
-			h.tpm.Launch(e.data)
-		case slices.Contains(pcr.Dynamic, e.pcr):
+		case e.PCR == pcr.Launch && !launched:
+			h.tpm.Launch(e.Name)
+			launched = true
+		case slices.Contains(pcr.Dynamic, e.PCR):
 			h.tpm.Locality(2)
-			h.extend(e.pcr, sum)
+			h.extend(e.PCR, e.Digest)
 			h.tpm.Locality(0)
 		default:
-			h.extend(e.pcr, sum)
-		}
-		regs[e.pcr] = pcr.Extend(regs[e.pcr], sum)
-	}
-	sum := sha256.New()
-	for i := range 10 {
-		v := regs[i]
-		sum.Write(v[:])
-	}
-	aggregate := sum.Sum(nil)
-	if m.aggregate != nil {
-		aggregate = m.aggregate
-	}
-	var kernel []byte
-	entry, extended := imalogtest.Entry("boot_aggregate", aggregate)
-	if !m.silent {
-		h.extend(pcr.Platform, extended)
-	}
-	kernel = append(kernel, entry...)
-	for i, f := range append(slices.Clone(m.files), m.late...) {
-		entry, extended := imalogtest.Entry(f.Name, f.SHA256[:])
-		kernel = append(kernel, entry...)
-		if i < len(m.files) && !m.silent {
-			h.extend(pcr.Platform, extended)
+			h.extend(e.PCR, e.Digest)
 		}
 	}
-	p := evidence.Platform{Firmware: firmwareLog(m.events), Kernel: kernel}
-	for _, text := range m.texts {
-		h.extend(text.PCR, text.Digest())
-		if !m.noLog {
-			p.Userspace = append(p.Userspace, systemRecord(text.PCR, text.Text, text.Digest())...)
-		}
-	}
-	return p
+	return m.Logs()
 }
 
 // production is a verifier for that profile with one release.
@@ -199,11 +100,11 @@ func TestProductionHost(t *testing.T) {
 	if err := m.prove(w, v, nil).Err(); err != nil {
 		t.Fatalf("as the release is: %v", err)
 	}
-	m.events = append(m.events, measurement{5, 0x80000006, "disk"})
+	m.Events = append(m.Events, platformtest.Event{PCR: 5, Type: 0x80000006, Data: "disk"})
 	if err := m.prove(w, v, nil).Err(); err != nil {
 		t.Errorf("with what may be there: %v", err)
 	}
-	m.late = []platform.File{m.files[0]}
+	m.Late = []platform.File{m.Files[0]}
 	if err := m.prove(w, v, nil).Err(); err != nil {
 		t.Errorf("with a list that has grown since the quote: %v", err)
 	}
@@ -213,22 +114,26 @@ func TestProductionHost(t *testing.T) {
 		change func(*machine)
 		says   []string
 	}{
-		"other firmware":           {func(m *machine) { m.events[0].data = "firmware 0.9" }, []string{"part 1, PCR 0"}},
-		"secure boot off":          {func(m *machine) { m.events[1].data = secureBoot(0) }, []string{"part 2, PCR 7"}},
-		"one more kernel argument": {func(m *machine) { m.events[len(m.events)-2].data = "quiet lockdown init=/bin/sh" }, []string{"part 15, PCR 11"}},
-		"an event missing":         {func(m *machine) { m.events = slices.Delete(m.events, 10, 11) }, []string{"part 11, PCR 4", "no such event"}},
-		"a separator missing":      {func(m *machine) { m.events = slices.Delete(m.events, 3, 4) }, []string{"part 4, PCR 1", "no such event"}},
-		"an event more":            {func(m *machine) { m.events = append(m.events, measurement{4, 0x80000003, "another loader"}) }, []string{"PCR 4", "no further event"}},
-		"an event twice":           {func(m *machine) { m.events = append(m.events, m.events[10]) }, []string{"PCR 4", "no further event"}},
-		"events in another order":  {func(m *machine) { m.events[11], m.events[12] = m.events[12], m.events[11] }, []string{"part 12, PCR 11"}},
-		"two faults at once": {func(m *machine) { m.events[0].data, m.files[1] = "firmware 0.9", file("/usr/lib/modules/spy.ko") },
+		"other firmware":           {func(m *machine) { m.Events[0].Data = "firmware 0.9" }, []string{"part 1, PCR 0"}},
+		"secure boot off":          {func(m *machine) { m.Events[1].Data = platformtest.SecureBoot(0) }, []string{"part 2, PCR 7"}},
+		"one more kernel argument": {func(m *machine) { m.Events[len(m.Events)-2].Data = "quiet lockdown init=/bin/sh" }, []string{"part 15, PCR 11"}},
+		"an event missing":         {func(m *machine) { m.Events = slices.Delete(m.Events, 10, 11) }, []string{"part 11, PCR 4", "no such event"}},
+		"a separator missing":      {func(m *machine) { m.Events = slices.Delete(m.Events, 3, 4) }, []string{"part 4, PCR 1", "no such event"}},
+		"an event more": {func(m *machine) {
+			m.Events = append(m.Events, platformtest.Event{PCR: 4, Type: 0x80000003, Data: "another loader"})
+		}, []string{"PCR 4", "no further event"}},
+		"an event twice":          {func(m *machine) { m.Events = append(m.Events, m.Events[10]) }, []string{"PCR 4", "no further event"}},
+		"events in another order": {func(m *machine) { m.Events[11], m.Events[12] = m.Events[12], m.Events[11] }, []string{"part 12, PCR 11"}},
+		"two faults at once": {func(m *machine) { m.Events[0].Data, m.Files[1] = "firmware 0.9", file("/usr/lib/modules/spy.ko") },
 			[]string{"part 1, PCR 0", "/usr/lib/modules/spy.ko"}},
-		"a register of nobody":      {func(m *machine) { m.events = append(m.events, measurement{14 + 1, tcglog.IPL, "x"}) }, []string{"register 15"}},
-		"one changed byte":          {func(m *machine) { m.files[0].SHA256[0] ^= 1 }, []string{`file "/usr/bin/foothold-host"`, "want " + file("/usr/bin/foothold-host").SHA256.String()}},
-		"one extra module":          {func(m *machine) { m.files = append(m.files, file("/usr/lib/modules/spy.ko")) }, []string{`file "/usr/lib/modules/spy.ko"`, "not to be there"}},
-		"one after the quote":       {func(m *machine) { m.late = append(m.late, file("/tmp/spy")) }, []string{`file "/tmp/spy"`}},
-		"a good file's other name":  {func(m *machine) { m.files = append(m.files, platform.File{Name: "/tmp/x", SHA256: m.files[0].SHA256}) }, []string{`file "/tmp/x"`}},
-		"an aggregate of elsewhere": {func(m *machine) { m.aggregate = make([]byte, 32) }, []string{"boot_aggregate", "not of one boot"}},
+		"a register of nobody": {func(m *machine) {
+			m.Events = append(m.Events, platformtest.Event{PCR: 14 + 1, Type: tcglog.IPL, Data: "x"})
+		}, []string{"register 15"}},
+		"one changed byte":          {func(m *machine) { m.Files[0].SHA256[0] ^= 1 }, []string{`file "/usr/bin/foothold-host"`, "want " + file("/usr/bin/foothold-host").SHA256.String()}},
+		"one extra module":          {func(m *machine) { m.Files = append(m.Files, file("/usr/lib/modules/spy.ko")) }, []string{`file "/usr/lib/modules/spy.ko"`, "not to be there"}},
+		"one after the quote":       {func(m *machine) { m.Late = append(m.Late, file("/tmp/spy")) }, []string{`file "/tmp/spy"`}},
+		"a good file's other name":  {func(m *machine) { m.Files = append(m.Files, platform.File{Name: "/tmp/x", SHA256: m.Files[0].SHA256}) }, []string{`file "/tmp/x"`}},
+		"an aggregate of elsewhere": {func(m *machine) { m.Aggregate = make([]byte, 32) }, []string{"boot_aggregate", "not of one boot"}},
 	} {
 		m := newMachine()
 		c.change(m)
@@ -252,8 +157,8 @@ func TestProductionLogsThatLie(t *testing.T) {
 	v := w.production(t, good.manifest(w))
 	truth := good.boot(w.host)
 	bad := newMachine()
-	bad.events[0].data = "firmware 0.9"
-	bad.files[1] = file("/usr/lib/modules/spy.ko")
+	bad.Events[0].Data = "firmware 0.9"
+	bad.Files[1] = file("/usr/lib/modules/spy.ko")
 	for name, forge := range map[string]func(*evidence.Platform){
 		"another machine's logs":        func(p *evidence.Platform) { *p = truth },
 		"another machine's firmware":    func(p *evidence.Platform) { p.Firmware = truth.Firmware },
@@ -270,19 +175,17 @@ func TestProductionLogsThatLie(t *testing.T) {
 		"no firmware log":          {func(p *evidence.Platform) { p.Firmware = nil }, "log"},
 		"a firmware log cut short": {func(p *evidence.Platform) { p.Firmware = p.Firmware[:len(p.Firmware)-60] }, "log"},
 		"an entry of the list left out": {func(p *evidence.Platform) {
-			entry, _ := imalogtest.Entry(good.files[1].Name, good.files[1].SHA256[:])
-			p.Kernel = bytes.Replace(p.Kernel, entry, nil, 1)
+			p.Kernel = bytes.Replace(p.Kernel, platformtest.Measurement(good.Files[1]), nil, 1)
 		}, "registers"},
 		"a list behind the quote": {func(p *evidence.Platform) {
-			entry, _ := imalogtest.Entry(good.files[2].Name, good.files[2].SHA256[:])
-			p.Kernel = p.Kernel[:len(p.Kernel)-len(entry)]
+			p.Kernel = bytes.TrimSuffix(p.Kernel, platformtest.Measurement(good.Files[2]))
 		}, "registers"},
 		"no list":                    {func(p *evidence.Platform) { p.Kernel = nil }, "log"},
 		"a garbled list":             {func(p *evidence.Platform) { p.Kernel = p.Kernel[1:] }, "log"},
 		"a launcher's log":           {func(p *evidence.Platform) { *p = evidence.Platform{Log: w.host.log} }, "log"},
 		"a launcher's log beside it": {func(p *evidence.Platform) { p.Log = []pcr.Event{{PCR: pcr.Platform, Digest: digest.Of(nil)}} }, "log"},
 		"a violation hidden as another file": {func(p *evidence.Platform) {
-			p.Kernel = append(bytes.Clone(p.Kernel), violation("/usr/bin/foothold-host")...)
+			p.Kernel = append(bytes.Clone(p.Kernel), platformtest.Violation("/usr/bin/foothold-host")...)
 		}, "log"},
 	} {
 		if verdict := good.prove(w, v, c.forge); verdict.Good() || !strings.Contains(checks(verdict), c.check) {
@@ -290,7 +193,7 @@ func TestProductionLogsThatLie(t *testing.T) {
 		}
 	}
 	silent := newMachine()
-	silent.silent = true
+	silent.Silent = true
 	if verdict := silent.prove(w, v, nil); verdict.Good() || !strings.Contains(checks(verdict), "registers") {
 		t.Errorf("a list that the kernel never wrote: %v", verdict.Findings)
 	}
@@ -301,13 +204,6 @@ func TestProductionLogsThatLie(t *testing.T) {
 	}); !verdict.Good() {
 		t.Errorf("data that nothing is read from: %v", verdict.Err())
 	}
-}
-
-// violation is an entry for a file that was being written to.
-func violation(path string) []byte {
-	entry, _ := imalogtest.Entry(path, make([]byte, 32))
-	copy(entry[4:24], make([]byte, 20))
-	return entry
 }
 
 func TestProductionStaticQuote(t *testing.T) {
@@ -386,7 +282,7 @@ func TestLabTakesNoOtherLog(t *testing.T) {
 	w := newWorld(t)
 	v := w.verifier()
 	a := w.attempt()
-	a.ev.Platform.Firmware = firmwareLog(newMachine().events)
+	a.ev.Platform.Firmware = platformtest.FirmwareLog(newMachine().Events)
 	a.quote()
 	if _, verdict := v.Boot(a.expect, a.ev); verdict.Good() || !strings.Contains(checks(verdict), "log") {
 		t.Errorf("%v", verdict.Findings)

@@ -23,6 +23,7 @@ import (
 	"foothold/protocol/inventory"
 	"foothold/protocol/pcr"
 	"foothold/protocol/platform"
+	"foothold/protocol/platform/platformtest"
 	"foothold/protocol/signed"
 	"foothold/protocol/vmspec"
 
@@ -207,9 +208,7 @@ type world struct {
 	vmKey    []byte
 }
 
-func file(name string) platform.File {
-	return platform.File{Name: name, SHA256: digest.Of([]byte(name + " content"))}
-}
+func file(name string) platform.File { return platformtest.File(name) }
 
 func newWorld(t testing.TB) *world {
 	t.Helper()

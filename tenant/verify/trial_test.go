@@ -145,7 +145,7 @@ func TestTrial(t *testing.T) {
 		all.Files = append(all.Files, file(fmt.Sprintf("/usr/lib/%d", i)))
 	}
 	many := newMachine()
-	many.files = all.Files
+	many.Files = all.Files
 	changed := many.boot(w.host)
 	if found, err := CompareLogs(doc, changed); err != nil || len(found) != 100 {
 		t.Errorf("%d findings for 100 files, %v", len(found), err)

@@ -8,17 +8,12 @@ import (
 	"strings"
 	"testing"
 
-	"foothold/protocol/digest"
 	"foothold/protocol/evidence"
 	"foothold/protocol/pcr"
 	"foothold/protocol/platform"
+	"foothold/protocol/platform/platformtest"
 	"foothold/protocol/signed"
 )
-
-// systemRecord is a record of systemd's log, as version 257 writes it.
-func systemRecord(register int, text string, sum digest.SHA256) []byte {
-	return fmt.Appendf(nil, "\x1e"+`{"pcr":%d,"digests":[{"hashAlg":"sha256","digest":"%s"}],"content_type":"systemd","content":{"string":%q,"bootId":"7d5a4b7c2f6e4d1c9b8a7f6e5d4c3b2a","timestamp":4061113,"eventType":"phase"}}`+"\n", register, sum, text)
-}
 
 // words are texts of the boot's phases; one of another register says so: "9:text".
 func words(list ...string) (texts []platform.Text) {
@@ -62,7 +57,7 @@ func TestPhasesOfTheBoot(t *testing.T) {
 	} {
 		for _, noLog := range []bool{false, true} {
 			m := newMachine()
-			m.texts, m.noLog = words(c.did...), noLog
+			m.Texts, m.NoLog = words(c.did...), noLog
 			verdict := m.prove(w, c.by, nil)
 			name, says := fmt.Sprintf("%s, no log: %v", c.name, noLog), c.says
 			if !noLog && c.log != "" {
@@ -79,7 +74,7 @@ func TestPhasesOfTheBoot(t *testing.T) {
 	}
 	// The order of two registers' texts is no register's: units run side by side.
 	m := newMachine()
-	m.texts = words("9:nvpcr-init:hardware", "enter-initrd", "leave-initrd")
+	m.Texts = words("9:nvpcr-init:hardware", "enter-initrd", "leave-initrd")
 	if err := m.prove(w, v, nil).Err(); err != nil {
 		t.Errorf("registers in another order: %v", err)
 	}
@@ -92,10 +87,8 @@ func TestSystemLogsThatLie(t *testing.T) {
 	doc := m.manifest(w)
 	doc.Userspace = words("enter-initrd", "leave-initrd", "sysinit", "ready")
 	v := w.production(t, doc)
-	m.texts = words("enter-initrd", "leave-initrd", "sysinit")
-	record := func(register int, word string, of string) []byte {
-		return systemRecord(register, word, digest.Of([]byte(of)))
-	}
+	m.Texts = words("enter-initrd", "leave-initrd", "sysinit")
+	record := platformtest.Record
 	sysinit := record(11, "sysinit", "sysinit")
 	add := func(r []byte) func(*evidence.Platform) {
 		return func(p *evidence.Platform) { p.Userspace = append(bytes.Clone(p.Userspace), r...) }
@@ -136,7 +129,7 @@ func TestSystemLogsThatLie(t *testing.T) {
 	}
 	// Logs of a good boot beside registers that another one extended.
 	bad := newMachine()
-	bad.texts = words("enter-initrd", "leave-initrd", "debug-shell")
+	bad.Texts = words("enter-initrd", "leave-initrd", "debug-shell")
 	if verdict := bad.prove(w, v, swapLog(m)); verdict.Good() || checks(verdict) != "registers " {
 		t.Errorf("a good host's log: %v", verdict.Findings)
 	}
@@ -150,8 +143,8 @@ func TestSystemLogsThatLie(t *testing.T) {
 func swapLog(m *machine) func(*evidence.Platform) {
 	return func(p *evidence.Platform) {
 		p.Userspace = nil
-		for _, t := range m.texts {
-			p.Userspace = append(p.Userspace, systemRecord(t.PCR, t.Text, t.Digest())...)
+		for _, t := range m.Texts {
+			p.Userspace = append(p.Userspace, platformtest.Record(t.PCR, t.Text, t.Text)...)
 		}
 	}
 }
@@ -181,7 +174,7 @@ func TestTextsOfReferenceValues(t *testing.T) {
 		t.Error("a lab's reference values with phases: accepted")
 	}
 	a := w.attempt()
-	a.ev.Platform.Userspace = systemRecord(11, "ready", digest.Of([]byte("ready")))
+	a.ev.Platform.Userspace = platformtest.Record(11, "ready", "ready")
 	a.quote()
 	if _, verdict := w.verifier().Boot(a.expect, a.ev); verdict.Good() || checks(verdict) != "log " {
 		t.Errorf("a lab's host with a system's log: %v", verdict.Findings)

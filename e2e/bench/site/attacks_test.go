@@ -170,7 +170,14 @@ const testLease = 16 * time.Second
 // openSite is a site for a test, and its end.
 func openSite(t *testing.T, hosts int) *Site {
 	t.Helper()
-	s, err := Open(t.Context(), Options{Dir: t.TempDir(), Hosts: hosts, Kernel: []byte("kernel"), Initramfs: []byte("initramfs"), Lease: testLease})
+	return openWith(t, Options{Hosts: hosts})
+}
+
+// openWith is a site that differs from openSite's in its options.
+func openWith(t *testing.T, o Options) *Site {
+	t.Helper()
+	o.Dir, o.Kernel, o.Initramfs, o.Lease = t.TempDir(), []byte("kernel"), []byte("initramfs"), testLease
+	s, err := Open(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -16,8 +16,8 @@ import (
 	"github.com/google/go-tpm/tpm2/transport"
 )
 
-// cycle cuts a host's TPM off and powers it on again, and extends into its static registers
-// what they held before: nothing else of the host has booted. between works on the folder of
+// cycle cuts a host's TPM off and powers it on again, and extends its registers by
+// what the host measures: nothing else of it has booted. between works on the folder of
 // the TPM's state while it is off.
 func (a attack) cycle(h *host, between func(state string)) {
 	a.t.Helper()
@@ -38,10 +38,8 @@ func (a attack) cycle(h *host, between func(state string)) {
 		a.t.Fatal(err)
 	}
 	a.t.Cleanup(func() { dev.Close() })
-	for _, e := range h.log {
-		if err := extend(dev, e.PCR, e.Digest); err != nil {
-			a.t.Fatal(err)
-		}
+	if err := h.measure(a.t.Context(), dev); err != nil {
+		a.t.Fatal(err)
 	}
 	keys, err := broker.KeysOf(h.entry)
 	if err != nil {

@@ -1,6 +1,7 @@
 package site
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -47,7 +48,8 @@ type host struct {
 	tpm    *swtpm.Process
 	broker *broker.Broker // another, when the TPM was powered on again: see current
 	bus    *bus
-	log    []pcr.Event
+	events []pcr.Event       // by which the TPM was extended since it was powered on
+	own    evidence.Platform // its true logs; guarded by mu, once the host serves
 
 	mu  sync.Mutex            // guards broker too, once the host serves
 	vms map[string]hostapi.VM // guarded by mu; by reservation
@@ -88,11 +90,9 @@ func (s *Site) newHost(ctx context.Context, name string) (*host, error) {
 	if h.entry, err = enroll.Enroll(dev, h.entry); err != nil {
 		return nil, err
 	}
-	for _, f := range s.files {
-		if err := extend(dev, pcr.Platform, f.SHA256); err != nil {
-			return nil, err
-		}
-		h.log = append(h.log, pcr.Event{PCR: pcr.Platform, Digest: f.SHA256, Name: f.Name})
+	h.events, h.own = s.boots()
+	if err := h.measure(ctx, dev); err != nil {
+		return nil, err
 	}
 	keys, err := broker.KeysOf(h.entry)
 	if err != nil {
@@ -123,6 +123,37 @@ func (s *Site) newHost(ctx context.Context, name string) (*host, error) {
 	return h, nil
 }
 
+// boots is what a host of the site measures while it boots, and the logs of that.
+func (s *Site) boots() (events []pcr.Event, logs evidence.Platform) {
+	if p := s.options.Production; p != nil {
+		return p.Machine.Measured(), p.Machine.Logs()
+	}
+	for _, f := range s.files {
+		events = append(events, pcr.Event{PCR: pcr.Platform, Digest: f.SHA256, Name: f.Name})
+	}
+	return events, evidence.Platform{Log: events}
+}
+
+// measure extends the host's TPM, which was just powered on, as firmware, kernel and system do.
+func (h *host) measure(ctx context.Context, dev *tpm.Device) error {
+	launched := false
+	for _, e := range h.events {
+		var err error
+		switch {
+		case e.PCR == pcr.Launch && !launched:
+			err, launched = h.tpm.Launch(ctx, e.Name), true
+		case slices.Contains(pcr.Dynamic, e.PCR):
+			err = errors.Join(h.tpm.Locality(ctx, 2), extend(dev, e.PCR, e.Digest), h.tpm.Locality(ctx, 0))
+		default:
+			err = extend(dev, e.PCR, e.Digest)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // bus is the way between a host's broker and its TPM.
 type bus struct {
 	transport.TPM
@@ -149,7 +180,7 @@ func (s *Site) power(ctx context.Context, dir, sockets string) (*swtpm.Process, 
 		defer os.RemoveAll(sockets)
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
-		proc, err := swtpm.Start(ctx, dir, filepath.Join(sockets, "tpm"))
+		proc, err := swtpm.StartControlled(ctx, dir, filepath.Join(sockets, "tpm"), filepath.Join(sockets, "control"))
 		done <- started{proc, err}
 		if err == nil {
 			<-ctx.Done()
@@ -193,7 +224,7 @@ func ticksOf(stat string) (int64, error) {
 	return user + system, errors.Join(err1, err2)
 }
 
-func extend(dev *tpm.Device, register int, d digest.SHA256) error {
+func extend(dev transport.TPM, register int, d digest.SHA256) error {
 	_, err := tpm2.PCRExtend{PCRHandle: tpm2.AuthHandle{Handle: tpm2.TPMHandle(register), Auth: tpm2.PasswordAuth(nil)},
 		Digests: tpm2.TPMLDigestValues{Digests: []tpm2.TPMTHA{{HashAlg: tpm2.TPMAlgSHA256, Digest: d[:]}}}}.Execute(dev)
 	return err
@@ -221,8 +252,12 @@ func (h *host) quote(ctx context.Context, in hostapi.QuoteRequest) (hostapi.Quot
 	return hostapi.QuoteResponse{Quote: q, Platform: h.measured()}, err
 }
 
-// measured is the honest log.
-func (h *host) measured() evidence.Platform { return evidence.Platform{Log: slices.Clone(h.log)} }
+// measured are the honest logs.
+func (h *host) measured() evidence.Platform {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return evidence.Platform{Log: slices.Clone(h.own.Log), Firmware: bytes.Clone(h.own.Firmware), Kernel: bytes.Clone(h.own.Kernel), Userspace: bytes.Clone(h.own.Userspace)}
+}
 
 func (h *host) handler() http.Handler {
 	mux := http.NewServeMux()

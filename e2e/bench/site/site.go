@@ -34,12 +34,14 @@ import (
 	"foothold/protocol/digest"
 	"foothold/protocol/inventory"
 	"foothold/protocol/platform"
+	"foothold/protocol/platform/platformtest"
 	"foothold/protocol/signed"
 	"foothold/protocol/vmspec"
 	"foothold/provider/enroll"
 	"foothold/tenant/authority"
 	"foothold/tenant/orchestrator"
 	"foothold/tenant/vault"
+	"foothold/tenant/verify"
 )
 
 const (
@@ -71,6 +73,16 @@ type Options struct {
 	// Lease is that of zone documents; 0 means a minute. The shorter, the sooner the boot
 	// server hears of VMs that are reserved.
 	Lease time.Duration
+	// Production makes the hosts of that profile; nil means the lab's.
+	Production *Production
+}
+
+// Production is how the hosts of a site boot, and what the tenant wants them to be.
+type Production struct {
+	Machine   *platformtest.Machine // as which each of them boots
+	Boot      []platform.Event      // reference values
+	Userspace []platform.Text       // reference values
+	Policy    verify.Policies
 }
 
 // Site is what runs. Its methods are safe for concurrent use.
@@ -223,8 +235,12 @@ func (s *Site) configure(context.Context) error {
 	if err != nil {
 		return err
 	}
-	manifest, err := json.Marshal(platform.Manifest{Name: release, Profile: platform.Lab, ValidFrom: now.Add(-time.Hour), ValidUntil: now.Add(day),
-		Files: s.files, Firmware: s.firmware})
+	doc := platform.Manifest{Name: release, Profile: platform.Lab, ValidFrom: now.Add(-time.Hour), ValidUntil: now.Add(day), Files: s.files, Firmware: s.firmware}
+	var policy verify.Policies
+	if p := s.options.Production; p != nil {
+		doc.Profile, doc.Files, doc.Boot, doc.Userspace, policy = platform.Production, p.Machine.Files, p.Boot, p.Userspace, p.Policy
+	}
+	manifest, err := json.Marshal(doc)
 	if err != nil {
 		return err
 	}
@@ -245,7 +261,7 @@ func (s *Site) configure(context.Context) error {
 	hosts.CA = s.provider.CertFile(authority.Provider)
 	s.conf = orchestrator.Config{
 		OwnSessionKey: s.options.OwnSessionKey,
-		State:         s.path("tenant"), Profile: platform.Lab, API: addresses[3].String(), Upstream: addresses[2], Tenant: tenantName,
+		State:         s.path("tenant"), Profile: doc.Profile, HostPolicy: policy, API: addresses[3].String(), Upstream: addresses[2], Tenant: tenantName,
 		OperatorTLS: operator, UpstreamTLS: daemons, StoreTLS: stores, HostTLS: hosts,
 		Inventory: inventoryFile, InventoryKey: hexKey(s.keys.inventory), TPMRoots: s.path(tpmRoots), Platform: platformFile, PlatformKey: hexKey(s.keys.platform),
 		ComponentKey: hexKey(s.keys.component), HostLost: "close", QuoteRefused: "terminate",

@@ -168,7 +168,7 @@ func (e *Evidence) believe(entry inventory.Host, m *machine) (*verify.Verifier, 
 		return nil, err
 	}
 	doc, err := json.Marshal(platform.Manifest{Name: release, Profile: platform.Production, ValidFrom: now.Add(-time.Hour), ValidUntil: now.Add(day),
-		Boot: m.reference(), Files: m.files, Firmware: m.firmware})
+		Boot: m.Reference(), Files: m.Files, Firmware: m.firmware})
 	if err != nil {
 		return nil, err
 	}

@@ -6,11 +6,13 @@ package swtpm
 import (
 	"context"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -94,9 +96,10 @@ func readCertificate(file string) ([]byte, error) {
 
 // Process is a running TPM.
 type Process struct {
-	Socket string
-	cmd    *exec.Cmd
-	done   chan struct{}
+	Socket  string
+	control string // empty for one that is not StartControlled's
+	cmd     *exec.Cmd
+	done    chan struct{}
 }
 
 // Start powers the TPM in dir on (TPM2_Startup with clear: registers and counters as
@@ -109,7 +112,12 @@ func Start(ctx context.Context, dir, socket string) (*Process, error) {
 // StartControlled is Start of a TPM whose platform is driven by who starts it: swtpm's control
 // channel listens at control.
 func StartControlled(ctx context.Context, dir, socket, control string) (*Process, error) {
-	return start(ctx, dir, socket, "--server", "type=unixio,path="+socket+",mode=0600", "--ctrl", "type=unixio,path="+control+",mode=0600", "--flags", "not-need-init,startup-clear")
+	p, err := start(ctx, dir, socket, "--server", "type=unixio,path="+socket+",mode=0600", "--ctrl", "type=unixio,path="+control+",mode=0600", "--flags", "not-need-init,startup-clear")
+	if err != nil {
+		return nil, err
+	}
+	p.control = control
+	return p, nil
 }
 
 // StartFor gives the TPM in dir to a machine that QEMU emulates. The socket takes QEMU's
@@ -158,6 +166,26 @@ func (p *Process) wait(ctx context.Context) error {
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
+}
+
+// Launch is a dynamic launch by the processor: it resets registers 17 to 22 and extends 17 by
+// the digest of code, at locality 4 (TPM 2.0 Library, part 1, "Dynamic Root of Trust Measurement").
+func (p *Process) Launch(ctx context.Context, code string) error { return p.drive(ctx, "-h", code) }
+
+// Locality is the one that commands come from, as of now: 0 is a program's, 2 that of what was
+// launched dynamically.
+func (p *Process) Locality(ctx context.Context, n int) error {
+	return p.drive(ctx, "-l", strconv.Itoa(n))
+}
+
+func (p *Process) drive(ctx context.Context, args ...string) error {
+	if p.control == "" {
+		return errors.New("drive TPM: it was started without a control channel")
+	}
+	if err := command.Run(ctx, "swtpm_ioctl", append([]string{"--unix", p.control}, args...)...); err != nil {
+		return fmt.Errorf("drive TPM: %w", err)
+	}
+	return nil
 }
 
 // PID is the process's number.

@@ -6,10 +6,8 @@ package swtpmtest
 
 import (
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
-	"strconv"
 	"sync"
 	"testing"
 
@@ -23,6 +21,7 @@ type TPM struct {
 	Dir    string // swtpm's folder: see package swtpm
 	Socket string
 	t      testing.TB
+	proc   *swtpm.Process
 	stop   func() // cuts the power
 }
 
@@ -85,7 +84,7 @@ func (v *TPM) start() {
 	go func() {
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
-		proc, err := swtpm.StartControlled(v.t.Context(), v.Dir, v.Socket, v.control())
+		proc, err := swtpm.StartControlled(v.t.Context(), v.Dir, v.Socket, v.Socket+"-control")
 		up <- started{proc, err}
 		<-stop
 	}()
@@ -94,6 +93,7 @@ func (v *TPM) start() {
 		close(stop)
 		v.t.Fatal(s.err)
 	}
+	v.proc = s.proc
 	v.stop = func() {
 		s.proc.Stop()
 		close(stop)
@@ -108,21 +108,16 @@ func (v *TPM) Restart() {
 	v.start()
 }
 
-// control is the socket of swtpm's control channel.
-func (v *TPM) control() string { return v.Socket + "-control" }
+// Launch is a dynamic launch: see [swtpm.Process.Launch].
+func (v *TPM) Launch(code string) { v.driven(v.proc.Launch(v.t.Context(), code)) }
 
-// Launch is a dynamic launch by the processor: it resets registers 17 to 22 and extends 17 by
-// the digest of code, at locality 4 (TPM 2.0 Library, part 1, "Dynamic Root of Trust Measurement").
-func (v *TPM) Launch(code string) { v.drive("-h", code) }
+// Locality is the one that commands come from: see [swtpm.Process.Locality].
+func (v *TPM) Locality(n int) { v.driven(v.proc.Locality(v.t.Context(), n)) }
 
-// Locality is the one that commands come from, as of now: 0 is a program's, 2 that of what was
-// launched dynamically.
-func (v *TPM) Locality(n int) { v.drive("-l", strconv.Itoa(n)) }
-
-func (v *TPM) drive(args ...string) {
+func (v *TPM) driven(err error) {
 	v.t.Helper()
-	if out, err := exec.Command("swtpm_ioctl", append([]string{"--unix", v.control()}, args...)...).CombinedOutput(); err != nil {
-		v.t.Fatalf("swtpm_ioctl %v: %v: %s", args, err, out)
+	if err != nil {
+		v.t.Fatal(err)
 	}
 }
 
