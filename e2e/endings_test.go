@@ -113,14 +113,18 @@ func (s *system) endInside(t *testing.T, vm api.VM, how string) {
 	}
 }
 
-// otherPolicies shows what follows an end from inside in a VM that always starts again,
-// but by wish, and in one that never does.
-func (s *system) otherPolicies(t *testing.T, c *client.Client, ender string) {
-	ctx, cancel := context.WithTimeout(t.Context(), 2*startLimit)
-	defer cancel()
+// createOthers creates a VM that always starts again, but by wish, and one that never does.
+func (s *system) createOthers(t *testing.T, ender string) {
+	t.Helper()
 	for name, policy := range map[string]reservation.Restart{"again": reservation.Always, "once": reservation.Never} {
 		s.must(t, "vm", "create", name, "--template", ending, "--workload", ender, "--restart", string(policy))
 	}
+}
+
+// otherPolicies shows what follows an end from inside in those two.
+func (s *system) otherPolicies(t *testing.T, c *client.Client) {
+	ctx, cancel := context.WithTimeout(t.Context(), 2*startLimit)
+	defer cancel()
 	for _, name := range []string{"again", "once"} {
 		if _, err := c.Wait(ctx, name, nil); err != nil {
 			t.Fatalf("%s: %v\n%s", name, err, s.run(t.Context(), "vm", "explain", name).stdout)
@@ -226,7 +230,7 @@ func anew(t *testing.T, journal []api.JournalEntry, causes []event.Reason) {
 			t.Errorf("start %d ended by %s, want %s: %v", i+1, e.Event.Reason, causes[i], e.Event.Detail)
 		}
 		switch e.Event.Reason {
-		case event.RestartAsked, event.StopAsked:
+		case event.RestartAsked, event.StopAsked, event.QuoteRefused: // what follows is started by wish
 			restarts = 0
 			continue
 		case event.GuestPoweredOff:

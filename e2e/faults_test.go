@@ -3,10 +3,12 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -51,6 +53,9 @@ var middles = map[string][]string{
 	releaseAsked:           {"orchestrator", "external", "internal", "gateway", "host", "swtpm"},
 }
 
+// beginnings are the entries that are made with a phase's beginning.
+var beginnings = map[string]string{booting: "vm.create-asked", unlocking: "vm.reported-ready", connecting: "secrets.handed-over", computing: "vm.computing"}
+
 // faults are what is killed, and in which phase of a VM's first start or after which entry.
 // FOOTHOLD_FAULTS=all runs every combination.
 func faults() [][2]string {
@@ -75,7 +80,7 @@ func faults() [][2]string {
 // TestFaults kills a daemon, a VM's QEMU or the TPM in one act of a VM after the other. The
 // VM becomes ready, or ends with a reason and runs and passes no more; its deletion leaves
 // nothing of it, nor does one in which the fault falls; and the next VM meets an
-// installation that works.
+// installation that works. At last the lab is taken down.
 func TestFaults(t *testing.T) {
 	s := newSystem(t)
 	s.template(t)
@@ -83,10 +88,12 @@ func TestFaults(t *testing.T) {
 	for _, f := range faults() {
 		t.Run(f[0]+" killed at "+f[1], func(t *testing.T) { s.fault(t, c, f[0], f[1]) })
 	}
+	t.Run("boot server killed in mid-delivery", func(t *testing.T) { s.goneInMidDelivery(t, c) })
 	t.Run("the next VM", func(t *testing.T) {
 		s.must(t, "vm", "create", "next", "--workload", filepath.Join(s.bin, "sample-web"), "--wait")
 		s.gone(t, c, "next")
 	})
+	t.Run("the lab's end leaves nothing", s.downLeavesNothing)
 }
 
 func (s *system) fault(t *testing.T, c *client.Client, victim, when string) {
@@ -97,15 +104,10 @@ func (s *system) fault(t *testing.T, c *client.Client, victim, when string) {
 		s.faultAtEnd(ctx, t, c, victim)
 		return
 	}
-	if _, middle := middles[when]; middle {
-		vm, err := c.VM(ctx, "web")
-		if err != nil {
-			t.Fatal(err)
-		}
-		s.happens(ctx, t, c, vm.ID, when)
-	} else {
-		s.until(ctx, t, c, "web", when)
+	if entry, phase := beginnings[when]; phase {
+		when = entry
 	}
+	s.happens(ctx, t, c, "web", when)
 	began := time.Now()
 	s.kill(t, victim)
 	vm, err := c.Wait(ctx, "web", nil)
@@ -168,26 +170,6 @@ func (s *system) kill(t *testing.T, victim string) {
 	request := control.Request{Op: control.OpKill, Name: victim, Signal: int(syscall.SIGKILL)}
 	if _, err := control.Call(t.Context(), lab.State{Dir: s.state}.Run(), request); err != nil {
 		t.Fatal(err)
-	}
-}
-
-// until waits until the VM is in a phase; a VM without fault comes to each.
-func (s *system) until(ctx context.Context, t *testing.T, c *client.Client, name, phase string) {
-	t.Helper()
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		vm, err := c.VM(ctx, name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if vm.Phase == phase {
-			return
-		}
-		if vm.Reason != "" {
-			t.Fatalf("before the fault the VM is %s: %s", vm.Phase, vm.Explanation)
-		}
-		<-tick.C
 	}
 }
 
@@ -285,4 +267,39 @@ echo $found`
 	if err := json.Unmarshal([]byte(strings.TrimSpace(out)), &n); err != nil || n == 0 {
 		t.Fatalf("SIG%s to %q processes that match %q", signal, out, pattern)
 	}
+}
+
+// downLeavesNothing takes the lab down and looks for what refers to its folder.
+func (s *system) downLeavesNothing(t *testing.T) {
+	if len(traces(t, s.state)) == 0 {
+		t.Fatal("a running lab leaves no trace: the check below would show nothing")
+	}
+	s.must(t, "lab", "down", "--state", s.state)
+	if left := traces(t, s.state); len(left) != 0 {
+		t.Errorf("left of the lab: %q", left)
+	}
+	if out, err := exec.Command("ip", "-brief", "link").Output(); err == nil && strings.Contains(string(out), "cloud0") {
+		t.Errorf("the lab's network is left:\n%s", out)
+	}
+}
+
+// traces are the processes and mounts that refer to a folder, but our own.
+func traces(t *testing.T, dir string) []string {
+	t.Helper()
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var found []string
+	for _, e := range entries {
+		if e.Name()[0] < '0' || e.Name()[0] > '9' {
+			continue
+		}
+		for _, file := range []string{"cmdline", "mountinfo"} {
+			if data, err := os.ReadFile(filepath.Join("/proc", e.Name(), file)); err == nil && bytes.Contains(data, []byte(dir)) {
+				found = append(found, e.Name()+"/"+file)
+			}
+		}
+	}
+	return found
 }

@@ -69,7 +69,7 @@ func TestOrchestratorAway(t *testing.T) {
 	s.must(t, "vm", "create", "late", "--restart", "never")
 	ctx, cancel := context.WithTimeout(t.Context(), faultLimit)
 	defer cancel()
-	s.until(ctx, t, c, "late", connecting)
+	s.happens(ctx, t, c, "late", beginnings[connecting])
 	s.away(t, func() { s.closes(t, web) })
 
 	// 3. The orchestrator goes on.
@@ -221,13 +221,10 @@ func (s *system) count(t *testing.T, c *client.Client, kind string) (n int) {
 	return n
 }
 
-// TestBootServerGoneInMidDelivery kills the boot server while a VM fetches what it boots:
-// its start ends with the loader's word, as far as that came out, nothing is left of it,
-// and the next VM comes up at the boot server that follows.
-func TestBootServerGoneInMidDelivery(t *testing.T) {
-	s := newSystem(t)
-	s.template(t)
-	c := s.client(t)
+// goneInMidDelivery kills the boot server while a VM fetches what it boots: its start ends
+// with the loader's word, as far as that came out, and nothing is left of it. That the next
+// VM comes up at the boot server that follows is the caller's to show.
+func (s *system) goneInMidDelivery(t *testing.T, c *client.Client) {
 	s.must(t, "vm", "create", "web")
 	ctx, cancel := context.WithTimeout(t.Context(), faultLimit)
 	defer cancel()
@@ -244,8 +241,6 @@ func TestBootServerGoneInMidDelivery(t *testing.T) {
 		}
 	}
 	s.gone(t, c, "web")
-	s.must(t, "vm", "create", "next", "--wait")
-	s.gone(t, c, "next")
 }
 
 // says waits until a VM's console has a line.

@@ -15,12 +15,18 @@ import (
 	"foothold/protocol/signed"
 )
 
-// measures asks the lab's host what it measures, and tries reference values on it that it
-// satisfies and others, of another QEMU; the VM goes on all the while.
-func (s *system) measures(t *testing.T) {
+// asAgreed asks the lab's host what it runs, which must be what the reference values say.
+func (s *system) asAgreed(t *testing.T) {
+	t.Helper()
 	if out := s.must(t, "platform", "diff", ground.HostName); !strings.Contains(out, "no component differs") {
 		t.Errorf("the host's diff:\n%s", out)
 	}
+}
+
+// measures asks the lab's host what it measures, and tries reference values on it that it
+// satisfies and others, of another QEMU; the VM goes on all the while.
+func (s *system) measures(t *testing.T) {
+	s.asAgreed(t)
 	inForce := filepath.Join(s.state, "tenant", "platform.json")
 	if out := s.must(t, "platform", "manifest", "try", inForce); strings.Count(out, "accepted") != 2 { // asked now; of the VM's last quote
 		t.Errorf("reference values that are in force, tried:\n%s", out)

@@ -21,8 +21,8 @@ import (
 const startLimit = 3 * time.Minute
 
 // TestRestarts takes one VM through one start after the other - by wish, after its QEMU
-// and after its host's agent was killed, after its host booted anew, after a reboot, a crash
-// and a poweroff from inside - and looks whether its volume's data is there each time and
+// and after its host's agent was killed, after its host booted anew, after it was closed because
+// its host had changed, after a reboot, a crash and a poweroff from inside - and looks whether its volume's data is there each time and
 // nothing of an earlier start serves. Two more show the other restart policies.
 func TestRestarts(t *testing.T) {
 	s := newSystem(t)
@@ -58,13 +58,15 @@ func TestRestarts(t *testing.T) {
 	next("QEMU killed", event.VMStopped, func() { s.killMatching(t, victims["QEMU"]) })
 	next("host agent killed", event.VMStopped, func() { s.killMatching(t, victims["host"]) })
 	next("host rebooted", event.VMStopped, func() { s.killMatching(t, victims["swtpm"]) })
+	next("host changed, and as agreed again", event.QuoteRefused, func() { s.hostChanges(t, c, seen[len(seen)-1]) })
+	s.createOthers(t, ender) // they start beside it
 	next("reboot from inside", event.GuestReset, func() { inside("reboot") })
 	next("crash of its kernel", event.GuestCrashed, func() { inside("crash") })
 	next("powered off from inside, and started", event.GuestPoweredOff, func() {
 		inside("poweroff")
 		s.staysStopped(t, c, "web", event.GuestPoweredOff)
+		t.Run("the other policies", func(t *testing.T) { s.otherPolicies(t, c) })
 		s.still(t, c, "web")
-		t.Run("the other policies", func(t *testing.T) { s.otherPolicies(t, c, ender) })
 		if vm := s.staysStopped(t, c, "web", event.GuestPoweredOff); vm.Start != len(seen) {
 			t.Errorf("a start began unasked: %+v", vm)
 		}

@@ -30,7 +30,7 @@ func TestRestore(t *testing.T) {
 	defer cancel()
 	s.must(t, "vm", "create", "web", "--workload", filepath.Join(s.bin, "sample-web"), "--restart", "always", "--wait")
 	s.must(t, "vm", "create", "way", "--restart", "never")
-	s.until(ctx, t, c, "way", booting)
+	s.happens(ctx, t, c, "way", beginnings[booting])
 
 	// 1. The copy, as of one moment. After it way comes up, and another VM begins.
 	state := filepath.Join(s.state, "tenant", "orchestrator")
@@ -45,12 +45,11 @@ func TestRestore(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.must(t, "vm", "create", "late", "--restart", "never")
-	s.until(ctx, t, c, "late", booting)
+	s.happens(ctx, t, c, "late", "vm.started")
 	late, err := c.VM(ctx, "late")
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.happens(ctx, t, c, late.ID, "vm.started")
 	web, err := c.VM(ctx, "web")
 	if err != nil {
 		t.Fatal(err)

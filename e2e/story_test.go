@@ -7,7 +7,6 @@ import (
 	"context"
 	"encoding/json"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -230,40 +229,4 @@ func (s *system) machines(t *testing.T) int {
 		t.Fatalf("count QEMU processes: %v", err)
 	}
 	return n
-}
-
-// TestLabDownLeavesNothing brings a lab up and down and looks for what refers to its folder.
-func TestLabDownLeavesNothing(t *testing.T) {
-	s := newSystem(t)
-	if len(traces(t, s.state)) == 0 {
-		t.Fatal("a running lab leaves no trace: the check below would show nothing")
-	}
-	s.must(t, "lab", "down", "--state", s.state)
-	if left := traces(t, s.state); len(left) != 0 {
-		t.Errorf("left of the lab: %q", left)
-	}
-	if out, err := exec.Command("ip", "-brief", "link").Output(); err == nil && strings.Contains(string(out), "cloud0") {
-		t.Errorf("the lab's network is left:\n%s", out)
-	}
-}
-
-// traces are the processes and mounts that refer to a folder, but our own.
-func traces(t *testing.T, dir string) []string {
-	t.Helper()
-	entries, err := os.ReadDir("/proc")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var found []string
-	for _, e := range entries {
-		if e.Name()[0] < '0' || e.Name()[0] > '9' {
-			continue
-		}
-		for _, file := range []string{"cmdline", "mountinfo"} {
-			if data, err := os.ReadFile(filepath.Join("/proc", e.Name(), file)); err == nil && bytes.Contains(data, []byte(dir)) {
-				found = append(found, e.Name()+"/"+file)
-			}
-		}
-	}
-	return found
 }

@@ -1,6 +1,7 @@
 // Command ender is the workload of a VM that is to be ended, or taken over, from inside.
 // Its page says how many starts its volume has seen, as the lab's sample does, and whether
-// the VM's kernel may be replaced. /end/HOW leaves the word HOW
+// the VM's kernel may be replaced. /ask?for=URL has it ask for another page from then on,
+// over and over. /end/HOW leaves the word HOW
 // on the volume and ends the program. A workload may do no more; what is in root/, which
 // a test puts into a template, then does it as root: a reboot or a poweroff by the service
 // manager, or a crash of the kernel; or it runs this program again, as an intruder.
@@ -17,10 +18,17 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"time"
 )
 
 // endings are the words that root/ knows.
 var endings = []string{"reboot", "crash", "poweroff", "intruder"}
+
+// Of asking for another page: how long that may take, and the pause before the next.
+const (
+	askWait  = time.Second
+	askPause = 100 * time.Millisecond
+)
 
 func main() {
 	program := run
@@ -55,6 +63,10 @@ func run(dir, port string) error {
 		}
 		fmt.Fprintf(w, "start %d on this volume\nkexec disabled: %s", starts, kexec)
 	})
+	mux.HandleFunc("GET /ask", func(w http.ResponseWriter, r *http.Request) {
+		go keepAsking(r.FormValue("for"))
+		fmt.Fprintln(w, "asks")
+	})
 	ended := make(chan error, 1)
 	mux.HandleFunc("GET /end/{how}", func(w http.ResponseWriter, r *http.Request) {
 		how := r.PathValue("how")
@@ -73,6 +85,17 @@ func run(dir, port string) error {
 		return fmt.Errorf("serve: %w", err)
 	}
 	return <-ended
+}
+
+// keepAsking asks for a page for as long as the VM runs, each time on a connection of its own.
+func keepAsking(url string) {
+	client := &http.Client{Timeout: askWait, Transport: &http.Transport{DisableKeepAlives: true}}
+	for {
+		if answer, err := client.Get(url); err == nil { // who is asked is looked at, not the answer
+			answer.Body.Close()
+		}
+		time.Sleep(askPause)
+	}
 }
 
 // write replaces a file, on disk before it returns: the VM may end at any time.
