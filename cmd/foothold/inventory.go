@@ -252,9 +252,9 @@ func showInventory(out *term.Out, inv api.Inventory) {
 		if h.Keys != api.KeysValidated {
 			tone = term.Bad
 		}
-		rows = append(rows, []string{term.Clean(h.Name), out.Paint(tone, h.Keys), h.API.String(), term.Clean(h.Software), h.AIK.Short(), term.Clean(h.Reason)})
+		rows = append(rows, []string{term.Clean(h.Name), out.Paint(tone, h.Keys), h.API.String(), term.Clean(h.Location), term.Clean(h.Asset), term.Clean(h.Software), h.AIK.Short(), term.Clean(h.Reason)})
 	}
-	out.Table([]string{"host", "keys", "api", "software", "aik", ""}, rows)
+	out.Table([]string{"host", "keys", "api", "location", "asset", "software", "aik", ""}, rows)
 }
 
 // showAlerts lists the running VMs that a document or an audit left without what they rested on.
