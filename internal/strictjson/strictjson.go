@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"sync"
 )
 
 // maxDepth bounds nesting; the protocol's deepest document nests six.
@@ -21,17 +22,30 @@ const maxDepth = 16
 // ErrTooLarge is returned for a document over the limit.
 var ErrTooLarge = errors.New("document is larger than its limit")
 
+// buffers are for one document each at a time, and empty and erased in between. A daemon that
+// hears the same few messages thousands of times a second would else make garbage of each.
+var buffers = sync.Pool{New: func() any { return new(bytes.Buffer) }}
+
+// mostKept bounds a buffer that is kept, in bytes.
+const mostKept = 128 << 10
+
 // Read decodes at most limit bytes of r into v.
 func Read(r io.Reader, limit int64, v any) error {
-	data, err := io.ReadAll(io.LimitReader(r, limit+1))
-	defer clear(data) // it may hold secrets; what is decoded is copied
-	if err != nil {
+	b := buffers.Get().(*bytes.Buffer)
+	defer func() {
+		clear(b.Bytes()) // it may hold secrets; what is decoded is copied
+		b.Reset()
+		if b.Cap() <= mostKept {
+			buffers.Put(b)
+		}
+	}()
+	if _, err := b.ReadFrom(io.LimitReader(r, limit+1)); err != nil {
 		return fmt.Errorf("read document: %w", err)
 	}
-	if int64(len(data)) > limit {
+	if int64(b.Len()) > limit {
 		return ErrTooLarge
 	}
-	return Unmarshal(data, v)
+	return Unmarshal(b.Bytes(), v)
 }
 
 // Unmarshal decodes data into v. Errors name fields, never values; with one of the decoder's,
