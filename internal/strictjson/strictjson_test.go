@@ -2,6 +2,7 @@ package strictjson
 
 import (
 	"bytes"
+	"encoding/base64"
 	"encoding/json"
 	"strings"
 	"testing"
@@ -126,4 +127,34 @@ func distinct(dec *json.Decoder, depth int) bool {
 	}
 	_, err = dec.Token()
 	return good && err == nil
+}
+
+// TestReadsDoNotMix: what was read stays, though the next document takes its place in memory.
+func TestReadsDoNotMix(t *testing.T) {
+	type document struct {
+		Text string          `json:"text"`
+		Raw  json.RawMessage `json:"raw"`
+		Data []byte          `json:"data"`
+	}
+	read := func(c string) (d document) {
+		t.Helper()
+		data := base64.StdEncoding.EncodeToString(bytes.Repeat([]byte(c), 3000))
+		text := `{"text": "` + strings.Repeat(c, 3000) + `", "raw": ["` + c + `"], "data": "` + data + `"}`
+		if err := Read(strings.NewReader(text), 1<<20, &d); err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	first := read("a")
+	for range 100 {
+		read("b")
+	}
+	if first.Text != strings.Repeat("a", 3000) || string(first.Raw) != `["a"]` || !bytes.Equal(first.Data, bytes.Repeat([]byte("a"), 3000)) {
+		t.Error("another document shows in the first")
+	}
+	for range 10 { // some of them those that were read into
+		if b := buffers.Get().(*bytes.Buffer); bytes.ContainsAny(b.AvailableBuffer()[:b.Available()], "ab") {
+			t.Fatal("a buffer was put back as it was")
+		}
+	}
 }
