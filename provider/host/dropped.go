@@ -1,6 +1,10 @@
 package host
 
-import "log/slog"
+import (
+	"log/slog"
+
+	"foothold/protocol/hostapi"
+)
 
 // Of each VM the host counts the frames that its bridge drops (package qemu, Frames), and
 // says so with all else that it says of the VM. What it came to is said with the VM's end.
@@ -26,9 +30,11 @@ func (v *vm) forgetTap() {
 	d, err := v.agent.frames.Forget(v.tap)
 	if err != nil {
 		v.logger().Error("dropped frames are not known to the end", "error", err)
-		return
 	}
-	v.tap, v.info.Dropped = "", d
+	v.tap = ""
+	if d != (hostapi.Dropped{}) { // else what was read last stands
+		v.info.Dropped = d
+	}
 }
 
 // readDropped brings the counts of all running VMs up to date.

@@ -31,7 +31,7 @@ import (
 // drops the same. It is safe for concurrent use.
 type Frames struct {
 	mu   sync.Mutex
-	taps map[string]net.HardwareAddr // guarded by mu
+	taps map[string]net.HardwareAddr // guarded by mu; nil once closed
 }
 
 // TapPrefix begins the names of VMs' taps, and of no other interface of the host.
@@ -62,6 +62,16 @@ const setConcat = 0x80
 
 // CountFrames makes the table, in the place of a predecessor's. It needs CAP_NET_ADMIN.
 func CountFrames() (*Frames, error) {
+	f := &Frames{taps: map[string]net.HardwareAddr{}}
+	if err := f.build(); err != nil {
+		return nil, fmt.Errorf("count dropped frames: %w; the kernel needs nf_tables with the bridge family: modprobe nf_tables", err)
+	}
+	return f, nil
+}
+
+// build makes the table with the taps that are watched, its rules last: a rule that came
+// before a VM's address would count all that this VM sends.
+func (f *Frames) build() error {
 	err := commit(func(b *batch) {
 		table := text(unix.NFTA_TABLE_NAME, tableName)
 		b.add(unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE, table) // so that deleting it cannot fail
@@ -70,19 +80,29 @@ func CountFrames() (*Frames, error) {
 		for _, s := range []set{ownAddresses, vmAddresses, otherSource, neighbour} {
 			s.create(b, tableName)
 		}
-		const chain, preRouting, priority, nfAccept = "count", 0, -300, 1 // NF_BR_PRE_ROUTING, NF_BR_PRI_NAT_DST_BRIDGED, NF_ACCEPT
-		b.add(unix.NFT_MSG_NEWCHAIN, unix.NLM_F_CREATE, text(unix.NFTA_CHAIN_TABLE, tableName), text(unix.NFTA_CHAIN_NAME, chain),
-			nested(unix.NFTA_CHAIN_HOOK, number(unix.NFTA_HOOK_HOOKNUM, preRouting), number(unix.NFTA_HOOK_PRIORITY, priority)),
-			number(unix.NFTA_CHAIN_POLICY, nfAccept), text(unix.NFTA_CHAIN_TYPE, "filter"))
-		for _, rule := range rules() {
-			b.add(unix.NFT_MSG_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_APPEND, text(unix.NFTA_RULE_TABLE, tableName),
-				text(unix.NFTA_RULE_CHAIN, chain), nested(unix.NFTA_RULE_EXPRESSIONS, rule...))
-		}
 	})
 	if err != nil {
-		return nil, fmt.Errorf("count dropped frames: %w; the kernel needs nf_tables with the bridge family: modprobe nf_tables", err)
+		return err
 	}
-	return &Frames{taps: map[string]net.HardwareAddr{}}, nil
+	for tap, addr := range f.taps { // each by itself: many answers at once would overflow
+		err = errors.Join(err, watch(tap, addr))
+	}
+	if err == nil {
+		err = commit(func(b *batch) {
+			const chain, preRouting, priority, nfAccept = "count", 0, -300, 1 // NF_BR_PRE_ROUTING, NF_BR_PRI_NAT_DST_BRIDGED, NF_ACCEPT
+			b.add(unix.NFT_MSG_NEWCHAIN, unix.NLM_F_CREATE, text(unix.NFTA_CHAIN_TABLE, tableName), text(unix.NFTA_CHAIN_NAME, chain),
+				nested(unix.NFTA_CHAIN_HOOK, number(unix.NFTA_HOOK_HOOKNUM, preRouting), number(unix.NFTA_HOOK_PRIORITY, priority)),
+				number(unix.NFTA_CHAIN_POLICY, nfAccept), text(unix.NFTA_CHAIN_TYPE, "filter"))
+			for _, rule := range rules() {
+				b.add(unix.NFT_MSG_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_APPEND, text(unix.NFTA_RULE_TABLE, tableName),
+					text(unix.NFTA_RULE_CHAIN, chain), nested(unix.NFTA_RULE_EXPRESSIONS, rule...))
+			}
+		})
+	}
+	if err != nil {
+		return errors.Join(err, remove()) // half a table would be taken for one
+	}
+	return nil
 }
 
 // rules are the chain's. The register of a name is four words of 4 bytes long; what joins
@@ -98,6 +118,8 @@ func rules() [][]part {
 }
 
 // Watch counts from now on what the tap's VM, which has the address mac, sends for nothing.
+// A table that somebody removed, as whoever loads a host's firewall anew may do by flushing
+// all rules, is made again.
 func (f *Frames) Watch(tap, mac string) error {
 	addr, err := net.ParseMAC(mac)
 	if err != nil {
@@ -105,15 +127,24 @@ func (f *Frames) Watch(tap, mac string) error {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	err = commit(func(b *batch) {
-		ownAddresses.change(b, tableName, unix.NFT_MSG_NEWSETELEM, ownKey(tap, addr))
-		vmAddresses.change(b, tableName, unix.NFT_MSG_NEWSETELEM, addr)
-	})
+	err = watch(tap, addr)
+	if errors.Is(err, unix.ENOENT) && f.taps != nil {
+		if err = f.build(); err == nil {
+			err = watch(tap, addr)
+		}
+	}
 	if err != nil {
 		return fmt.Errorf("count frames of %s: %w", tap, err)
 	}
 	f.taps[tap] = addr
 	return nil
+}
+
+func watch(tap string, mac net.HardwareAddr) error {
+	return commit(func(b *batch) {
+		ownAddresses.change(b, tableName, unix.NFT_MSG_NEWSETELEM, ownKey(tap, mac))
+		vmAddresses.change(b, tableName, unix.NFT_MSG_NEWSETELEM, mac)
+	})
 }
 
 // Dropped is what was dropped so far, by tap. A tap of which nothing was is not in it.
@@ -140,7 +171,8 @@ func (f *Frames) dropped() (map[string]hostapi.Dropped, error) {
 	return all, nil
 }
 
-// Forget ends the counting of a tap that is gone, and returns what it came to.
+// Forget ends the counting of a tap that is gone, and returns what it came to, as far as
+// that is known.
 func (f *Frames) Forget(tap string) (hostapi.Dropped, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -148,6 +180,7 @@ func (f *Frames) Forget(tap string) (hostapi.Dropped, error) {
 	if addr == nil {
 		return hostapi.Dropped{}, nil
 	}
+	defer delete(f.taps, tap)
 	all, err := f.dropped()
 	if err != nil {
 		return hostapi.Dropped{}, err
@@ -166,12 +199,18 @@ func (f *Frames) Forget(tap string) (hostapi.Dropped, error) {
 	if err != nil {
 		return d, fmt.Errorf("end the count of %s: %w", tap, err)
 	}
-	delete(f.taps, tap)
 	return d, nil
 }
 
-// Close removes the table.
+// Close removes the table; nothing is counted any more.
 func (f *Frames) Close() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.taps = nil
+	return remove()
+}
+
+func remove() error {
 	return commit(func(b *batch) { b.add(unix.NFT_MSG_DELTABLE, 0, text(unix.NFTA_TABLE_NAME, tableName)) })
 }
 

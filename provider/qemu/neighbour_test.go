@@ -212,3 +212,33 @@ func TestDroppedFramesAreCounted(t *testing.T) {
 		t.Errorf("without a table nothing was dropped: %+v", got)
 	}
 }
+
+// TestCountOutlivesAFlush: whoever flushes a host's rules ends no VM and hinders none: the next
+// VM makes the table again, with the VMs that run, and a VM that ends before is forgotten.
+func TestCountOutlivesAFlush(t *testing.T) {
+	frames, err := CountFrames()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { frames.Close() })
+	s := newSegment(t)
+	a, b := s.names()[0], s.names()[1]
+	all := net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
+	s.awaitForwarding()
+	const gone = TapPrefix + "gone"
+	s.must(frames.Watch(a, s.macs[0].String()))
+	s.must(frames.Watch(gone, "02:f0:0a:52:00:0c"))
+	s.must(remove())
+	if _, err := frames.Forget(gone); err == nil {
+		t.Error("a count that is lost is told as known")
+	}
+	s.must(frames.Watch(b, s.macs[1].String()))
+	s.fromVM(0, frame(all, s.macs[0], "to everyone"))
+	s.fromVM(0, frame(s.macs[1], s.macs[0], "to the neighbour"))
+	s.fromVM(1, frame(all, s.macs[0], "as the neighbour"))
+	s.fromVM(1, frame(net.HardwareAddr{2, 0xf0, 0x0a, 0x52, 0, 0x0c}, s.macs[1], "to a VM that is gone"))
+	got, err := frames.Dropped()
+	if want := map[string]hostapi.Dropped{a: {Neighbour: 1}, b: {OtherSource: 1}}; err != nil || !maps.Equal(got, want) {
+		t.Errorf("%+v (%v), want %+v", got, err, want)
+	}
+}

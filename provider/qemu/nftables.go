@@ -134,6 +134,10 @@ func (s set) change(b *batch, table string, kind int, key []byte) {
 		nested(unix.NFTA_SET_ELEM_LIST_ELEMENTS, nested(unix.NFTA_LIST_ELEM, nested(unix.NFTA_SET_ELEM_KEY, attr(unix.NFTA_DATA_VALUE, key)))))
 }
 
+// rereads bounds how often a set is read again because somebody changed the host's rules
+// meanwhile.
+const rereads = 10
+
 // packets reads the set's counters, by key.
 func (s set) packets(table string) (map[string]uint64, error) {
 	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETSETELEM, unix.NLM_F_DUMP)
@@ -141,6 +145,9 @@ func (s set) packets(table string) (map[string]uint64, error) {
 	req.AddData(text(unix.NFTA_SET_ELEM_LIST_TABLE, table))
 	req.AddData(text(unix.NFTA_SET_ELEM_LIST_SET, s.name))
 	msgs, err := req.Execute(unix.NETLINK_NETFILTER, 0)
+	for n := 0; n < rereads && errors.Is(err, nl.ErrDumpInterrupted); n++ {
+		msgs, err = req.Execute(unix.NETLINK_NETFILTER, 0)
+	}
 	if err != nil {
 		return nil, err
 	}
