@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"foothold/guest/hostport"
 	"foothold/guest/opener"
@@ -59,11 +60,27 @@ const portModule = "virtio_console"
 func (a *Agent) Fail(err error, powerOff func() error) {
 	reason := reasonOf(err)
 	a.Console.Say("FAILED %s: %v", reason, err)
-	if err := a.giveUp(reason); err != nil {
+	if err := within(lastWord, func() error { return a.giveUp(reason) }); err != nil {
 		a.Console.Say("the host was not told: %v", err)
 	}
 	if err := powerOff(); err != nil {
 		fmt.Fprintln(os.Stderr, "cannot power off:", err)
+	}
+}
+
+// lastWord bounds all that telling the host takes. The driver waits for the host's device,
+// with no limit of its own, and no host is to keep a VM that gives up from its end.
+const lastWord = 20 * time.Second
+
+// within returns what do returns, or after limit that it has not.
+func within(limit time.Duration, do func() error) error {
+	done := make(chan error, 1)
+	go func() { done <- do() }()
+	select {
+	case err := <-done:
+		return err
+	case <-time.After(limit):
+		return fmt.Errorf("it took longer than %s", limit)
 	}
 }
 

@@ -174,10 +174,11 @@ func (o *Orchestrator) hearWorkload(ctx context.Context, m accepted) error {
 		return event.Refuse(event.ReportRefused, "the VM runs %s instead of %s", w.SHA256.Short(), m.r.Workload.SHA256.Short())
 	}
 	ended := w.State == workloadFailed || w.State == workloadExited
-	stale := false
+	never := false
 	err := o.ledger.Write(ctx, func(t *ledger.Tx) error {
+		never = false
 		now, err := t.Reservation(m.r.ID)
-		if stale = err == nil && (now.Start != m.r.Start || *now.Workload != *m.r.Workload); stale || err != nil {
+		if stale := err == nil && (now.Start != m.r.Start || *now.Workload != *m.r.Workload); stale || err != nil {
 			return err // it was given another one meanwhile
 		}
 		e := event.Event{Kind: "workload." + w.State, Reservation: m.r.ID, Detail: map[string]string{"detail": clip(w.Detail, maxText)}}
@@ -191,14 +192,15 @@ func (o *Orchestrator) hearWorkload(ctx context.Context, m accepted) error {
 					s.Former = nil
 				}
 				if ended {
-					s.Answered = s.Answered || !s.Ready.IsZero()
+					s.Answered = s.Answered || !s.Ready.IsZero() // it may have answered since the message came
+					never = !s.Answered && !s.Replaced
 					s.Ready = time.Time{}
 				}
 			}),
 			t.Journal(e))
 	})
 	o.zones.journalled()
-	if err == nil && !stale && ended && m.s.Ready.IsZero() && !m.s.Answered && !m.s.Replaced {
+	if err == nil && never {
 		err = event.Refuse(event.WorkloadFailed, "%s: %s", w.State, clip(w.Detail, maxText))
 	}
 	return err

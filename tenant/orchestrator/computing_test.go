@@ -109,3 +109,27 @@ func TestWorkloadThatEnds(t *testing.T) {
 		t.Errorf("explanation %+v", e)
 	}
 }
+
+// TestWorkloadThatAnswersAsItIsHeard: a message says that the workload ended, and between its
+// arrival and its effect the workload has answered: that ends no VM.
+func TestWorkloadThatAnswersAsItIsHeard(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.template("debian")
+	object := w.putObject([]byte("workload"))
+	g := w.take(w.create(api.CreateVM{Name: "web", Workload: &api.Workload{SHA256: object.SHA256, Size: object.Size, Kind: "executable"}}).ID)
+	g.pass()
+	r, before, err := w.o.row(t.Context(), g.id)
+	check(t, err)
+	if !before.Ready.IsZero() {
+		t.Fatal("the workload has answered already: the rest would show nothing")
+	}
+	check(t, w.o.ready(t.Context(), r))
+	m := accepted{r: r, s: before, up: agentmsg.Up{Workload: &agentmsg.Status{SHA256: object.SHA256, State: workloadExited}}}
+	if err := w.o.hearWorkload(t.Context(), m); err != nil {
+		t.Errorf("it answered, and ends its VM: %v", err)
+	}
+	if _, s, err := w.o.row(t.Context(), g.id); err != nil || !s.Answered || !s.Ready.IsZero() {
+		t.Errorf("%+v, %v", s, err)
+	}
+}

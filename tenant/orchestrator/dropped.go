@@ -56,7 +56,9 @@ func (o *Orchestrator) tellDropped(ctx context.Context, r ledger.Reservation, vm
 	count := func(n uint64) string { return strconv.FormatUint(n, 10) }
 	e := event.Event{Kind: bridgeDropped, Reservation: r.ID, Reason: event.TrafficRefused, Detail: map[string]string{
 		"host": r.Host, "start": strconv.Itoa(vm.Start), "other-source": count(vm.Dropped.OtherSource), "neighbour": count(vm.Dropped.Neighbour)}}
-	if o.journalled.take("host/"+r.Host, size([]event.Event{e}), o.now()) {
-		o.journal(ctx, e)
+	if !o.journalled.take("host/"+r.Host, size([]event.Event{e}), o.now()) {
+		o.dropped.forget(r.ID) // a later look tells it
+		return
 	}
+	o.journal(ctx, e)
 }

@@ -60,3 +60,27 @@ func TestDroppedFramesAreJournalled(t *testing.T) {
 	look()
 	expect("looked at once more", 3, "9", "40000")
 }
+
+// TestDroppedFramesAreToldLater: what finds no room among a host's entries is told by a later look.
+func TestDroppedFramesAreToldLater(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.template("debian")
+	loud := w.take(w.createNever("loud"))
+	w.o.journalled.take("host/host-1", journalBurst, time.Now().Add(time.Minute))
+	w.host.drop(loud.id, hostapi.Dropped{OtherSource: 7})
+	look := func() { w.o.lookElsewhere(t.Context(), map[[2]string]bool{}) }
+	look()
+	if list := w.journal(bridgeDropped); len(list) != 0 {
+		t.Fatalf("without room: %+v", list)
+	}
+	w.o.journalled.mu.Lock()
+	delete(w.o.journalled.spent, "host/host-1")
+	w.o.journalled.mu.Unlock()
+	for range 2 {
+		look()
+	}
+	if list := w.journal(bridgeDropped); len(list) != 1 || list[0].Detail["other-source"] != "7" {
+		t.Errorf("with room: %+v", list)
+	}
+}
