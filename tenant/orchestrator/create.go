@@ -348,7 +348,11 @@ func (o *Orchestrator) watch(ctx context.Context, h *hostclient.Client, id strin
 			o.recordHold(ctx, id, start, vm.TPMHeld)
 		}
 		if vm.State == hostapi.Stopped || vm.Start != start {
-			o.abort(context.WithoutCancel(ctx), id, start, stopped(vm))
+			why := stopped(vm)
+			if r, _, err := o.row(ctx, id); err == nil && r.Phase == reservation.Computing && byAgent[event.ReasonOf(why)] {
+				why = event.Refuse(event.VMStopped, "host %s reports that it gave up for %q, which no VM does that computes", vm.Host, vm.Reason)
+			}
+			o.abort(context.WithoutCancel(ctx), id, start, why)
 			return
 		}
 		if pause(ctx, watchPause) != nil {
@@ -373,7 +377,8 @@ func (o *Orchestrator) recordHold(ctx context.Context, id string, start int, hel
 // byAgent are the reasons for which a VM's agent gives up that nobody else would tell of.
 // They come through host and VM, so they are outages alone: none of the two ends a VM for
 // good by its word. Of others the orchestrator knows from its own conversation with the VM,
-// or because it refused itself.
+// or because it refused itself. In a VM that computes there is no such agent: whoever took
+// it over accuses nobody by its channel.
 var byAgent = map[event.Reason]bool{
 	event.BootServerFailed: true, event.ServerUntrusted: true, event.SSHFailed: true, event.GatewayFailed: true,
 }

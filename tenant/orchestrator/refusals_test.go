@@ -774,3 +774,21 @@ func TestTheAgentsLastWord(t *testing.T) {
 		w.call("DELETE", "/v1/vms/web", nil, nil)
 	}
 }
+
+// TestAComputingVMAccusesNobody: once it computes, no agent is left to give up. What then comes as
+// its last word, of whoever took the VM over, counts for no more than its end.
+func TestAComputingVMAccusesNobody(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, roomy)
+	w.template("debian")
+	for said := range byAgent {
+		g := w.take(w.create(api.CreateVM{Name: "web", Restart: string(reservation.Never)}).ID)
+		g.pass()
+		w.host.giveUp(g.id, said)
+		if vm := w.waitPhase("web", reservation.Stopped); vm.Reason != event.VMStopped {
+			t.Errorf("%s: the VM stopped for %s", said, vm.Reason)
+		}
+		w.call("DELETE", "/v1/vms/web", nil, nil)
+		w.waitGone(g.id)
+	}
+}
