@@ -111,7 +111,9 @@ func TestInventoriesThatLie(t *testing.T) {
 				t.Errorf("it is answered %v", err)
 			}
 			told := a.journal("")[before:]
-			if !slices.ContainsFunc(told, func(e event.Event) bool { return e.Kind == "request.refused" && refusal != nil && e.Reason == refusal.Reason }) {
+			if !slices.ContainsFunc(told, func(e event.Event) bool {
+				return e.Kind == "request.refused" && refusal != nil && e.Reason == refusal.Reason
+			}) {
 				t.Error("the journal does not tell of the refusal")
 			}
 			for _, e := range told { // the boot server tells late what it dropped before
