@@ -252,7 +252,8 @@ func (s *system) killMatching(t *testing.T, pattern string) {
 }
 
 // signalMatching signals every process of the lab whose command line matches a pattern of
-// grep's, but the shells that look for it.
+// grep's, but the shells that look for it. It waits until there is one: a VM's QEMU starts
+// a moment after the VM is asked for.
 func (s *system) signalMatching(t *testing.T, signal, pattern string) {
 	t.Helper()
 	script := `found=0
@@ -262,10 +263,15 @@ for f in /proc/[0-9]*/cmdline; do
 	if printf %s "$line" | grep -q '` + pattern + `'; then p=${f#/proc/}; kill -` + signal + ` ${p%/cmdline} && found=$((found+1)); fi
 done
 echo $found`
-	out := s.must(t, "lab", "exec", "--state", s.state, lab.Host, "--", "sh", "-c", script)
-	var n int
-	if err := json.Unmarshal([]byte(strings.TrimSpace(out)), &n); err != nil || n == 0 {
-		t.Fatalf("SIG%s to %q processes that match %q", signal, out, pattern)
+	for end := time.Now().Add(arrivalLimit); ; {
+		out := s.must(t, "lab", "exec", "--state", s.state, lab.Host, "--", "sh", "-c", script)
+		var n int
+		if err := json.Unmarshal([]byte(strings.TrimSpace(out)), &n); err == nil && n > 0 {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("SIG%s to %q processes that match %q", signal, out, pattern)
+		}
 	}
 }
 
