@@ -71,10 +71,11 @@ func (a *Agent) Run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("listen for the orchestrator: %w", err)
 	}
-	if err := a.ready(ctx); err != nil {
+	sent, err := a.ready(ctx)
+	if err != nil {
 		return err
 	}
-	handover, err := a.unlock(ctx, door)
+	handover, err := a.unlock(ctx, door, sent)
 	if err != nil {
 		return err
 	}
@@ -138,31 +139,33 @@ func (a *Agent) sshFlow() filter.Flow {
 
 // ready is step 2. SSH is open before the report is sent, so that the orchestrator
 // never comes too early.
-func (a *Agent) ready(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, reportLimit)
-	defer cancel()
+func (a *Agent) ready(ctx context.Context) (*sending, error) {
 	boot, err := pinned.Pins{URL: a.instance.BootURL}.Address()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if err := filter.Apply(filter.Flow{Interface: a.outside, Proto: filter.TCP, Peer: boot}, a.sshFlow()); err != nil {
-		return err
+		return nil, err
 	}
 	var name unix.Utsname
 	if err := unix.Uname(&name); err != nil {
-		return fmt.Errorf("ask for the kernel's release: %w", err)
+		return nil, fmt.Errorf("ask for the kernel's release: %w", err)
 	}
-	if err := a.instance.report(ctx, unix.ByteSliceToString(name.Release[:])); err != nil {
-		return err
-	}
-	a.Console.Say("reported ready")
-	return filter.Apply(a.sshFlow())
+	return send(ctx, reportLimit, func(ctx context.Context) error {
+		if err := a.instance.report(ctx, unix.ByteSliceToString(name.Release[:])); err != nil {
+			return err
+		}
+		a.Console.Say("reported ready")
+		return filter.Apply(a.sshFlow())
+	}), nil
 }
 
 // unlock is step 3.
-func (a *Agent) unlock(ctx context.Context, door net.Listener) (*unlockmsg.Handover, error) {
+func (a *Agent) unlock(ctx context.Context, door net.Listener, sent *sending) (*unlockmsg.Handover, error) {
 	ctx, cancel := context.WithTimeout(ctx, unlockLimit)
 	defer cancel()
+	ctx, unheard := sent.beside(ctx)
+	defer unheard()
 	d := &Door{HostKey: a.instance.key, Account: a.instance.Account, Key: a.instance.AuthorizedKey, From: a.instance.Orchestrator, Say: a.Console.Say}
 	u := &unlock{keys: a.keys, vm: a.instance.Reservation, start: a.instance.Start, gather: a.audit, failed: d.Failed,
 		open: func(ctx context.Context, h *unlockmsg.Handover) error {
@@ -171,6 +174,10 @@ func (a *Agent) unlock(ctx context.Context, door net.Listener) (*unlockmsg.Hando
 		}}
 	var handover *unlockmsg.Handover
 	err := d.Serve(ctx, door, func(ctx context.Context, c ssh.Channel) (err error) {
+		sent.answered()
+		if err := filter.Apply(a.sshFlow()); err != nil {
+			return err
+		}
 		handover, err = u.converse(ctx, c)
 		return err
 	})
