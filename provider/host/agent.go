@@ -78,7 +78,7 @@ type Agent struct {
 	modules                       string // folder of QEMU's modules
 	firmware                      vmspec.Firmware
 
-	frames *qemu.Frames // counts what the bridge drops of VMs
+	frames *qemu.Frames // counts what the bridge drops of VMs; nil: nothing is counted
 
 	admin sync.Mutex // one creation or removal at a time; taken before mu
 
@@ -135,10 +135,7 @@ func Run(ctx context.Context, conf Config, configuration digest.SHA256) error {
 	if err := a.recover(); err != nil {
 		return err
 	}
-	if a.frames, err = qemu.CountFrames(); err != nil {
-		return err
-	}
-	defer a.frames.Close()
+	defer a.countFrames()()
 	defer a.stopAll(event.VMStopped, "the host agent ends")
 	serving, end := context.WithCancelCause(ctx)
 	var watching sync.WaitGroup

@@ -159,7 +159,8 @@ func (v *vm) machine() (m qemu.Machine, err error) {
 	if m.Tap, err = qemu.OpenTap(tap, a.conf.Bridge, v.spec.Network.MAC, v.spec.Network.MTU); err != nil {
 		return m, err
 	}
-	return m, v.watchTap(tap)
+	v.watchTap(tap)
+	return m, nil
 }
 
 // sealSettings seals the settings as the loader will read them, and makes sure that
