@@ -64,7 +64,7 @@ const setConcat = 0x80
 func CountFrames() (*Frames, error) {
 	f := &Frames{taps: map[string]net.HardwareAddr{}}
 	if err := f.build(); err != nil {
-		return nil, fmt.Errorf("count dropped frames: %w; the kernel needs nf_tables with the bridge family: modprobe nf_tables", err)
+		return nil, fmt.Errorf("count dropped frames: %w; the kernel needs nf_tables for bridges: modprobe nft_meta_bridge", err)
 	}
 	return f, nil
 }
