@@ -142,7 +142,7 @@ func (s *system) told(t *testing.T) {
 		{[]string{"events", "--vm", "web"}, []string{"component.delivered"}},
 		{[]string{"events"}, []string{"firewall.dropped"}}, // what the probers tried
 		{[]string{"host", "list"}, []string{"good"}},
-		{[]string{"status"}, []string{"external", "internal", "gateway", "live"}},
+		{[]string{"status"}, []string{"external", "internal", "gateway", "live", strings.Fields(s.must(t, "version"))[1]}},
 		{[]string{"template", "list"}, []string{"debian"}},
 	} {
 		out := s.must(t, c.args...)

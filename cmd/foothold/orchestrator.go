@@ -100,7 +100,7 @@ func orchestratorRun() *cobra.Command {
 			}
 			slog.SetDefault(slog.New(slog.NewJSONHandler(os.Stderr, nil)).With("daemon", "orchestrator"))
 			harden.LogCalls()
-			return orchestrator.Main(cmd.Context(), file)
+			return orchestrator.Main(cmd.Context(), file, version)
 		},
 	}
 	c.Flags().StringVar(&file, "config", "", "configuration file (YAML)")

@@ -73,6 +73,7 @@ type Orchestrator struct {
 	current atomic.Pointer[basis]
 	own     *ownKey // nil: boot sessions are salted to the inventory's keys
 	ground  ground
+	version string // of this program, for people
 	store   *storeClient
 	now     func() time.Time
 	// dial reaches VMs: their SSH port, and their workload through the tunnel.

@@ -193,8 +193,8 @@ func (o *Orchestrator) refusedBefore(ctx context.Context, r ledger.Reservation) 
 	return verify.Verdict{Role: p.Link.Role, Host: p.Link.Host, Reservation: r.ID, Findings: record.Findings}.Err(), nil
 }
 
-// Main reads the configuration, opens the state and runs.
-func Main(ctx context.Context, configFile string) error {
+// Main reads the configuration, opens the state and runs. The version is this program's, for people.
+func Main(ctx context.Context, configFile, version string) error {
 	conf, err := ReadConfig(configFile)
 	if err != nil {
 		return err
@@ -203,5 +203,6 @@ func Main(ctx context.Context, configFile string) error {
 	if err != nil {
 		return err
 	}
+	o.version = version
 	return errors.Join(o.Run(ctx), o.Close())
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/ed25519"
 	"log/slog"
-	"runtime/debug"
 	"strings"
 
 	"foothold/protocol/api"
@@ -46,7 +45,7 @@ func (o *Orchestrator) hostList(ctx context.Context) ([]api.Host, error) {
 }
 
 func (o *Orchestrator) status(ctx context.Context) (api.Status, error) {
-	s := api.Status{Version: version(), Profile: o.conf.Profile, Epoch: o.zones.epoch, Zones: o.zones.states()}
+	s := api.Status{Version: o.version, Profile: o.conf.Profile, Epoch: o.zones.epoch, Zones: o.zones.states()}
 	err := o.ledger.Read(ctx, func(t *ledger.Tx) error {
 		live, err := t.Live()
 		if err != nil {
@@ -57,13 +56,6 @@ func (o *Orchestrator) status(ctx context.Context) (api.Status, error) {
 		return err
 	})
 	return s, err
-}
-
-func version() string {
-	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
-		return info.Main.Version
-	}
-	return "development"
 }
 
 func logFault(err error) { slog.Error("fault", "error", err) }
