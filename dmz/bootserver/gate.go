@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"maps"
 	"net"
 	"net/netip"
 	"strconv"
@@ -12,6 +11,7 @@ import (
 	"time"
 
 	"foothold/dmz/upstream"
+	"foothold/internal/tally"
 	"foothold/protocol/event"
 	"foothold/protocol/zone"
 )
@@ -29,13 +29,13 @@ const (
 // gate lets only addresses with a live reservation connect, before any handshake, and
 // only so many connections at once. It is the boot server's part of the zone document.
 type gate struct {
-	emit func(event.Event)
+	emit    func(event.Event)
+	dropped *tally.Tally[drop]
 
-	mu      sync.Mutex
-	boots   map[netip.Addr]boot                    // guarded by mu
-	open    map[netip.Addr]map[*gatedConn]struct{} // guarded by mu
-	total   int                                    // guarded by mu; connections
-	dropped map[drop]int                           // guarded by mu; since the last event
+	mu    sync.Mutex
+	boots map[netip.Addr]boot                    // guarded by mu
+	open  map[netip.Addr]map[*gatedConn]struct{} // guarded by mu
+	total int                                    // guarded by mu; connections
 }
 
 // boot is one start of a VM, which may connect.
@@ -54,7 +54,8 @@ type drop struct {
 }
 
 func newGate(emit func(event.Event)) *gate {
-	return &gate{emit: emit, boots: map[netip.Addr]boot{}, open: map[netip.Addr]map[*gatedConn]struct{}{}, dropped: map[drop]int{}}
+	return &gate{emit: emit, boots: map[netip.Addr]boot{}, open: map[netip.Addr]map[*gatedConn]struct{}{},
+		dropped: tally.New(maxDropKinds, func(d drop) drop { return drop{why: d.why} })}
 }
 
 // Apply implements upstream.Target. Where another start has an address now, the last
@@ -125,11 +126,7 @@ func (g *gate) admit(c *gatedConn) string {
 		why = "too many connections"
 	}
 	if why != "" {
-		k := drop{c.from, why}
-		if _, known := g.dropped[k]; !known && len(g.dropped) >= maxDropKinds {
-			k = drop{why: why}
-		}
-		g.dropped[k]++
+		g.dropped.Count(drop{c.from, why})
 		return why
 	}
 	if g.open[c.from] == nil {
@@ -152,24 +149,11 @@ func (g *gate) leave(c *gatedConn) {
 
 // tellDropped turns what was dropped into events, so that a flood stays small.
 func (g *gate) tellDropped(ctx context.Context) {
-	tick := time.NewTicker(dropsEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-		g.mu.Lock()
-		dropped := maps.Clone(g.dropped)
-		clear(g.dropped)
-		g.mu.Unlock()
-		for d, n := range dropped {
-			slog.Warn("connections dropped", "from", d.from.String(), "why", d.why, "count", n)
-			g.emit(event.Event{Kind: "boot.dropped", Reason: event.NotPermitted,
-				Detail: map[string]string{"from": d.from.String(), "why": d.why, "count": strconv.Itoa(n)}})
-		}
-	}
+	g.dropped.Run(ctx, dropsEvery, func(d drop, n int) {
+		slog.Warn("connections dropped", "from", d.from.String(), "why", d.why, "count", n)
+		g.emit(event.Event{Kind: "boot.dropped", Reason: event.NotPermitted,
+			Detail: map[string]string{"from": d.from.String(), "why": d.why, "count": strconv.Itoa(n)}})
+	})
 }
 
 // gatedListener closes what the gate does not admit, without a byte.

@@ -3,12 +3,11 @@ package store
 import (
 	"context"
 	"log/slog"
-	"maps"
 	"strconv"
-	"sync"
 	"time"
 
 	"foothold/internal/mtls"
+	"foothold/internal/tally"
 	"foothold/protocol/event"
 	"foothold/protocol/vmspec"
 )
@@ -30,49 +29,31 @@ type refusal struct {
 }
 
 // refusals counts refused calls until they are told.
-type refusals struct {
-	mu     sync.Mutex
-	counts map[refusal]int // guarded by mu; since the last telling
+type refusals struct{ *tally.Tally[refusal] }
+
+func newRefusals() refusals {
+	return refusals{tally.New(maxKinds, func(k refusal) refusal { return refusal{reason: k.reason, by: "others"} })}
 }
 
-func newRefusals() *refusals { return &refusals{counts: map[refusal]int{}} }
-
 // count counts one call of who that was refused.
-func (r *refusals) count(who mtls.Identity, k refusal) {
+func (r refusals) count(who mtls.Identity, k refusal) {
 	k.by = who.String()
 	if who.Role == mtls.VM && vmspec.ValidID(who.Name) {
 		k.reservation = who.Name
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if _, known := r.counts[k]; !known && len(r.counts) >= maxKinds {
-		k = refusal{reason: k.reason, by: "others"}
-	}
-	r.counts[k]++
+	r.Count(k)
 }
 
-// tell turns what was refused into events, so that a flood stays small, until ctx ends.
-func (r *refusals) tell(ctx context.Context, emit func(event.Event)) {
-	tick := time.NewTicker(tellEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-			r.flush(emit)
-		}
-	}
-}
-
-func (r *refusals) flush(emit func(event.Event)) {
-	r.mu.Lock()
-	counts := maps.Clone(r.counts)
-	clear(r.counts)
-	r.mu.Unlock()
-	for k, n := range counts {
+// tell has what was refused told, until ctx ends.
+func (r refusals) tell(ctx context.Context, emit func(event.Event)) {
+	r.Run(ctx, tellEvery, func(k refusal, n int) {
 		slog.Warn("calls refused", "by", k.by, "call", k.call, "reason", string(k.reason), "why", k.why, "count", n)
-		emit(event.Event{Kind: "store.refused", Reservation: k.reservation, Reason: k.reason,
-			Detail: map[string]string{"by": k.by, "call": k.call, "detail": k.why, "count": strconv.Itoa(n)}})
-	}
+		emit(k.event(n))
+	})
+}
+
+// event is the journal's entry of so many.
+func (k refusal) event(n int) event.Event {
+	return event.Event{Kind: "store.refused", Reservation: k.reservation, Reason: k.reason,
+		Detail: map[string]string{"by": k.by, "call": k.call, "detail": k.why, "count": strconv.Itoa(n)}}
 }

@@ -42,7 +42,7 @@ type store struct {
 	dir     string
 	puts    chan struct{} // a place for each transfer
 	gets    chan struct{}
-	refused *refusals
+	refused refusals
 }
 
 // Run is the daemon.

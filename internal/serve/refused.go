@@ -4,12 +4,12 @@ import (
 	"context"
 	"log"
 	"log/slog"
-	"maps"
 	"net/http"
 	"net/netip"
 	"strings"
-	"sync"
 	"time"
+
+	"foothold/internal/tally"
 )
 
 const (
@@ -26,8 +26,8 @@ const handshakeFailed = "http: TLS handshake error from "
 // ends; each is in the log at once. Connections that merely ended are not told: a port
 // that is only looked at was asked nothing.
 func TellRefused(ctx context.Context, tell func(from netip.Addr, why string, count int)) func(*http.Server) {
-	r := &refused{counts: map[refusal]int{}}
-	go r.run(ctx, tell)
+	r := newRefused()
+	go r.counts.Run(ctx, tellEvery, func(k refusal, n int) { tell(k.from, k.why, n) })
 	return func(srv *http.Server) { srv.ErrorLog = log.New(r, "", 0) }
 }
 
@@ -36,13 +36,15 @@ type refusal struct {
 	why  string
 }
 
-type refused struct {
-	mu     sync.Mutex
-	counts map[refusal]int // guarded by mu; since the last telling
+// refused takes a server's error log.
+type refused struct{ counts *tally.Tally[refusal] }
+
+func newRefused() refused {
+	return refused{tally.New(maxKinds, func(refusal) refusal { return refusal{why: "others"} })}
 }
 
 // Write takes one line of the server's error log.
-func (r *refused) Write(line []byte) (int, error) {
+func (r refused) Write(line []byte) (int, error) {
 	text := strings.TrimSuffix(string(line), "\n")
 	slog.Warn(text)
 	about, ok := strings.CutPrefix(text, handshakeFailed)
@@ -54,30 +56,6 @@ func (r *refused) Write(line []byte) (int, error) {
 	if from, err := netip.ParseAddrPort(peer); err == nil {
 		k.from = from.Addr().Unmap()
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if _, known := r.counts[k]; !known && len(r.counts) >= maxKinds {
-		k = refusal{why: "others"}
-	}
-	r.counts[k]++
+	r.counts.Count(k)
 	return len(line), nil
-}
-
-func (r *refused) run(ctx context.Context, tell func(netip.Addr, string, int)) {
-	tick := time.NewTicker(tellEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-		r.mu.Lock()
-		counts := maps.Clone(r.counts)
-		clear(r.counts)
-		r.mu.Unlock()
-		for k, n := range counts {
-			tell(k.from, k.why, n)
-		}
-	}
 }

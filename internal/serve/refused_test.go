@@ -106,17 +106,17 @@ func TestAFloodOfHandshakesStaysSmall(t *testing.T) {
 	old := slog.Default()
 	slog.SetDefault(slog.New(slog.DiscardHandler))
 	defer slog.SetDefault(old)
-	r := &refused{counts: map[refusal]int{}}
+	r := newRefused()
 	for i := range 5000 {
 		fmt.Fprintf(r, "%s10.82.%d.%d:4000: tls: bad certificate\n", handshakeFailed, i/250, i%250)
 	}
 	fmt.Fprintf(r, "%s[::ffff:10.82.0.1]:4000: tls: bad certificate\n", handshakeFailed)
 	fmt.Fprintf(r, "http: panic serving 10.82.0.1:4000: no handshake\n")
-	n := 0
-	for _, times := range r.counts {
+	n, counts := 0, r.counts.Take()
+	for _, times := range counts {
 		n += times
 	}
-	if len(r.counts) != maxKinds+1 || n != 5001 || r.counts[refusal{netip.MustParseAddr("10.82.0.1"), "tls: bad certificate"}] != 2 {
-		t.Errorf("%d kinds, %d in all", len(r.counts), n)
+	if len(counts) != maxKinds+1 || n != 5001 || counts[refusal{netip.MustParseAddr("10.82.0.1"), "tls: bad certificate"}] != 2 {
+		t.Errorf("%d kinds, %d in all", len(counts), n)
 	}
 }
